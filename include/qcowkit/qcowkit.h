@@ -1,0 +1,462 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcowkit: a library for qcow2 virtual disks.
+ *
+ * The shape of the library:
+ *   struct qcow_store    bytes on a host: a file, a block device, memory     (qcowkit/store.h)
+ *   struct qcow_image    one open layer, qcow2 or raw, with its backing layers below it
+ *   struct qcow_builder  a new image being written front to back, invisible until it is finished
+ *
+ * Threads: calls that read (qcow_pread, qcow_map, the qcow_get_* calls) may run on one image from any
+ * number of threads at once. Open, close and check of one image are the caller's to order. A builder
+ * belongs to one thread at a time, except where a call says otherwise.
+ *
+ * Errors: see qcowkit/error.h. `err` may always be NULL. Out parameters are set on success only,
+ * unless a call says otherwise.
+ *
+ * Structs with a `struct_size` member must be initialised with their _INIT macro; members added by
+ * later versions then have their defaults.
+ */
+#ifndef QCOWKIT_H
+#define QCOWKIT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <qcowkit/error.h>
+#include <qcowkit/findings.h>
+#include <qcowkit/store.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QCOW_VERSION_MAJOR 0
+#define QCOW_VERSION_MINOR 1
+#define QCOW_VERSION_PATCH 0
+#define QCOW_VERSION_TEXT  "0.1.0"
+
+/* The version of the library that is linked, "0.1.0". Static storage. */
+QCOW_EXPORT const char *qcow_version(void);
+
+struct qcow_image;
+struct qcow_builder;
+
+/* ---- long calls: progress and cancelling ---- */
+
+/* Both callbacks may be NULL. They run on the calling thread or a worker's, one at a time. */
+struct qcow_progress {
+	void (*report)(void *ctx, uint64_t done, uint64_t total); /* done <= total, never decreasing */
+	bool (*cancelled)(void *ctx); /* true ends the call with QCOW_E_CANCELLED */
+	void *ctx;
+};
+
+/* ---- opening ---- */
+
+enum qcow_reference_kind {
+	QCOW_REF_BACKING = 1,
+	QCOW_REF_DATA_FILE = 2
+};
+
+/* A file that an image names. `name` comes from whoever made the image: trust nothing in it. */
+struct qcow_reference {
+	enum qcow_reference_kind kind;
+	const char *name;   /* as stored, NUL terminated (a stored NUL is refused before) */
+	const char *format; /* recorded backing format, or NULL */
+	const char *from;   /* name of the store of the image that names it */
+	unsigned depth;	    /* 0 = named by the image being opened, 1 = by its backing image, … */
+};
+
+/* What a resolver answers. The store passes to the library, also when the open fails later. */
+struct qcow_resolved {
+	struct qcow_store *store;
+	const char *format; /* "qcow2", "raw", or NULL: probe. Valid until the resolver is next called. */
+};
+
+enum {
+	QCOW_OPEN_NO_BACKING = 1,   /* do not resolve the backing file: guest data of the layer alone,
+				       unallocated ranges read as zeros and map as not present */
+	QCOW_OPEN_NO_DATA_FILE = 2, /* do not resolve the data file: reading guest data then fails */
+	QCOW_OPEN_CHECK = 4,	    /* for check, info and dump: tolerate what only refuses guest data
+				       (crypt_method without a secret, the corrupt bit, bad snapshot table) */
+	QCOW_OPEN_PROBE = 8	    /* allow format probing of a backing file without a recorded format */
+};
+
+#define QCOW_MAX_CHAIN_DEPTH 256
+
+struct qcow_open_options {
+	uint32_t struct_size;
+	uint32_t flags;
+	const char *format;   /* "qcow2", "raw", or NULL: probe by magic */
+	const char *snapshot; /* id or name of an internal snapshot to view read-only, or NULL */
+	bool snapshot_by_id;  /* `snapshot` is an id only / */
+	bool snapshot_by_name; /* … a name only; neither: id first, then name */
+	uint64_t raw_offset;  /* for format raw: the disk starts here in the store */
+	uint64_t raw_size;    /* for format raw: and has this many bytes; 0 = to the end */
+	uint64_t cache_bytes; /* budget of the metadata cache; 0 = the default of 8 MiB a layer */
+	/* Opens what the image names. NULL: images that name files they need are refused (QCOW_E_POLICY).
+	 * The resolver says no by returning a failure, which the open passes on. */
+	enum qcow_status (*resolve)(void *ctx, const struct qcow_reference *ref,
+		struct qcow_resolved *out, struct qcow_error *err);
+	void *resolve_ctx;
+	/* A backing image to use instead of the one named; passes to the new image on success. */
+	struct qcow_image *backing;
+};
+#define QCOW_OPEN_OPTIONS_INIT                                                                     \
+	{                                                                                          \
+		.struct_size = sizeof(struct qcow_open_options)                                    \
+	}
+
+/*
+ * Open an image and, unless told otherwise, everything below it. `store` passes to the library, on
+ * failure too (it is closed). Reads cluster 0 and validates every header field before it is used;
+ * no guest data is read and nothing is ever written.
+ * QCOW_E_FORMAT (with a sentence naming field and value), QCOW_E_NOT_QCOW2 (format "qcow2" asked for, or
+ * a QFI file of unknown version), QCOW_E_UNSUPPORTED, QCOW_E_POLICY, QCOW_E_LOOP, QCOW_E_NOENT (snapshot),
+ * QCOW_E_KEY, QCOW_E_IO, QCOW_E_NOMEM, and what the resolver returns.
+ */
+QCOW_EXPORT enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_options *options,
+	struct qcow_image **out, struct qcow_error *err) QCOW_MUST_USE;
+
+/* Close the image, its backing chain and all their stores. NULL is allowed. */
+QCOW_EXPORT void qcow_close(struct qcow_image *image);
+
+/* ---- what an image is ---- */
+
+enum qcow_compression {
+	QCOW_COMPRESSION_ZLIB = 0,
+	QCOW_COMPRESSION_ZSTD = 1
+};
+
+enum qcow_encryption {
+	QCOW_ENCRYPTION_NONE = 0,
+	QCOW_ENCRYPTION_AES = 1,
+	QCOW_ENCRYPTION_LUKS = 2
+};
+
+#define QCOW_INCOMPAT_DIRTY	  (UINT64_C(1) << 0)
+#define QCOW_INCOMPAT_CORRUPT	  (UINT64_C(1) << 1)
+#define QCOW_INCOMPAT_DATA_FILE	  (UINT64_C(1) << 2)
+#define QCOW_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
+#define QCOW_INCOMPAT_EXTENDED_L2 (UINT64_C(1) << 4)
+#define QCOW_COMPAT_LAZY_REFCOUNTS (UINT64_C(1) << 0)
+#define QCOW_AUTOCLEAR_BITMAPS	  (UINT64_C(1) << 0)
+#define QCOW_AUTOCLEAR_DATA_RAW	  (UINT64_C(1) << 1)
+
+/* All strings belong to the image and live until qcow_close. */
+struct qcow_info {
+	const char *format; /* "qcow2" or "raw" */
+	uint64_t virtual_size;
+	uint64_t file_size; /* bytes of the store */
+	/* qcow2 only, 0 or NULL for raw: */
+	uint32_t version;
+	uint64_t cluster_size;
+	uint32_t refcount_bits;
+	enum qcow_compression compression;
+	enum qcow_encryption encryption;
+	bool extended_l2;
+	uint64_t incompatible, compatible, autoclear; /* the feature words, 0 for version 2 */
+	uint32_t header_length;
+	uint64_t l1_offset;
+	uint32_t l1_entries;
+	uint64_t refcount_table_offset;
+	uint32_t refcount_table_clusters;
+	uint64_t snapshots_offset;
+	uint32_t n_snapshots;
+	uint32_t n_bitmaps;	      /* 0 also where the autoclear bit says not to trust them */
+	uint64_t bitmap_directory_offset, bitmap_directory_size;
+	uint64_t crypto_offset, crypto_length; /* of the encryption header, 0 if none */
+	const char *backing_name;     /* as recorded, or NULL */
+	const char *backing_format;   /* as recorded, or NULL */
+	const char *data_file_name;   /* as recorded, or NULL */
+	bool read_only_at_most;	      /* damage was seen that forbids writing */
+};
+
+QCOW_EXPORT void qcow_get_info(const struct qcow_image *image, struct qcow_info *out);
+
+/* The size of the disk (of the snapshot, where one is viewed) in bytes. */
+QCOW_EXPORT uint64_t qcow_size(const struct qcow_image *image);
+
+/* The layer below, or NULL. It belongs to `image`. */
+QCOW_EXPORT struct qcow_image *qcow_backing(const struct qcow_image *image);
+
+/* The store of the layer itself; of its data file (NULL if none). They belong to `image`. */
+QCOW_EXPORT struct qcow_store *qcow_image_store(const struct qcow_image *image);
+QCOW_EXPORT struct qcow_store *qcow_image_data_store(const struct qcow_image *image);
+
+/* Header extensions in file order, all of them (also unknown ones). `data` lives until qcow_close. */
+struct qcow_extension {
+	uint32_t type;
+	uint32_t length;
+	const uint8_t *data;
+};
+QCOW_EXPORT uint32_t qcow_extension_count(const struct qcow_image *image);
+QCOW_EXPORT enum qcow_status qcow_get_extension(const struct qcow_image *image, uint32_t index,
+	struct qcow_extension *out, struct qcow_error *err) QCOW_MUST_USE;
+
+/* The name of feature `bit` in the image's own feature name table, or the name this library knows,
+ * or NULL. kind 0 incompatible, 1 compatible, 2 autoclear. */
+QCOW_EXPORT const char *qcow_feature_name(const struct qcow_image *image, unsigned kind, unsigned bit);
+
+/* id and name hold what the file holds, NUL terminated; control bytes are the printer's to escape. */
+struct qcow_snapshot {
+	const char *id;
+	const char *name;
+	size_t id_bytes, name_bytes;
+	uint64_t l1_offset;
+	uint32_t l1_entries;
+	uint32_t date_sec, date_nsec;
+	uint64_t vm_clock_nsec;
+	uint64_t vm_state_size;
+	uint64_t disk_size;	/* the image's size where the entry does not say */
+	bool has_disk_size;
+	uint64_t icount;	/* UINT64_MAX: none recorded */
+	const uint8_t *extra;	/* the extra data as stored */
+	uint32_t extra_bytes;
+};
+
+/* Snapshot `index` of n_snapshots, in table order. Fails with QCOW_E_CORRUPT where the table cannot be
+ * read (QCOW_OPEN_CHECK let the open pass). Strings live until qcow_close. */
+QCOW_EXPORT enum qcow_status qcow_get_snapshot(const struct qcow_image *image, uint32_t index,
+	struct qcow_snapshot *out, struct qcow_error *err) QCOW_MUST_USE;
+
+struct qcow_bitmap {
+	const char *name;
+	uint32_t granularity_bits;
+	bool in_use, is_auto, extra_data_compatible;
+	uint32_t flags; /* as stored */
+	uint64_t table_offset;
+	uint32_t table_entries;
+	uint32_t extra_bytes;
+};
+QCOW_EXPORT enum qcow_status qcow_get_bitmap(const struct qcow_image *image, uint32_t index,
+	struct qcow_bitmap *out, struct qcow_error *err) QCOW_MUST_USE;
+
+/* ---- reading ---- */
+
+/*
+ * Read [off, off + len) of the disk. Backing layers are followed; what no layer holds reads as zeros.
+ * QCOW_E_RANGE beyond the disk; QCOW_E_CORRUPT with err->finding where a table or compressed cluster in
+ * the range is bad (other ranges stay readable); QCOW_E_IO; QCOW_E_NOMEM; QCOW_E_KEY.
+ * On failure the content of buf is unspecified.
+ */
+QCOW_EXPORT enum qcow_status qcow_pread(struct qcow_image *image, void *buf, size_t len, uint64_t off,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+enum {
+	QCOW_EXTENT_PRESENT = 1,    /* some layer holds this range (data or zero flag) */
+	QCOW_EXTENT_ZERO = 2,	    /* reads as zeros, known without reading */
+	QCOW_EXTENT_DATA = 4,	    /* bytes are stored for it */
+	QCOW_EXTENT_COMPRESSED = 8, /* … compressed */
+	QCOW_EXTENT_OFFSET = 16	    /* host_off is where it is stored, plainly, in the layer's (data) store */
+};
+
+struct qcow_extent {
+	uint64_t off, len;	   /* guest bytes; off is the offset asked for */
+	uint64_t host_off;	   /* valid with QCOW_EXTENT_OFFSET */
+	struct qcow_image *layer;  /* that decides the range; the deepest asked where none does */
+	uint32_t depth;		   /* 0 = the image itself */
+	uint32_t flags;
+	uint32_t compressed_bytes; /* with QCOW_EXTENT_COMPRESSED: sectors * 512 covered by one cluster */
+};
+
+/*
+ * The longest run at `off` (at most `len` bytes) with one answer. Contiguous clusters, also of several
+ * L2 tables, are one extent only where their host offsets are contiguous. A compressed cluster is an
+ * extent of its own. In raw layers holes of the file answer ZERO without DATA.
+ * `max_depth` 0 looks at the image alone; UINT32_MAX at the whole chain.
+ * Errors as qcow_pread.
+ */
+QCOW_EXPORT enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len,
+	uint32_t max_depth, struct qcow_extent *out, struct qcow_error *err) QCOW_MUST_USE;
+
+/* ---- checking ---- */
+
+struct qcow_finding {
+	unsigned id; /* enum qcow_finding_id */
+	enum qcow_severity severity;
+	uint64_t host_off;  /* the cluster or entry concerned, or QCOW_NO_OFFSET */
+	uint64_t guest_off; /* or QCOW_NO_OFFSET */
+	uint64_t stored;    /* the value in the file (an entry, a refcount) */
+	uint64_t expected;  /* what it should be, where that is known, else equal to stored */
+	const char *where;  /* "L2 table 3, entry 17", valid during the callback */
+};
+
+/* The name of a finding, "REFCOUNT_TOO_LOW"; its severity; its sentence. NULL / 0 for an unknown id. */
+QCOW_EXPORT const char *qcow_finding_name(unsigned id);
+QCOW_EXPORT const char *qcow_finding_text(unsigned id);
+QCOW_EXPORT enum qcow_severity qcow_finding_severity(unsigned id);
+
+enum {
+	QCOW_CHECK_DATA = 1 /* decode every compressed cluster too */
+};
+
+struct qcow_check_options {
+	uint32_t struct_size;
+	uint32_t flags;
+	uint64_t memory_bytes; /* bound of the census; 0 = 64 MiB; smaller means more passes */
+	uint64_t max_findings; /* callbacks at most; 0 = all. Totals are always exact. */
+	void (*on_finding)(void *ctx, const struct qcow_finding *finding);
+	void *ctx;
+	struct qcow_progress progress;
+};
+#define QCOW_CHECK_OPTIONS_INIT                                                                    \
+	{                                                                                          \
+		.struct_size = sizeof(struct qcow_check_options)                                   \
+	}
+
+struct qcow_check_result {
+	uint64_t corruptions, leaks, notes;
+	uint64_t check_errors;	      /* reads that failed: the judgement is incomplete */
+	uint64_t total_clusters;      /* of the virtual disk */
+	uint64_t allocated_clusters;  /* of the active tree, compressed ones too */
+	uint64_t fragmented_clusters; /* whose host offset does not follow their predecessor's */
+	uint64_t compressed_clusters;
+	uint64_t image_end_offset;    /* end of the last cluster in use */
+};
+
+/* Walk every reference and compare with the refcounts. Reads only. Opens nothing.
+ * QCOW_OK also where findings exist; QCOW_E_NOTSUP for raw; QCOW_E_CANCELLED, QCOW_E_NOMEM, QCOW_E_IO. */
+QCOW_EXPORT enum qcow_status qcow_check(struct qcow_image *image, const struct qcow_check_options *options,
+	struct qcow_check_result *result, struct qcow_error *err) QCOW_MUST_USE;
+
+/* ---- walking all metadata ---- */
+
+enum qcow_structure {
+	QCOW_STRUCT_HEADER = 1,
+	QCOW_STRUCT_L1,		     /* the active L1 table, or with `snapshot` a snapshot's */
+	QCOW_STRUCT_L1_ENTRY,	     /* not 0 */
+	QCOW_STRUCT_L2,
+	QCOW_STRUCT_L2_ENTRY,	     /* not 0; `value2` is the subcluster bitmap */
+	QCOW_STRUCT_REFCOUNT_TABLE,
+	QCOW_STRUCT_REFCOUNT_TABLE_ENTRY, /* not 0 */
+	QCOW_STRUCT_REFCOUNT_BLOCK,
+	QCOW_STRUCT_REFCOUNT_ENTRY,  /* not 0; host_off is the cluster counted */
+	QCOW_STRUCT_SNAPSHOT_TABLE,
+	QCOW_STRUCT_BITMAP_DIRECTORY,
+	QCOW_STRUCT_BITMAP_TABLE,
+	QCOW_STRUCT_BITMAP_TABLE_ENTRY,
+	QCOW_STRUCT_CRYPTO_HEADER
+};
+
+struct qcow_walk_item {
+	enum qcow_structure kind;
+	uint64_t host_off; /* of the structure; for entries, of the entry itself */
+	uint64_t len;	   /* bytes of the structure or entry */
+	uint64_t index;	   /* of the entry in its table */
+	uint64_t value, value2; /* entries: as stored */
+	uint64_t target_off, target_len; /* entries: host bytes referred to; 0 if none */
+	uint64_t guest_off; /* L1 and L2 entries, else QCOW_NO_OFFSET */
+	int64_t snapshot;   /* index of the snapshot whose tree this is, -1 = active */
+	unsigned finding;   /* != 0: what is wrong with it; then nothing below it is walked */
+};
+
+enum {
+	QCOW_WALK_REFCOUNTS = 1, /* refcount entries too, not only tables and blocks */
+	QCOW_WALK_ENTRIES = 2	 /* L2 entries too, not only tables */
+};
+
+/* Visit every structure of the image once in a fixed order, tables before their entries. The visitor
+ * returns false to stop (the walk then ends with QCOW_OK). Memory does not grow with the image. */
+QCOW_EXPORT enum qcow_status qcow_walk(struct qcow_image *image, unsigned flags,
+	bool (*visit)(void *ctx, const struct qcow_walk_item *item), void *ctx,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* ---- making images ---- */
+
+enum qcow_preallocation {
+	QCOW_PREALLOC_OFF = 0,
+	QCOW_PREALLOC_METADATA,
+	QCOW_PREALLOC_FALLOC,
+	QCOW_PREALLOC_FULL
+};
+
+struct qcow_create_options {
+	uint32_t struct_size;
+	uint64_t virtual_size; /* any number of bytes */
+	uint32_t version;      /* 2 or 3 */
+	uint64_t cluster_size; /* power of two, 512 to 2 MiB */
+	uint32_t refcount_bits; /* 1, 2, 4, 8, 16, 32, 64; version 2: 16 */
+	enum qcow_compression compression;
+	enum qcow_preallocation preallocation;
+	bool extended_l2, lazy_refcounts, data_file_raw;
+	bool keep_data_file; /* the data file's content stays and becomes the disk (raw data files) */
+	const char *backing_name, *backing_format; /* recorded; nothing is opened */
+	const char *data_file_name;		   /* recorded */
+	struct qcow_progress progress;
+};
+#define QCOW_CREATE_OPTIONS_INIT                                                                   \
+	{                                                                                          \
+		.struct_size = sizeof(struct qcow_create_options), .version = 3,                   \
+		.cluster_size = 65536, .refcount_bits = 16                                         \
+	}
+
+/* Are the options consistent and within the format's limits? Touches nothing.
+ * QCOW_E_INVAL or QCOW_E_UNSUPPORTED with a sentence that names the option. */
+QCOW_EXPORT enum qcow_status qcow_create_validate(const struct qcow_create_options *options,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/*
+ * Write an empty image into `store` (emptied first) and with data_file_name its data into
+ * `data_store` (else NULL). The header is written last. Both stores stay the caller's. Not flushed.
+ */
+QCOW_EXPORT enum qcow_status qcow_create(struct qcow_store *store, struct qcow_store *data_store,
+	const struct qcow_create_options *options, struct qcow_error *err) QCOW_MUST_USE;
+
+/*
+ * A builder writes a new image front to back. Guest offsets of its calls never decrease and ranges
+ * never overlap; they are multiples of the cluster size, and so are lengths unless the range ends at
+ * the end of the disk. What is never mentioned is unallocated. Nothing can open the file before
+ * qcow_builder_finish: sector 0 is written last.
+ */
+QCOW_EXPORT enum qcow_status qcow_builder_new(struct qcow_store *store, struct qcow_store *data_store,
+	const struct qcow_create_options *options, struct qcow_builder **out,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* Reserve host clusters for a run of plain guest clusters. They are contiguous on the host from
+ * *host_off for *run_bytes <= len bytes (whole clusters, or up to the end of the disk); call again for
+ * the rest. The caller fills [*host_off, +run_bytes) of the (data) store before finish, from any
+ * thread; the builder itself fills the rest of a last partial cluster with zeros. */
+QCOW_EXPORT enum qcow_status qcow_builder_reserve(struct qcow_builder *builder, uint64_t off, uint64_t len,
+	uint64_t *host_off, uint64_t *run_bytes, struct qcow_error *err) QCOW_MUST_USE;
+
+/* One compressed cluster: `data` is its raw deflate stream or zstd frame, smaller than a cluster.
+ * Extents are packed by byte. The builder may gather them: they are on the store after finish. */
+QCOW_EXPORT enum qcow_status qcow_builder_compressed(struct qcow_builder *builder, uint64_t off,
+	const void *data, size_t len, struct qcow_error *err) QCOW_MUST_USE;
+
+/* A run that reads as zeros whatever the backing file holds. Version 2 with a backing file has no way
+ * to say so: the builder then allocates and writes zeros. */
+QCOW_EXPORT enum qcow_status qcow_builder_zero(struct qcow_builder *builder, uint64_t off, uint64_t len,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* A bitmap of the new image: table and data follow the guest data. For convert --bitmaps. */
+
+/* Write the tables, then sector 0. The builder is freed, on failure too. Not flushed. */
+QCOW_EXPORT enum qcow_status qcow_builder_finish(struct qcow_builder *builder,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* Free the builder; the file is left without a header. NULL is allowed. */
+QCOW_EXPORT void qcow_builder_abandon(struct qcow_builder *builder);
+
+/* ---- codecs: one whole cluster in, one whole cluster out ---- */
+
+struct qcow_codec;
+/* A context for one thread. `level` -1 = the default. QCOW_E_INVAL, QCOW_E_NOMEM. */
+QCOW_EXPORT enum qcow_status qcow_codec_new(enum qcow_compression compression, size_t cluster_size,
+	int level, struct qcow_codec **out, struct qcow_error *err) QCOW_MUST_USE;
+QCOW_EXPORT void qcow_codec_free(struct qcow_codec *codec);
+/* Compress cluster_size bytes into `out` (room for cluster_size - 1 bytes). *out_len is 0 where the
+ * result would not be smaller than the cluster: store it plainly. */
+QCOW_EXPORT enum qcow_status qcow_codec_compress(struct qcow_codec *codec, const void *in, void *out,
+	size_t *out_len, struct qcow_error *err) QCOW_MUST_USE;
+/* Decode `in` to exactly cluster_size bytes. Trailing bytes of `in` are ignored; decoding stops after
+ * a cluster. QCOW_E_CORRUPT with QCOW_FINDING_COMPRESSED_STREAM. */
+QCOW_EXPORT enum qcow_status qcow_codec_decompress(struct qcow_codec *codec, const void *in, size_t in_len,
+	void *out, struct qcow_error *err) QCOW_MUST_USE;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
