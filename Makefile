@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+# Thin names for tools/* and meson. Neither tools/demo nor tools/check needs make.
+#   make                build build/bin/qcow and build/compat/qemu-img
+#   make demo           convert a real disk four ways and back
+#   make check          all tests (ARGS=--quick: under 3 minutes; ARGS=--long: hours)
+#   make bench          qcowkit beside qemu-img on the same files
+#   make fuzz           fuzz every target for SECONDS_EACH seconds
+#   make asan | tsan    unit tests under AddressSanitizer + UBSan | ThreadSanitizer
+#   make install DESTDIR= PREFIX=/usr/local        make uninstall      make clean
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+ARGS ?=
+SECONDS_EACH ?= 60
+BUILD := build
+
+all: $(BUILD)/build.ninja
+	ninja -C $(BUILD)
+
+$(BUILD)/build.ninja:
+	@tools/packages build
+	meson setup $(BUILD) --prefix=$(PREFIX)
+
+demo:
+	tools/demo $(ARGS)
+
+check:
+	tools/check $(ARGS)
+
+bench:
+	@tools/packages tests
+	bench/run $(ARGS)
+
+fuzz:
+	tools/fuzz $(SECONDS_EACH)
+
+asan:
+	tools/check --only asan $(ARGS)
+
+tsan:
+	tools/check --only tsan $(ARGS)
+
+# A prefix given here wins over the one the build folder was set up with.
+install: all
+	@test "$$(meson introspect $(BUILD) --buildoptions | \
+		python3 -c 'import json,sys; print([o["value"] for o in json.load(sys.stdin) if o["name"] == "prefix"][0])')" \
+		= "$(PREFIX)" || { meson configure $(BUILD) --prefix=$(PREFIX) && ninja -C $(BUILD); }
+	DESTDIR='$(DESTDIR)' meson install -C $(BUILD) --no-rebuild
+
+# Removes what the last install of this build folder listed.
+uninstall:
+	@test -f $(BUILD)/meson-logs/install-log.txt || { echo "nothing was installed from $(BUILD)"; exit 1; }
+	grep -v '^#' $(BUILD)/meson-logs/install-log.txt | while read -r f; do rm -f "$$f"; done
+
+clean:
+	rm -rf $(BUILD) build-check
+
+.PHONY: all demo check bench fuzz asan tsan install uninstall clean
