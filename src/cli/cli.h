@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cli: what the commands of the program share.
+ *
+ * A command is one file cmd_NAME.c that defines one `const struct cli_command cli_cmd_NAME`, listed in
+ * commands.c. Its option table drives the parsing, --help, the completions and the suggestions; the
+ * man page is compared with it by a test. A command returns its exit code and reports errors by
+ * cli_error or cli_fail before it does. stdout carries the result and nothing else; stderr carries
+ * failures and nothing else: a successful run writes nothing there.
+ *
+ * One thread: a command runs on the main thread; only the progress callbacks may come from others.
+ */
+#ifndef QK_CLI_CLI_H
+#define QK_CLI_CLI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <jansson.h>
+#include <qcowkit/qcowkit.h>
+
+#include "base/err.h"
+#include "compat/compat.h"
+
+struct cli_secret;
+
+struct cli {
+	const struct compat_traits *traits; /* what the personality does differently; never NULL */
+	bool qemu; /* traits->qemu */
+	const char *prog; /* traits->program */
+	const struct cli_command *command; /* the one that runs, NULL before it is known */
+	bool colour; /* stderr is a terminal and NO_COLOR is not set */
+	struct cli_secret *secrets; /* of --object secret, a list */
+};
+
+/* ---- option tables ---- */
+
+enum {
+	CLI_OPT_QCOW = 1, /* not in the qemu-img personality */
+	CLI_OPT_QEMU = 2, /* only there */
+	CLI_OPT_ARG_OPTIONAL = 4 /* the argument comes as --name=ARG only, or not at all */
+};
+
+struct cli_option {
+	char letter; /* 'f', or 0 */
+	const char *name; /* the long name, required: also the key of cli_arg() */
+	const char *arg; /* what --help calls the argument, "FMT"; NULL: a flag */
+	const char *help; /* one line */
+	const char *
+		choices; /* "human|json": checked by the parser; "@file", "@format": completed only */
+	const char *key; /* another option's name, for a second spelling of it */
+	unsigned flags;
+};
+/* A table ends with a row without a name. */
+#define CLI_OPTIONS_END      \
+	{                    \
+		.name = NULL \
+	}
+
+/* Rows that most commands share. */
+#define CLI_OPT_FORMAT                                                                    \
+	{                                                                                 \
+		.letter = 'f', .name = "format", .arg = "FMT", .choices = "@format",      \
+		.help = "the image's format (qcow2 or raw); probed where it is not given" \
+	}
+#define CLI_OPT_IMAGE_OPTS                                                              \
+	{                                                                               \
+		.name = "image-opts", .help = "FILE is an option string: key=value,…" \
+	}
+#define CLI_OPT_OUTPUT                                                          \
+	{                                                                       \
+		.name = "output", .arg = "human|json", .choices = "human|json", \
+		.help = "output for people (the default) or for programs"       \
+	}
+#define CLI_OPT_FORCE_SHARE                                                 \
+	{                                                                   \
+		.letter = 'U', .name = "force-share",                       \
+		.help = "open the image although another process writes it" \
+	}
+#define CLI_OPT_OBJECT                                                                         \
+	{                                                                                      \
+		.name = "object", .arg = "OBJDEF",                                             \
+		.help = "define an object: secret,id=ID,(data=…|file=F)[,format=raw|base64]" \
+	}
+#define CLI_OPT_PROBE                                                               \
+	{                                                                           \
+		.name = "probe", .flags = CLI_OPT_QCOW,                             \
+		.help = "probe the format of backing files that have none recorded" \
+	}
+#define CLI_OPT_QUIET                                                              \
+	{                                                                          \
+		.letter = 'q', .name = "quiet", .help = "write nothing but errors" \
+	}
+#define CLI_OPT_PROGRESS                                                                         \
+	{                                                                                        \
+		.letter = 'p', .name = "progress", .arg = "FD", .flags = CLI_OPT_ARG_OPTIONAL,   \
+		.help = "show progress; =FD: for programs, a line DONE TOTAL to that descriptor" \
+	}
+#define CLI_OPT_CACHE                                                       \
+	{                                                                   \
+		.letter = 't', .name = "cache", .arg = "CACHE",             \
+		.choices = "none|writeback|writethrough|directsync|unsafe", \
+		.help = "cache mode of the image"                           \
+	}
+
+struct cli_given {
+	const struct cli_option *option; /* after `key` is followed */
+	const char *value; /* NULL for a flag */
+};
+
+struct cli_args {
+	const struct cli_given *given; /* in the order typed */
+	size_t n_given;
+	char *const *operands;
+	size_t n_operands;
+};
+
+#define CLI_MANY 0xffffffffu
+
+struct cli_command {
+	const char *name;
+	const char *summary; /* one line, no full stop, for the list of commands */
+	const char *synopsis; /* what follows "qcow NAME " */
+	const char *about; /* paragraphs for --help, each line wrapped by hand; may be NULL */
+	const struct cli_option *options;
+	unsigned min_operands, max_operands; /* checked by the parser; CLI_MANY: no limit */
+	unsigned flags; /* CLI_OPT_QCOW or CLI_OPT_QEMU, 0 for both */
+	int usage_exit; /* exit code of a usage error, 0 stands for 1 */
+	int (*run)(struct cli *cli, const struct cli_args *args);
+};
+
+/* commands.c: every command, ended by NULL. */
+extern const struct cli_command *const cli_commands[];
+
+/* Was the option (by its long name) given? */
+bool cli_flag(const struct cli_args *args, const char *name);
+/* The value of its last mention, or NULL. */
+const char *cli_arg(const struct cli_args *args, const char *name);
+/* The value of mention number *at or later; moves *at behind it. NULL at the end. Start with 0. */
+const char *cli_arg_next(const struct cli_args *args, const char *name, size_t *at);
+/* --output json was asked for. */
+bool cli_wants_json(const struct cli_args *args);
+
+/* Parse argv[0..argc) (what follows the command's name). 0: go on, *args is filled (cli_args_release).
+ * 1: --help was printed. -1: a usage error was reported. */
+int cli_args_parse(struct cli *cli, const struct cli_command *cmd, int argc, char **argv,
+	struct cli_args *args);
+void cli_args_release(struct cli_args *args);
+
+/* The options row that `cli` may use: CLI_OPT_QCOW and CLI_OPT_QEMU against the personality. */
+bool cli_flags_apply(const struct cli *cli, unsigned flags);
+
+/* ---- errors ---- */
+
+/* "qcow: SENTENCE". Control bytes in it are escaped. Say which file, what, and why. */
+void cli_error(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
+/* A line below the error: what to do about it. */
+void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
+/* "qcow: WHAT: the library's sentence", then the hint that fits its status. Returns 1. */
+int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...) QK_PRINTF(3, 4);
+/* A usage error: the sentence, and "Try 'qcow NAME --help'". Returns the command's usage exit code. */
+int cli_usage(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
+/* The nearest of n words to `typed`, or NULL if none is near. */
+const char *cli_nearest(const char *typed, const char *const *words, size_t n);
+
+/* ---- help ---- */
+
+void cli_help_program(const struct cli *cli, FILE *out);
+void cli_help_command(const struct cli *cli, const struct cli_command *cmd, FILE *out);
+
+/* ---- sizes ---- */
+
+enum cli_sign {
+	CLI_SIGN_NONE = 0,
+	CLI_SIGN_PLUS,
+	CLI_SIGN_MINUS
+};
+
+/* "123", "123b", "1.5G", "0x200", suffixes b k K M G T P E in powers of 1024. On failure false and a
+ * precise sentence through cli_error: `what` is what the number is ("size", "option --max-length"). */
+bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_t *out);
+/* The same with an optional + or - in front. */
+bool cli_parse_size_signed(
+	struct cli *cli, const char *what, const char *text, enum cli_sign *sign, uint64_t *out);
+/* A whole number in [min, max], decimal or 0x. */
+bool cli_parse_number(struct cli *cli, const char *what, const char *text, uint64_t min,
+	uint64_t max, uint64_t *out);
+/* "on", "off" (also "true", "yes", …). */
+bool cli_parse_bool(struct cli *cli, const char *what, const char *text, bool *out);
+
+/* ---- -o and other key=value lists ---- */
+
+struct cli_keyval {
+	char *key, *value; /* value NULL: the key stood alone */
+};
+struct cli_keyvals {
+	struct cli_keyval *v;
+	size_t n;
+};
+/* Split "a=b,c=d,,e" (",," is a comma) and append to *list. False: out of memory, or an empty key,
+ * reported. Release with cli_keyvals_release. */
+bool cli_keyvals_add(struct cli *cli, struct cli_keyvals *list, const char *text);
+/* The last value of a key, or NULL. */
+const char *cli_keyvals_get(const struct cli_keyvals *list, const char *key);
+void cli_keyvals_release(struct cli_keyvals *list);
+/* All mentions of option `name` merged. */
+bool cli_keyvals_from_args(
+	struct cli *cli, const struct cli_args *args, const char *name, struct cli_keyvals *list);
+
+/* ---- text for people ---- */
+
+#define CLI_SIZE_BYTES 32
+/* "16 MiB", as qemu-img: %0.3g and a binary unit. Returns buf. */
+const char *cli_human_size(uint64_t bytes, char buf[CLI_SIZE_BYTES]);
+/* A copy that is safe on a terminal: control bytes, invalid UTF-8 and characters that change the
+ * direction of the text become \xNN or \uNNNN. NULL: out of memory. Free it. */
+char *cli_escape(const char *text, size_t bytes);
+/* Escape and write. */
+void cli_put_escaped(FILE *out, const char *text);
+
+/* ---- JSON ---- */
+
+/* A JSON string of any bytes: what is not UTF-8 becomes U+FFFD. NULL: out of memory. */
+json_t *cli_json_string(const char *text);
+json_t *cli_json_stringn(const char *text, size_t bytes);
+json_t *cli_json_u64(uint64_t value);
+/* Set a member, stealing `value`; a NULL value marks the whole as failed (cli_json_print says so). */
+void cli_json_set(json_t *object, const char *key, json_t *value);
+/* Print with 4-space indent and a newline, and free. 0, or 1 with the error reported. */
+int cli_json_print(struct cli *cli, json_t *root);
+
+/* ---- operands: what a command is told to open ---- */
+
+enum {
+	CLI_OPEN_SHARE = 1, /* -U */
+	CLI_OPEN_ALONE = 2, /* open nothing that the image names (info, check, dump, snapshot -l) */
+	CLI_OPEN_CHECK = 4, /* QCOW_OPEN_CHECK: tolerate damage that only refuses guest data */
+	CLI_OPEN_PROBE = 8, /* --probe */
+	CLI_OPEN_UNTRUSTED = 16, /* --untrusted: refuse whatever the image names */
+	CLI_OPEN_DIRECT = 32, /* cache=none */
+	CLI_OPEN_WRITE = 64 /* cli_open_target only: for writing */
+};
+
+struct cli_operand {
+	const char *text; /* a path, json:{…}, or with image_opts key=value,… */
+	const char *format; /* -f, or NULL */
+	bool image_opts;
+};
+
+struct cli_open_request {
+	struct cli_operand operand;
+	unsigned flags; /* CLI_OPEN_… */
+	const char *snapshot; /* "NAME", "snapshot.id=…", "snapshot.name=…", or NULL */
+};
+
+/* Fill operand.image_opts, operand.format, flags from -f, --image-opts, -U, --probe of `args`, and keep
+ * every --object. False: refused and reported. */
+bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const char *operand,
+	unsigned flags, struct cli_open_request *out);
+
+/* Open an image read-only and, unless ALONE, what it names, by the references policy. A failure is
+ * reported; the status is for those who pick the exit code by it. */
+enum qcow_status cli_open(struct cli *cli, const struct cli_open_request *request,
+	struct qcow_image **out) QK_MUST_USE;
+
+/* A target: the operand's store (a path, json: or image-opts with driver file, host_device, raw or qcow2
+ * over it), opened with QCOW_FILE_… flags. *format: what the operand's driver says, or NULL; static
+ * storage. A failure is reported. */
+enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand,
+	unsigned file_flags, struct qcow_store **out, const char **format) QK_MUST_USE;
+
+/* The path that `name`, recorded in image `from`, stands for: absolute, or relative to from's folder.
+ * NULL: out of memory. Free it. */
+char *cli_join_path(const char *from, const char *name);
+
+/* "none" "directsync" need O_DIRECT, "writethrough" "directsync" O_DSYNC: QCOW_FILE_… flags. The parser
+ * has checked the word; NULL gives 0. */
+unsigned cli_cache_file_flags(const char *cache);
+
+/* Keep or refuse one --object. False: refused and reported. */
+bool cli_object_add(struct cli *cli, const char *text);
+void cli_objects_release(struct cli *cli);
+
+/* ---- progress ---- */
+
+struct cli_progress;
+/* Start showing progress: with -p and QEMU's records, or on a terminal, or to --progress=FD; never with -q. `out` is
+ * what library calls take; it is valid until cli_progress_end. Never NULL-checked by callers: where
+ * nothing is to be shown the callbacks still cost nothing and SIGUSR1 prints one record. */
+struct cli_progress *cli_progress_begin(
+	struct cli *cli, const struct cli_args *args, struct qcow_progress *out);
+/* `ok`: the work is complete, show 100 percent. NULL is allowed. */
+void cli_progress_end(struct cli_progress *progress, bool ok);
+
+#endif

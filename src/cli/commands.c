@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * commands: the table of every command, in the order of --help.
+ */
+#include "cli/cli.h"
+
+extern const struct cli_command cli_cmd_completion;
+
+const struct cli_command *const cli_commands[] = {
+	&cli_cmd_completion,
+	NULL,
+};

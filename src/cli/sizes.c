@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sizes: numbers as people type them: "123", "123b", "1.5G", "0x200", "+10M".
+ *
+ * A fraction needs a suffix above bytes and is rounded down; the largest value is 2^63 - 1, as the
+ * largest disk is. Leading blanks are allowed, because `"-e 2"` may be one word of a command line.
+ */
+#include "cli/cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/num.h"
+
+static bool refuse(struct cli *cli, const char *what, const char *text, const char *why)
+{
+	cli_error(cli, "invalid %s '%s': %s", what, text, why);
+	return false;
+}
+
+/* The shift for a suffix, or -1. */
+static int suffix_shift(char c)
+{
+	static const char letters[] = "bkmgtpe";
+	const char *at = c != '\0' ? strchr(letters, tolower((unsigned char)c)) : NULL;
+	return at != NULL ? (int)(at - letters) * 10 : -1;
+}
+
+/* Digits behind the point, as value * 2^shift rounded down; at most 9 digits count. */
+static uint64_t fraction_bytes(const char *digits, size_t n, int shift)
+{
+	uint64_t top = 0, below = 1;
+	for (size_t i = 0; i < n && i < 9; i++) {
+		top = top * 10 + (uint64_t)(digits[i] - '0');
+		below *= 10;
+	}
+	/* top < 10^9 < 2^30 and shift <= 60: two steps keep the product below 2^64 */
+	uint64_t high = shift > 30 ? (uint64_t)1 << (shift - 30) : 1;
+	uint64_t low = shift > 30 ? UINT64_C(1) << 30 : (uint64_t)1 << shift;
+	uint64_t scaled = top * low;
+	return scaled / below * high + scaled % below * high / below;
+}
+
+static bool parse_hex(
+	struct cli *cli, const char *what, const char *text, const char *p, uint64_t *out)
+{
+	char *end = NULL;
+	errno = 0;
+	unsigned long long v = strtoull(p, &end, 16);
+	if (end == p || *end != '\0' || !isxdigit((unsigned char)p[2]))
+		return refuse(cli, what, text, "not a hexadecimal number (it takes no suffix)");
+	if (errno == ERANGE || v > INT64_MAX)
+		return refuse(cli, what, text, "too large, the most is 2^63 - 1");
+	*out = v;
+	return true;
+}
+
+bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_t *out)
+{
+	const char *p = text;
+	while (isblank((unsigned char)*p))
+		p++;
+	if (p[0] == '0' && (p[1] == 'x' || p[1] == 'X'))
+		return parse_hex(cli, what, text, p, out);
+	if (*p == '-')
+		return refuse(cli, what, text, "it must not be negative");
+	if (!isdigit((unsigned char)*p))
+		return refuse(cli, what, text, "not a number");
+	errno = 0;
+	char *end = NULL;
+	unsigned long long whole = strtoull(p, &end, 10);
+	bool over = errno == ERANGE;
+	const char *digits = *end == '.' ? end + 1 : NULL;
+	size_t n = digits != NULL ? strspn(digits, "0123456789") : 0;
+	const char *suffix = digits != NULL ? digits + n : end;
+	int shift = *suffix == '\0' ? 0 : suffix_shift(*suffix);
+	if (shift < 0 || (*suffix != '\0' && suffix[1] != '\0'))
+		return refuse(cli, what, text, "the suffix must be one of b k M G T P E");
+	if (digits != NULL && (shift == 0 || n == 0))
+		return refuse(cli, what, text, "a part of a byte: add a suffix k M G T P E");
+	uint64_t bytes = 0;
+	if (over || !qk_mul(whole, UINT64_C(1) << shift, &bytes) ||
+		!qk_add(bytes, n != 0 ? fraction_bytes(digits, n, shift) : 0, &bytes) ||
+		bytes > INT64_MAX)
+		return refuse(cli, what, text, "too large, the most is 2^63 - 1 bytes");
+	*out = bytes;
+	return true;
+}
+
+bool cli_parse_size_signed(
+	struct cli *cli, const char *what, const char *text, enum cli_sign *sign, uint64_t *out)
+{
+	*sign = text[0] == '+' ? CLI_SIGN_PLUS : text[0] == '-' ? CLI_SIGN_MINUS : CLI_SIGN_NONE;
+	return cli_parse_size(cli, what, text + (*sign != CLI_SIGN_NONE), out);
+}
+
+bool cli_parse_number(struct cli *cli, const char *what, const char *text, uint64_t min,
+	uint64_t max, uint64_t *out)
+{
+	const char *p = text;
+	while (isblank((unsigned char)*p))
+		p++;
+	bool hex = p[0] == '0' && (p[1] == 'x' || p[1] == 'X');
+	char *end = NULL;
+	errno = 0;
+	unsigned long long v = isdigit((unsigned char)*p) ? strtoull(p, &end, hex ? 16 : 10) : 0;
+	if (end == NULL || end == p || *end != '\0')
+		return refuse(cli, what, text, "not a whole number");
+	if (errno == ERANGE || v < min || v > max) {
+		cli_error(cli, "invalid %s '%s': it must be %llu to %llu", what, text,
+			(unsigned long long)min, (unsigned long long)max);
+		return false;
+	}
+	*out = v;
+	return true;
+}
+
+bool cli_parse_bool(struct cli *cli, const char *what, const char *text, bool *out)
+{
+	static const struct {
+		const char *word;
+		bool value;
+	} words[] = {{"on", true}, {"yes", true}, {"true", true}, {"y", true}, {"off", false},
+		{"no", false}, {"false", false}, {"n", false}};
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		if (strcmp(words[i].word, text) == 0) {
+			*out = words[i].value;
+			return true;
+		}
+	return refuse(cli, what, text, "it must be on or off");
+}
