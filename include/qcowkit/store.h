@@ -28,13 +28,15 @@ struct qcow_store;
 
 /* What a store can do. Filled by the implementation's `caps`. */
 struct qcow_store_caps {
-	uint32_t request_align;	    /* offsets and lengths must be multiples of it; 1 = any */
+	uint32_t request_align;	    /* what the implementation is asked for is a multiple of it (a power
+				       of two; 1 = any); callers of the wrapped store need not care */
 	uint32_t physical_block;    /* bytes written atomically by the medium; 512 where unknown */
 	bool writable;
 	bool can_grow;		    /* writes past the end extend it; block devices cannot */
 	bool reads_zero_past_end;   /* what a truncate or a write past the end skips reads as zeros */
 	bool can_punch;
 	bool can_clone;		    /* may succeed; the file system decides at the call */
+	uint32_t memory_align;	    /* of the buffers and their lengths, as request_align; 0 = any */
 };
 
 /* One answer of `extents`. */
@@ -50,6 +52,11 @@ struct qcow_store_extent {
  * done by writing, extents answers data, punch and clone answer QCOW_E_NOTSUP, fd answers -1.
  * `iov` is never empty, its sum is never 0, and [off, off + sum) lies within [0, size) for preadv.
  * A call that cannot do all of its range fails; what it did is then unspecified within the range.
+ *
+ * Where caps.request_align is not 1 the wrapper does the bouncing and the read-modify-write under a
+ * lock: preadv may then be asked for bytes up to the next multiple past the end (zeros), and a pwritev
+ * that runs over the end by less than a block is followed by a truncate to the exact size.
+ * zero and punch that answer QCOW_E_NOTSUP: zero is done by writing, punch's answer is passed on.
  */
 struct qcow_store_ops {
 	uint32_t abi;	  /* QCOW_STORE_ABI */
@@ -93,8 +100,10 @@ QCOW_EXPORT enum qcow_status qcow_store_new(const struct qcow_store_ops *ops, vo
 /* Close and free. NULL is allowed. Nothing is flushed: flush first. */
 QCOW_EXPORT void qcow_store_close(struct qcow_store *store);
 
-/* The calls on a wrapped store. Reads past the end fail with QCOW_E_RANGE; the message of a
- * failure names the store. Errors: those of the implementation, QCOW_E_RANGE, QCOW_E_READONLY. */
+/* The calls on a wrapped store. Reads past the end fail with QCOW_E_RANGE, writes past the end of a
+ * store that cannot grow with QCOW_E_NOSPC; the message of a failure names the store, and host_off of
+ * the error is where the call began. A call for 0 bytes does nothing. Errors: those of the
+ * implementation, QCOW_E_RANGE, QCOW_E_READONLY. */
 QCOW_EXPORT enum qcow_status qcow_store_read(struct qcow_store *store, void *buf, size_t len,
 	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
 QCOW_EXPORT enum qcow_status qcow_store_readv(struct qcow_store *store, const struct iovec *iov,
@@ -110,12 +119,14 @@ QCOW_EXPORT enum qcow_status qcow_store_flush(struct qcow_store *store,
 	struct qcow_error *err) QCOW_MUST_USE;
 QCOW_EXPORT enum qcow_status qcow_store_size(struct qcow_store *store, uint64_t *size_bytes,
 	struct qcow_error *err) QCOW_MUST_USE;
+/* A store that cannot grow accepts its own size only: QCOW_E_NOSPC for more, QCOW_E_NOTSUP for less. */
 QCOW_EXPORT enum qcow_status qcow_store_truncate(struct qcow_store *store, uint64_t size_bytes,
 	struct qcow_error *err) QCOW_MUST_USE;
 QCOW_EXPORT enum qcow_status qcow_store_zero(struct qcow_store *store, uint64_t off, uint64_t len,
 	unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
 QCOW_EXPORT enum qcow_status qcow_store_punch(struct qcow_store *store, uint64_t off, uint64_t len,
 	struct qcow_error *err) QCOW_MUST_USE;
+/* `len` is clamped to the end of the store. QCOW_E_RANGE where nothing is left. */
 QCOW_EXPORT enum qcow_status qcow_store_extents(struct qcow_store *store, uint64_t off, uint64_t len,
 	struct qcow_store_extent *out, struct qcow_error *err) QCOW_MUST_USE;
 /* QCOW_E_NOTSUP where the two stores cannot share blocks: copy instead. */
@@ -136,7 +147,7 @@ enum {
 	QCOW_FILE_CREATE = 2,	/* make it if it is missing (with WRITE) */
 	QCOW_FILE_EXCL = 4,	/* with CREATE: fail with QCOW_E_EXIST if it is there */
 	QCOW_FILE_DIRECT = 8,	/* O_DIRECT: bypass the page cache; the store aligns by itself */
-	QCOW_FILE_SHARE = 16,	/* -U: take our locks, but do not test for those of others */
+	QCOW_FILE_SHARE = 16,	/* -U, reading only: hold byte 100 alone and test nothing */
 	QCOW_FILE_NO_LOCK = 32,	/* neither take nor test locks */
 	QCOW_FILE_SYNC = 64	/* every write is durable when it returns (cache=writethrough) */
 };
