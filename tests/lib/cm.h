@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cm: cmocka with the headers that it wants before it, and assertions on a status that show the message.
+ */
+#ifndef QKT_CM_H
+#define QKT_CM_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <qcowkit/error.h>
+
+/* Meson's "skipped": what is missing has been printed. */
+#define QKT_SKIP 77
+
+static inline void qkt_check_status(enum qcow_status got, enum qcow_status want,
+	const struct qcow_error *err, const char *call, const char *file, int line)
+{
+	if (got == want)
+		return;
+	print_error("%s\n  answered %s, not %s: %s\n", call, qcow_status_name(got),
+		qcow_status_name(want), err != NULL ? err->message : "");
+	_fail(file, line);
+}
+
+/* `err` (a struct qcow_error, not a pointer) is what the call was given. */
+#define assert_ok(call, err) qkt_check_status((call), QCOW_OK, &(err), #call, __FILE__, __LINE__)
+#define assert_status(call, want, err) \
+	qkt_check_status((call), (want), &(err), #call, __FILE__, __LINE__)
+
+/* The message says `words`. */
+#define assert_says(err, words)                                                                 \
+	do {                                                                                    \
+		if (strstr((err).message, (words)) == NULL) {                                   \
+			print_error(                                                            \
+				"the message says \"%s\", not \"%s\"\n", (err).message, words); \
+			fail();                                                                 \
+		}                                                                               \
+	} while (0)
+
+#endif
