@@ -8,13 +8,15 @@
 
 #include "format/geometry.h"
 
-/* A fresh, empty image as qemu-img lays it out: header in cluster 0, refcount table from 1, one refcount
- * block after it, L1 after that. */
+/* A fresh, empty image as qemu-img lays it out: header in cluster 0, refcount table from 1, its
+ * refcount blocks after it (one, unless the L1 table is huge), L1 after that. l1_off is 0 where there are
+ * no L1 entries. All clusters below end_off have refcount 1. */
 struct qk_layout {
 	uint64_t rt_off, rt_clusters;
-	uint64_t rb_off;	   /* of the first refcount block */
+	uint64_t rb_off,
+		n_blocks; /* the refcount blocks, contiguous; 1 unless the L1 table is huge */
 	uint64_t l1_off, l1_entries, l1_clusters;
-	uint64_t end_off;	   /* first free byte */
+	uint64_t end_off; /* first free byte */
 };
 
 /* QCOW_E_LIMIT where the size needs an L1 table over QK_MAX_L1_BYTES at this cluster size. */
