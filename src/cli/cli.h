@@ -32,6 +32,7 @@ struct cli {
 	const char *prog; /* traits->program */
 	const struct cli_command *command; /* the one that runs, NULL before it is known */
 	bool colour; /* stderr is a terminal and NO_COLOR is not set */
+	bool objects_added; /* --object has been looked at */
 	struct cli_secret *secrets; /* of --object secret, a list */
 };
 
@@ -88,6 +89,11 @@ struct cli_option {
 	{                                                                           \
 		.name = "probe", .flags = CLI_OPT_QCOW,                             \
 		.help = "probe the format of backing files that have none recorded" \
+	}
+#define CLI_OPT_UNTRUSTED                                   \
+	{                                                   \
+		.name = "untrusted", .flags = CLI_OPT_QCOW, \
+		.help = "open nothing that the image names" \
 	}
 #define CLI_OPT_QUIET                                                              \
 	{                                                                          \
@@ -279,16 +285,16 @@ char *cli_join_path(const char *from, const char *name);
  * has checked the word; NULL gives 0. */
 unsigned cli_cache_file_flags(const char *cache);
 
-/* Keep or refuse one --object. False: refused and reported. */
-bool cli_object_add(struct cli *cli, const char *text);
+/* Keep or refuse every --object. Once a run; cli_open_request_init does it. False: refused, reported. */
+bool cli_objects_add_all(struct cli *cli, const struct cli_args *args);
 void cli_objects_release(struct cli *cli);
 
 /* ---- progress ---- */
 
 struct cli_progress;
-/* Start showing progress: with -p and QEMU's records, or on a terminal, or to --progress=FD; never with -q. `out` is
- * what library calls take; it is valid until cli_progress_end. Never NULL-checked by callers: where
- * nothing is to be shown the callbacks still cost nothing and SIGUSR1 prints one record. */
+/* Start showing progress: -p (QEMU's records, or a line on a terminal), --progress=FD; nothing with -q.
+ * Also without any of them SIGUSR1 prints one record. `out` is what library calls take; it is valid
+ * until cli_progress_end. NULL: refused and reported. */
 struct cli_progress *cli_progress_begin(
 	struct cli *cli, const struct cli_args *args, struct qcow_progress *out);
 /* `ok`: the work is complete, show 100 percent. NULL is allowed. */

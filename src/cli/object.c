@@ -162,7 +162,7 @@ static bool keys_are_known(struct cli *cli, const struct cli_keyvals *kv)
 	return true;
 }
 
-bool cli_object_add(struct cli *cli, const char *text)
+static bool add_object(struct cli *cli, const char *text)
 {
 	struct cli_keyvals kv = {0};
 	bool ok = cli_keyvals_add(cli, &kv, text);
@@ -196,4 +196,17 @@ bool cli_object_add(struct cli *cli, const char *text)
 			explicit_bzero(kv.v[i].value, strlen(kv.v[i].value));
 	cli_keyvals_release(&kv);
 	return ok;
+}
+
+bool cli_objects_add_all(struct cli *cli, const struct cli_args *args)
+{
+	if (cli->objects_added)
+		return true;
+	cli->objects_added = true;
+	size_t at = 0;
+	for (const char *text = cli_arg_next(args, "object", &at); text != NULL;
+		text = cli_arg_next(args, "object", &at))
+		if (!add_object(cli, text))
+			return false;
+	return true;
 }

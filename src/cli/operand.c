@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * operand: opens what a command is told to open, and by the references policy what images name.
+ *
+ * The policy (doc/ARCHITECTURE.md section 7). What a user typed is opened as typed. What an image names
+ * comes from whoever made the image: `qcow` opens plain paths, relative to the image or absolute, and
+ * regular files only; devices and json: only where the user says so in the operand
+ * (backing.file.filename=…). A backing file without a recorded format is refused with the fix, or probed
+ * with --probe. The qemu-img personality follows QEMU's rules. With --untrusted nothing that an image
+ * names is opened.
+ *
+ * A node is {driver, store, where a raw disk lies in it}. Drivers: file, host_device, raw, qcow2.
+ */
+#include "cli/cli.h"
+
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/mem.h"
+#include "cli/object.h"
+#include "cli/spec.h"
+
+struct node {
+	struct qcow_store *store;
+	const char *format; /* "qcow2", "raw" or NULL: probe */
+	uint64_t raw_offset, raw_size;
+};
+
+/* What the resolver works with. */
+struct refs {
+	struct cli *cli;
+	unsigned flags; /* CLI_OPEN_… */
+	const json_t *data_file; /* that the operand names for the layer being opened, or NULL */
+};
+
+char *cli_join_path(const char *from, const char *name)
+{
+	const char *slash = strrchr(from, '/');
+	if (name[0] == '/' || slash == NULL)
+		return qk_strndup(name, strlen(name));
+	size_t folder = (size_t)(slash - from) + 1, n = strlen(name);
+	char *joined = qk_malloc((uint64_t)folder + n + 1, 1);
+	if (joined != NULL) {
+		memcpy(joined, from, folder);
+		memcpy(joined + folder, name, n + 1);
+	}
+	return joined;
+}
+
+unsigned cli_cache_file_flags(const char *cache)
+{
+	if (cache == NULL)
+		return 0;
+	bool direct = strcmp(cache, "none") == 0 || strcmp(cache, "directsync") == 0;
+	bool sync = strcmp(cache, "writethrough") == 0 || strcmp(cache, "directsync") == 0;
+	return (direct ? (unsigned)QCOW_FILE_DIRECT : 0) | (sync ? (unsigned)QCOW_FILE_SYNC : 0);
+}
+
+static unsigned file_flags(unsigned flags)
+{
+	return ((flags & CLI_OPEN_SHARE) != 0 ? (unsigned)QCOW_FILE_SHARE : 0) |
+	       ((flags & CLI_OPEN_DIRECT) != 0 ? (unsigned)QCOW_FILE_DIRECT : 0);
+}
+
+/* The name of a driver that we have, as a static string; NULL: another one. */
+static const char *known_driver(const char *name)
+{
+	static const char *const known[] = {"file", "host_device", "raw", "qcow2"};
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (strcmp(known[i], name) == 0)
+			return known[i];
+	return NULL;
+}
+
+static bool is_protocol(const char *driver)
+{
+	return strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0;
+}
+
+static enum qcow_status check_driver(
+	struct cli *cli, const char *name, const char **out, struct qcow_error *err)
+{
+	*out = known_driver(name);
+	if (*out != NULL)
+		return QCOW_OK;
+	if (cli->qemu)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "Unknown driver '%s'", name);
+	return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+		"the driver '%s' is not built in; file, host_device, raw and qcow2 are", name);
+}
+
+/* Every member is one that we honour, or one that changes nothing that a reader can see. */
+static enum qcow_status check_members(const json_t *spec, struct qcow_error *err)
+{
+	static const char *const known[] = {"driver", "file", "filename", "backing", "data-file",
+		"offset", "size", "cache", "locking", "force-share", "encrypt", "node-name",
+		"read-only", "auto-read-only", "discard", "detect-zeroes", "aio", "drop-cache",
+		"x-check-cache-dropped", "lazy-refcounts", "overlap-check", "cache-size",
+		"l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
+		"cache-clean-interval", "pass-discard-request", "pass-discard-snapshot",
+		"pass-discard-other", "discard-no-unref"};
+	const char *key = NULL;
+	json_t *value = NULL;
+	json_object_foreach((json_t *)spec, key, value)
+	{
+		bool found = false;
+		for (size_t i = 0; i < sizeof(known) / sizeof(known[0]) && !found; i++)
+			found = strcmp(known[i], key) == 0;
+		if (!found)
+			return QK_FAIL(
+				err, QCOW_E_UNSUPPORTED, "the option '%s' is not built in", key);
+	}
+	return QCOW_OK;
+}
+
+/* A secret that is named must exist. */
+static enum qcow_status check_secret(struct cli *cli, const json_t *spec, struct qcow_error *err)
+{
+	const char *id = NULL;
+	QK_TRY(cli_spec_string(json_object_get(spec, "encrypt"), "key-secret", &id, err));
+	if (id != NULL && cli_secret_find(cli, id) == NULL)
+		return QK_FAIL(err, QCOW_E_KEY, "No secret with id '%s'", id);
+	return QCOW_OK;
+}
+
+static enum qcow_status open_path(
+	const char *path, unsigned flags, struct qcow_store **out, struct qcow_error *err)
+{
+	enum qcow_status status = qcow_file_open(path, flags, out, err);
+	if (status != QCOW_OK)
+		return status;
+	status = qcow_store_set_name(*out, path, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(*out);
+		*out = NULL;
+	}
+	return status;
+}
+
+/* The file of a protocol node: {driver: file|host_device, filename, locking, cache.direct}. */
+static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsigned flags,
+	struct qcow_store **out, struct qcow_error *err)
+{
+	if (!json_is_object(spec))
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"'file' must be an object; references to other nodes are not built in");
+	QK_TRY(check_members(spec, err));
+	const char *path = NULL, *driver = NULL, *locking = NULL;
+	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
+	QK_TRY(cli_spec_string(spec, "filename", &path, err));
+	QK_TRY(cli_spec_string(spec, "locking", &locking, err));
+	if (driver != NULL) {
+		QK_TRY(check_driver(cli, driver, &driver, err));
+		if (!is_protocol(driver))
+			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"driver '%s' over another format is not built in", driver);
+	}
+	if (path == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "the file's 'filename' is missing");
+	bool direct = false, share = false;
+	QK_TRY(cli_spec_bool(json_object_get(spec, "cache"), "direct", &direct, err));
+	QK_TRY(cli_spec_bool(spec, "force-share", &share, err));
+	if (direct)
+		flags |= QCOW_FILE_DIRECT;
+	if (share)
+		flags |= QCOW_FILE_SHARE;
+	if (locking != NULL && strcmp(locking, "off") == 0)
+		flags |= QCOW_FILE_NO_LOCK;
+	return open_path(path, flags, out, err);
+}
+
+/* The store and format of a node, without what lies below it. */
+static enum qcow_status open_node(struct cli *cli, const json_t *spec, unsigned flags,
+	struct node *out, struct qcow_error *err)
+{
+	const char *driver = NULL;
+	QK_TRY(check_members(spec, err));
+	QK_TRY(check_secret(cli, spec, err));
+	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
+	if (driver != NULL)
+		QK_TRY(check_driver(cli, driver, &driver, err));
+	if (driver != NULL && strcmp(driver, "raw") == 0) {
+		QK_TRY(cli_spec_u64(cli, spec, "offset", &out->raw_offset, err));
+		QK_TRY(cli_spec_u64(cli, spec, "size", &out->raw_size, err));
+	}
+	bool share = false;
+	QK_TRY(cli_spec_bool(spec, "force-share", &share, err));
+	if (share)
+		flags |= QCOW_FILE_SHARE;
+	const json_t *file = json_object_get(spec, "file");
+	if (file == NULL && driver != NULL && !is_protocol(driver))
+		return QK_FAIL(err, QCOW_E_INVAL, "A block device must be specified for \"file\"");
+	out->format = driver != NULL && is_protocol(driver) ? "raw" : driver;
+	return open_protocol(cli, file != NULL ? file : spec, flags, &out->store, err);
+}
+
+/* ---- references ---- */
+
+static const char *kind_text(enum qcow_reference_kind kind)
+{
+	return kind == QCOW_REF_BACKING ? "backing file" : "data file";
+}
+
+static enum qcow_status resolve_format(const struct refs *refs, const struct qcow_reference *ref,
+	const char **out, struct qcow_error *err)
+{
+	*out = NULL;
+	if (ref->kind == QCOW_REF_DATA_FILE) {
+		*out = "raw";
+		return QCOW_OK;
+	}
+	if (ref->format != NULL) {
+		QK_TRY(check_driver(refs->cli, ref->format, out, err));
+		if (is_protocol(*out))
+			*out = "raw";
+		return QCOW_OK;
+	}
+	if (refs->cli->traits->probe_backing || (refs->flags & CLI_OPEN_PROBE) != 0)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_POLICY,
+		"'%s' records no format for its backing file '%s'; record it "
+		"('qcow rebase -u -b %s -F FORMAT %s') or open with --probe",
+		ref->from, ref->name, ref->name, ref->from);
+}
+
+/* A special name that QEMU would open: json:… and file:…. Others are refused by name. */
+static enum qcow_status resolve_special(struct refs *refs, const struct qcow_reference *ref,
+	size_t protocol_bytes, struct qcow_resolved *out, struct qcow_error *err)
+{
+	const char *kind = kind_text(ref->kind);
+	if (!refs->cli->traits->special_references)
+		return QK_FAIL(err, QCOW_E_POLICY,
+			"'%s' names a %s that is no plain path: '%s'; if you trust it, name it "
+			"yourself (--image-opts driver=qcow2,file.filename=%s,%s.file.filename=…)",
+			ref->from, kind, ref->name, ref->from,
+			ref->kind == QCOW_REF_BACKING ? "backing" : "data-file");
+	if (strncmp(ref->name, "json:", strlen("json:")) == 0) {
+		json_t *spec = NULL;
+		struct node node = {0};
+		QK_TRY(cli_spec_parse_json(ref->name, &spec, err));
+		enum qcow_status status = open_node(
+			refs->cli, spec, file_flags(refs->flags), &node, err);
+		json_decref(spec);
+		QK_TRY(status);
+		out->store = node.store;
+		if (node.raw_offset != 0 || node.raw_size != 0)
+			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"offset and size in a recorded %s are not built in", kind);
+		if (node.format != NULL)
+			out->format = node.format;
+		return QCOW_OK;
+	}
+	if (strncmp(ref->name, "file:", strlen("file:")) != 0)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"'%s' names a %s by a protocol that is not built in: '%.*s'", ref->from,
+			kind, (int)protocol_bytes, ref->name);
+	return open_path(ref->name + strlen("file:"), file_flags(refs->flags), &out->store, err);
+}
+
+/* `qcow` opens regular files only by name from an image. Judged on the open descriptor, not the path. */
+static enum qcow_status check_file_kind(const struct refs *refs, const struct qcow_reference *ref,
+	struct qcow_store *store, struct qcow_error *err)
+{
+	struct stat st;
+	int fd = qcow_store_fd(store);
+	if (refs->cli->traits->special_references || fd < 0 || fstat(fd, &st) != 0 ||
+		S_ISREG(st.st_mode))
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_POLICY,
+		"'%s' names a device as its %s: '%s'; if you trust it, name it yourself "
+		"(--image-opts driver=qcow2,file.filename=%s,%s.file.filename=%s)",
+		ref->from, kind_text(ref->kind), ref->name, ref->from,
+		ref->kind == QCOW_REF_BACKING ? "backing" : "data-file", ref->name);
+}
+
+static enum qcow_status resolve_path(struct refs *refs, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	QK_AUTO_FREE char *path = cli_join_path(ref->from, ref->name);
+	if (path == NULL)
+		return QK_FAIL_NOMEM(err);
+	enum qcow_status status = open_path(path, file_flags(refs->flags), &out->store, err);
+	if (status == QCOW_OK)
+		status = check_file_kind(refs, ref, out->store, err);
+	else
+		qk_err_context(err, "%s of '%s'", kind_text(ref->kind), ref->from);
+	return status;
+}
+
+/* struct qcow_open_options.resolve */
+static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	struct refs *refs = ctx;
+	*out = (struct qcow_resolved){0};
+	if ((refs->flags & CLI_OPEN_UNTRUSTED) != 0)
+		return QK_FAIL(err, QCOW_E_POLICY,
+			"'%s' names a %s, '%s', which --untrusted does not open", ref->from,
+			kind_text(ref->kind), ref->name);
+	if (ref->kind == QCOW_REF_DATA_FILE && ref->depth == 0 && refs->data_file != NULL) {
+		out->format = "raw";
+		return open_protocol(
+			refs->cli, refs->data_file, file_flags(refs->flags), &out->store, err);
+	}
+	QK_TRY(resolve_format(refs, ref, &out->format, err));
+	size_t n = 0;
+	enum qcow_status status = cli_path_protocol(ref->name, &n)
+					  ? resolve_special(refs, ref, n, out, err)
+					  : resolve_path(refs, ref, out, err);
+	if (status != QCOW_OK && out->store != NULL) {
+		qcow_store_close(out->store);
+		out->store = NULL;
+	}
+	return status;
+}
+
+/* ---- opening images ---- */
+
+/* "NAME", "snapshot.name=NAME", "snapshot.id=ID". */
+static enum qcow_status set_snapshot(
+	const char *text, struct qcow_open_options *options, struct qcow_error *err)
+{
+	static const char by_id[] = "snapshot.id=", by_name[] = "snapshot.name=";
+	options->snapshot = text;
+	if (text == NULL || strncmp(text, "snapshot.", strlen("snapshot.")) != 0)
+		return QCOW_OK;
+	options->snapshot_by_id = strncmp(text, by_id, strlen(by_id)) == 0;
+	options->snapshot_by_name = strncmp(text, by_name, strlen(by_name)) == 0;
+	options->snapshot = strchr(text, '=');
+	if ((!options->snapshot_by_id && !options->snapshot_by_name) || options->snapshot == NULL ||
+		strchr(text, ',') != NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"'%s' is no snapshot: say NAME, snapshot.name=NAME or snapshot.id=ID",
+			text);
+	options->snapshot++;
+	return QCOW_OK;
+}
+
+struct layer {
+	const json_t *spec;
+	const char *format, *snapshot; /* of the top layer, else NULL */
+	struct qcow_image *backing; /* spelt out below it, or NULL; stays the caller's on failure */
+};
+
+static void set_options(const struct refs *refs, const struct layer *layer, const struct node *node,
+	struct qcow_open_options *options)
+{
+	unsigned flags = refs->flags;
+	bool alone = (flags & CLI_OPEN_ALONE) != 0;
+	options->format = node->format != NULL ? node->format : layer->format;
+	if (options->format != NULL && is_protocol(options->format))
+		options->format = "raw";
+	options->raw_offset = node->raw_offset;
+	options->raw_size = node->raw_size;
+	options->backing = layer->backing;
+	if (alone || json_is_null(json_object_get(layer->spec, "backing")))
+		options->flags |= QCOW_OPEN_NO_BACKING;
+	if (alone)
+		options->flags |= QCOW_OPEN_NO_DATA_FILE;
+	if ((flags & CLI_OPEN_CHECK) != 0)
+		options->flags |= QCOW_OPEN_CHECK;
+	if (refs->cli->traits->probe_backing || (flags & CLI_OPEN_PROBE) != 0)
+		options->flags |= QCOW_OPEN_PROBE;
+}
+
+static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
+	struct node node = {0};
+	const char *format = NULL;
+	QK_TRY(set_snapshot(layer->snapshot, &options, err));
+	if (layer->format != NULL)
+		QK_TRY(check_driver(refs->cli, layer->format, &format, err));
+	QK_TRY(open_node(refs->cli, layer->spec, file_flags(refs->flags), &node, err));
+	set_options(refs, layer, &node, &options);
+	refs->data_file = json_object_get(layer->spec, "data-file");
+	options.resolve = resolve;
+	options.resolve_ctx = refs;
+	return qcow_open(node.store, &options, out, err);
+}
+
+/* The layers that the operand itself spells out (backing={…} at each), opened from the lowest. */
+static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
+	const struct cli_open_request *request, struct qcow_image **out, struct qcow_error *err)
+{
+	const json_t *specs[CLI_SPEC_DEPTH + 1];
+	size_t n = 0;
+	bool alone = (request->flags & CLI_OPEN_ALONE) != 0;
+	for (const json_t *at = spec; at != NULL && !json_is_null(at);
+		at = alone ? NULL : json_object_get(at, "backing")) {
+		if (!json_is_object(at) || n > CLI_SPEC_DEPTH)
+			return QK_FAIL(err, QCOW_E_INVAL,
+				"'backing' must be an object or null; references to other nodes "
+				"are not built in");
+		specs[n++] = at;
+	}
+	struct qcow_image *image = NULL;
+	while (n > 0) {
+		struct layer layer = {.spec = specs[--n], .backing = image};
+		if (n == 0) {
+			layer.format = request->operand.format;
+			layer.snapshot = request->snapshot;
+		}
+		struct qcow_image *above = NULL;
+		enum qcow_status status = open_layer(refs, &layer, &above, err);
+		if (status != QCOW_OK) {
+			qcow_close(image);
+			return status;
+		}
+		image = above;
+	}
+	*out = image;
+	return QCOW_OK;
+}
+
+/* The sentence of a failed open. The personality keeps the words that callers of QEMU look for. */
+static void report_open(struct cli *cli, const char *text, struct qcow_error *err)
+{
+	if (err->message[0] == '\0')
+		(void)snprintf(
+			err->message, sizeof(err->message), "%s", qcow_status_text(err->status));
+	if (cli->qemu && err->status == QCOW_E_NOT_QCOW2)
+		(void)snprintf(err->message, sizeof(err->message), "Image is not in qcow2 format");
+	if (cli->qemu && err->status == QCOW_E_NOENT && err->os_errno != 0)
+		qk_err_context(err, "Could not open '%s'", text);
+	(void)cli_fail(cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+}
+
+enum qcow_status cli_open(
+	struct cli *cli, const struct cli_open_request *request, struct qcow_image **out)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct refs refs = {.cli = cli, .flags = request->flags};
+	json_t *spec = NULL;
+	*out = NULL;
+	enum qcow_status status = cli_spec_parse(cli, &request->operand, &spec, &err);
+	if (status == QCOW_OK)
+		status = open_chain(&refs, spec, request, out, &err);
+	json_decref(spec);
+	if (status != QCOW_OK)
+		report_open(cli, request->operand.text, &err);
+	return status;
+}
+
+enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand, unsigned flags,
+	struct qcow_store **out, const char **format)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct node node = {0};
+	json_t *spec = NULL;
+	*out = NULL;
+	enum qcow_status status = cli_spec_parse(cli, operand, &spec, &err);
+	if (status == QCOW_OK)
+		status = open_node(cli, spec, flags, &node, &err);
+	if (status == QCOW_OK && (node.raw_offset != 0 || node.raw_size != 0)) {
+		qcow_store_close(node.store);
+		status = QK_FAIL(
+			&err, QCOW_E_UNSUPPORTED, "offset and size of a target are not built in");
+	}
+	json_decref(spec);
+	if (status != QCOW_OK) {
+		report_open(cli, operand->text, &err);
+		return status;
+	}
+	*out = node.store;
+	*format = node.format;
+	return QCOW_OK;
+}
+
+bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const char *operand,
+	unsigned flags, struct cli_open_request *out)
+{
+	*out = (struct cli_open_request){.flags = flags};
+	out->operand.text = operand;
+	out->operand.format = cli_arg(args, "format");
+	out->operand.image_opts = cli_flag(args, "image-opts");
+	if (out->operand.image_opts && out->operand.format != NULL) {
+		(void)cli_usage(cli, "--image-opts and --format are mutually exclusive");
+		return false;
+	}
+	out->flags |= (cli_flag(args, "force-share") ? (unsigned)CLI_OPEN_SHARE : 0) |
+		      (cli_flag(args, "probe") ? (unsigned)CLI_OPEN_PROBE : 0) |
+		      (cli_flag(args, "untrusted") ? (unsigned)CLI_OPEN_UNTRUSTED : 0);
+	if ((cli_cache_file_flags(cli_arg(args, "cache")) & QCOW_FILE_DIRECT) != 0)
+		out->flags |= CLI_OPEN_DIRECT;
+	return cli_objects_add_all(cli, args);
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: MIT */
+#include "cli/spec.h"
+
+#include <ctype.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+bool cli_path_protocol(const char *path, size_t *protocol_bytes)
+{
+	size_t n = strcspn(path, ":/");
+	if (n == 0 || path[n] != ':')
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (!isalnum((unsigned char)path[i]) && strchr("+-._", path[i]) == NULL)
+			return false;
+	*protocol_bytes = n;
+	return true;
+}
+
+/* The object that the dotted front of `key` names below `root`, made where missing; *leaf is the rest.
+ * NULL: out of memory, too deep, or a part of the key holds a plain value (reported). */
+static json_t *descend(json_t *root, const char *key, const char **leaf, struct qcow_error *err)
+{
+	json_t *at = root;
+	for (unsigned depth = 0;; depth++) {
+		const char *dot = strchr(key, '.');
+		if (dot == NULL) {
+			*leaf = key;
+			return at;
+		}
+		QK_AUTO_FREE char *part = qk_strndup(key, (size_t)(dot - key));
+		json_t *next = part != NULL ? json_object_get(at, part) : NULL;
+		if (part != NULL && next == NULL) {
+			next = json_object();
+			if (json_object_set_new(at, part, next) != 0)
+				next = NULL;
+		}
+		if (next == NULL) {
+			(void)QK_FAIL_NOMEM(err);
+			return NULL;
+		}
+		if (!json_is_object(next) || depth == CLI_SPEC_DEPTH) {
+			(void)QK_FAIL(err, QCOW_E_INVAL, "option '%s' cannot have parts", part);
+			return NULL;
+		}
+		at = next;
+		key = dot + 1;
+	}
+}
+
+/* Set a dotted key, stealing `value`. */
+static enum qcow_status set_dotted(
+	json_t *root, const char *key, json_t *value, struct qcow_error *err)
+{
+	const char *leaf = NULL;
+	json_t *at = value != NULL ? descend(root, key, &leaf, err) : NULL;
+	if (value == NULL)
+		return QK_FAIL_NOMEM(err);
+	if (at == NULL || json_object_set_new(at, leaf, value) != 0) {
+		if (at == NULL)
+			json_decref(value);
+		return at == NULL ? err->status : QK_FAIL_NOMEM(err);
+	}
+	return QCOW_OK;
+}
+
+/* Copy `from` into `to` with dotted keys unfolded. The depth of what a user typed is bounded. */
+static enum qcow_status unfold(json_t *to, json_t *from, unsigned depth, struct qcow_error *err)
+{
+	if (depth > CLI_SPEC_DEPTH)
+		return QK_FAIL(err, QCOW_E_INVAL, "the options are nested more than %d deep",
+			CLI_SPEC_DEPTH);
+	const char *key = NULL;
+	json_t *value = NULL;
+	json_object_foreach(from, key, value)
+	{
+		if (!json_is_object(value)) {
+			QK_TRY(set_dotted(to, key, json_incref(value), err));
+			continue;
+		}
+		const char *leaf = NULL;
+		json_t *at = descend(to, key, &leaf, err);
+		if (at == NULL)
+			return err->status;
+		json_t *sub = json_object_get(at, leaf);
+		if (sub == NULL) {
+			sub = json_object();
+			if (json_object_set_new(at, leaf, sub) != 0)
+				return QK_FAIL_NOMEM(err);
+		}
+		if (!json_is_object(sub))
+			return QK_FAIL(err, QCOW_E_INVAL, "option '%s' is given twice", key);
+		QK_TRY(unfold(sub, value, depth + 1, err));
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status cli_spec_parse_json(const char *text, json_t **out, struct qcow_error *err)
+{
+	json_error_t why;
+	json_t *typed = json_loads(text + strlen("json:"), JSON_REJECT_DUPLICATES, &why);
+	if (typed == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"Could not parse the JSON options: %s at character %d", why.text,
+			why.column);
+	if (!json_is_object(typed)) {
+		json_decref(typed);
+		return QK_FAIL(err, QCOW_E_INVAL, "Invalid JSON object given");
+	}
+	json_t *spec = json_object();
+	enum qcow_status status = spec != NULL ? unfold(spec, typed, 0, err) : QK_FAIL_NOMEM(err);
+	json_decref(typed);
+	if (status != QCOW_OK) {
+		json_decref(spec);
+		return status;
+	}
+	*out = spec;
+	return QCOW_OK;
+}
+
+static enum qcow_status parse_image_opts(
+	struct cli *cli, const char *text, json_t **out, struct qcow_error *err)
+{
+	struct cli_keyvals list = {0};
+	json_t *spec = json_object();
+	enum qcow_status status = spec != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+	if (status == QCOW_OK && !cli_keyvals_add(cli, &list, text))
+		status = QK_FAIL(err, QCOW_E_INVAL, "the image options cannot be read");
+	for (size_t i = 0; i < list.n && status == QCOW_OK; i++) {
+		/* a word without '=' is a flag that is on, the first one a path */
+		const char *value = list.v[i].value;
+		if (value == NULL && i == 0)
+			status = set_dotted(spec, "filename", cli_json_string(list.v[i].key), err);
+		else
+			status = set_dotted(spec, list.v[i].key,
+				cli_json_string(value != NULL ? value : "on"), err);
+	}
+	cli_keyvals_release(&list);
+	if (status != QCOW_OK) {
+		json_decref(spec);
+		return status;
+	}
+	*out = spec;
+	return QCOW_OK;
+}
+
+/* json strings must be UTF-8, paths need not be: such a path goes through untouched, beside the tree. */
+static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_error *err)
+{
+	size_t n = 0;
+	if (cli_path_protocol(path, &n)) {
+		bool is_file = n == strlen("file") && strncmp(path, "file", n) == 0;
+		if (!is_file)
+			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"the protocol '%.*s' is not built in; a file of that name is "
+				"'./%s'",
+				(int)n, path, path);
+		path += n + 1;
+	}
+	json_t *spec = json_object();
+	json_t *name = json_string_nocheck(path);
+	if (spec == NULL || json_object_set_new(spec, "filename", name) != 0) {
+		json_decref(spec);
+		return QK_FAIL_NOMEM(err);
+	}
+	*out = spec;
+	return QCOW_OK;
+}
+
+enum qcow_status cli_spec_parse(
+	struct cli *cli, const struct cli_operand *operand, json_t **out, struct qcow_error *err)
+{
+	*out = NULL;
+	if (operand->image_opts)
+		return parse_image_opts(cli, operand->text, out, err);
+	if (strncmp(operand->text, "json:", strlen("json:")) == 0)
+		return cli_spec_parse_json(operand->text, out, err);
+	return parse_path(operand->text, out, err);
+}
+
+enum qcow_status cli_spec_string(
+	const json_t *spec, const char *key, const char **out, struct qcow_error *err)
+{
+	const json_t *value = json_object_get(spec, key);
+	if (value == NULL)
+		return QCOW_OK;
+	if (!json_is_string(value))
+		return QK_FAIL(err, QCOW_E_INVAL, "option '%s' must be a string", key);
+	*out = json_string_value(value);
+	return QCOW_OK;
+}
+
+enum qcow_status cli_spec_u64(
+	struct cli *cli, const json_t *spec, const char *key, uint64_t *out, struct qcow_error *err)
+{
+	const json_t *value = json_object_get(spec, key);
+	if (value == NULL)
+		return QCOW_OK;
+	if (json_is_integer(value) && json_integer_value(value) >= 0) {
+		*out = (uint64_t)json_integer_value(value);
+		return QCOW_OK;
+	}
+	if (json_is_string(value) && cli_parse_size(cli, key, json_string_value(value), out))
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_INVAL, "option '%s' must be a number of bytes", key);
+}
+
+enum qcow_status cli_spec_bool(
+	const json_t *spec, const char *key, bool *out, struct qcow_error *err)
+{
+	const json_t *value = json_object_get(spec, key);
+	if (value == NULL)
+		return QCOW_OK;
+	const char *text = json_is_string(value) ? json_string_value(value) : "";
+	bool on = json_is_true(value) || strcmp(text, "on") == 0 || strcmp(text, "true") == 0;
+	bool off = json_is_false(value) || strcmp(text, "off") == 0 || strcmp(text, "false") == 0;
+	if (!on && !off)
+		return QK_FAIL(err, QCOW_E_INVAL, "option '%s' must be on or off", key);
+	*out = on;
+	return QCOW_OK;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * spec: what an operand says, as one nested JSON object whatever way it was written:
+ *   path                  {"filename": "path"}
+ *   json:{"file.x": …}    {"file": {"x": …}}
+ *   --image-opts file.x=… {"file": {"x": "…"}}
+ * Values of image-opts are strings; numbers and booleans are read from both kinds.
+ */
+#ifndef QK_CLI_SPEC_H
+#define QK_CLI_SPEC_H
+
+#include <jansson.h>
+
+#include "cli/cli.h"
+
+/* Deeper nesting than this is refused. */
+enum {
+	CLI_SPEC_DEPTH = 8
+};
+
+/* Parse an operand. QCOW_E_INVAL with a sentence, QCOW_E_UNSUPPORTED (a protocol that is not built in),
+ * QCOW_E_NOMEM. *out is the caller's (json_decref). */
+enum qcow_status cli_spec_parse(struct cli *cli, const struct cli_operand *operand, json_t **out,
+	struct qcow_error *err) QK_MUST_USE;
+
+/* The same for "json:{…}" alone. */
+enum qcow_status cli_spec_parse_json(
+	const char *text, json_t **out, struct qcow_error *err) QK_MUST_USE;
+
+/* "nbd" of "nbd://host", or false: a plain path. A '/' before the colon makes it a path. */
+bool cli_path_protocol(const char *path, size_t *protocol_bytes);
+
+/* Members, NULL or the default where they are missing; another type than wanted is QCOW_E_INVAL. */
+enum qcow_status cli_spec_string(
+	const json_t *spec, const char *key, const char **out, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status cli_spec_u64(struct cli *cli, const json_t *spec, const char *key, uint64_t *out,
+	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status cli_spec_bool(
+	const json_t *spec, const char *key, bool *out, struct qcow_error *err) QK_MUST_USE;
+
+#endif
