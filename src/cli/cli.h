@@ -234,6 +234,8 @@ json_t *cli_json_stringn(const char *text, size_t bytes);
 json_t *cli_json_u64(uint64_t value);
 /* Set a member, stealing `value`; a NULL value marks the whole as failed (cli_json_print says so). */
 void cli_json_set(json_t *object, const char *key, json_t *value);
+/* Did building this object run out of memory? */
+bool cli_json_failed(const json_t *object);
 /* Print with 4-space indent and a newline, and free. 0, or 1 with the error reported. */
 int cli_json_print(struct cli *cli, json_t *root);
 
@@ -246,7 +248,7 @@ enum {
 	CLI_OPEN_PROBE = 8, /* --probe */
 	CLI_OPEN_UNTRUSTED = 16, /* --untrusted: refuse whatever the image names */
 	CLI_OPEN_DIRECT = 32, /* cache=none */
-	CLI_OPEN_WRITE = 64 /* cli_open_target only: for writing */
+	CLI_OPEN_NO_DATA = 64 /* no data files: guest data is not read */
 };
 
 struct cli_operand {
@@ -270,6 +272,14 @@ bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const c
  * reported; the status is for those who pick the exit code by it. */
 enum qcow_status cli_open(struct cli *cli, const struct cli_open_request *request,
 	struct qcow_image **out) QK_MUST_USE;
+
+/* What messages call an operand that is open: its path, or for a part of a raw disk the operand as
+ * JSON, as QEMU prints it. NULL: out of memory. Free it. */
+char *cli_display_name(
+	struct cli *cli, const struct cli_operand *operand, struct qcow_image *image);
+
+/* "nbd" of "nbd://host", or false: a plain path. A '/' before the colon makes it a path. */
+bool cli_path_protocol(const char *path, size_t *protocol_bytes);
 
 /* A target: the operand's store (a path, json: or image-opts with driver file, host_device, raw or qcow2
  * over it), opened with QCOW_FILE_… flags. *format: what the operand's driver says, or NULL; static

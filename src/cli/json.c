@@ -46,9 +46,14 @@ json_t *cli_json_u64(uint64_t value)
 
 static const char broken[] = "\x01out-of-memory";
 
+bool cli_json_failed(const json_t *object)
+{
+	return object == NULL || json_object_get(object, broken) != NULL;
+}
+
 void cli_json_set(json_t *object, const char *key, json_t *value)
 {
-	if (value == NULL || (json_is_object(value) && json_object_get(value, broken) != NULL)) {
+	if (value == NULL || cli_json_failed(value)) {
 		json_decref(value);
 		(void)json_object_set_new(object, broken, json_null());
 		return;
@@ -58,8 +63,8 @@ void cli_json_set(json_t *object, const char *key, json_t *value)
 
 int cli_json_print(struct cli *cli, json_t *root)
 {
-	bool whole = root != NULL && json_object_get(root, broken) == NULL;
-	char *text = whole ? json_dumps(root, JSON_INDENT(4) | JSON_ENSURE_ASCII) : NULL;
+	char *text = !cli_json_failed(root) ? json_dumps(root, JSON_INDENT(4) | JSON_ENSURE_ASCII)
+					    : NULL;
 	json_decref(root);
 	if (text == NULL) {
 		cli_error(cli, "out of memory");

@@ -355,7 +355,7 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 	options->backing = layer->backing;
 	if (alone || json_is_null(json_object_get(layer->spec, "backing")))
 		options->flags |= QCOW_OPEN_NO_BACKING;
-	if (alone)
+	if (alone || (flags & CLI_OPEN_NO_DATA) != 0)
 		options->flags |= QCOW_OPEN_NO_DATA_FILE;
 	if ((flags & CLI_OPEN_CHECK) != 0)
 		options->flags |= QCOW_OPEN_CHECK;
@@ -441,6 +441,42 @@ enum qcow_status cli_open(
 	if (status != QCOW_OK)
 		report_open(cli, request->operand.text, &err);
 	return status;
+}
+
+/* {"offset": N, "driver": "raw", "size": N, "file": {…}}, in QEMU's order. */
+static char *raw_part_name(const json_t *spec, const char *path)
+{
+	json_t *o = json_object(), *file = json_object();
+	cli_json_set(file, "driver", json_string("file"));
+	cli_json_set(file, "filename", cli_json_string(path));
+	if (json_object_get(spec, "offset") != NULL)
+		cli_json_set(o, "offset", json_incref(json_object_get(spec, "offset")));
+	cli_json_set(o, "driver", json_string("raw"));
+	if (json_object_get(spec, "size") != NULL)
+		cli_json_set(o, "size", json_incref(json_object_get(spec, "size")));
+	cli_json_set(o, "file", file);
+	char *text = cli_json_failed(o) ? NULL : json_dumps(o, JSON_ENSURE_ASCII);
+	json_decref(o);
+	uint64_t n = text != NULL ? strlen(text) : 0;
+	char *out = text != NULL ? qk_malloc(n + sizeof("json:"), 1) : NULL;
+	if (out != NULL)
+		(void)snprintf(out, n + sizeof("json:"), "json:%s", text);
+	free(text);
+	return out;
+}
+
+char *cli_display_name(struct cli *cli, const struct cli_operand *operand, struct qcow_image *image)
+{
+	const char *path = qcow_store_name(qcow_image_store(image));
+	struct qcow_error err = QCOW_ERROR_INIT;
+	json_t *spec = NULL;
+	if (cli_spec_parse(cli, operand, &spec, &err) != QCOW_OK)
+		return NULL;
+	bool is_part = json_object_get(spec, "offset") != NULL ||
+		       json_object_get(spec, "size") != NULL;
+	char *name = is_part ? raw_part_name(spec, path) : qk_strndup(path, strlen(path));
+	json_decref(spec);
+	return name;
 }
 
 enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand, unsigned flags,

@@ -27,9 +27,6 @@ enum qcow_status cli_spec_parse(struct cli *cli, const struct cli_operand *opera
 enum qcow_status cli_spec_parse_json(
 	const char *text, json_t **out, struct qcow_error *err) QK_MUST_USE;
 
-/* "nbd" of "nbd://host", or false: a plain path. A '/' before the colon makes it a path. */
-bool cli_path_protocol(const char *path, size_t *protocol_bytes);
-
 /* Members, NULL or the default where they are missing; another type than wanted is QCOW_E_INVAL. */
 enum qcow_status cli_spec_string(
 	const json_t *spec, const char *key, const char **out, struct qcow_error *err) QK_MUST_USE;

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * create_opts: the table of options of a new image. Whether they go together is the library's to say
+ * (qcow_create_validate); here each is only read.
+ */
+#include "cli/create_opts.h"
+
+#include <string.h>
+
+#include "base/num.h"
+
+struct opt {
+	const char *key, *arg, *help;
+	bool raw; /* raw targets take it too */
+	bool (*set)(struct cli *cli, struct cli_create_opts *out, const char *value);
+};
+
+static bool set_backing_file(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.backing_name = value;
+	return true;
+}
+
+static bool set_backing_fmt(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.backing_format = value;
+	return true;
+}
+
+static bool set_cluster_size(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	return cli_parse_size(cli, "cluster size", value, &out->create.cluster_size);
+}
+
+static bool set_compat(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	if (strcmp(value, "0.10") == 0 || strcmp(value, "v2") == 0)
+		out->create.version = 2;
+	else if (strcmp(value, "1.1") == 0 || strcmp(value, "v3") == 0)
+		out->create.version = 3;
+	else {
+		cli_error(cli, "Invalid compatibility level: '%s' (v2 or 0.10, v3 or 1.1)", value);
+		return false;
+	}
+	return true;
+}
+
+static bool set_compression_type(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	if (strcmp(value, "zlib") == 0)
+		out->create.compression = QCOW_COMPRESSION_ZLIB;
+	else if (strcmp(value, "zstd") == 0)
+		out->create.compression = QCOW_COMPRESSION_ZSTD;
+	else {
+		cli_error(cli, "invalid compression_type '%s': it must be zlib or zstd", value);
+		return false;
+	}
+	return true;
+}
+
+static bool set_data_file(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.data_file_name = value;
+	return true;
+}
+
+static bool set_data_file_raw(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	return cli_parse_bool(cli, "data_file_raw", value, &out->create.data_file_raw);
+}
+
+static bool refuse_encryption(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)out;
+	(void)value;
+	cli_error(cli, "encrypted images are not built in yet");
+	return false;
+}
+
+static bool set_encryption(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	bool on = false;
+	if (!cli_parse_bool(cli, "encryption", value, &on))
+		return false;
+	return !on || refuse_encryption(cli, out, value);
+}
+
+static bool set_extended_l2(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	return cli_parse_bool(cli, "extended_l2", value, &out->create.extended_l2);
+}
+
+static bool set_keep_data_file(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	return cli_parse_bool(cli, "keep_data_file", value, &out->create.keep_data_file);
+}
+
+static bool set_lazy_refcounts(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	return cli_parse_bool(cli, "lazy_refcounts", value, &out->create.lazy_refcounts);
+}
+
+/* Hints for a host file system: they change no byte of an image. */
+static bool check_nocow(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	bool ignored = false;
+	(void)out;
+	return cli_parse_bool(cli, "nocow", value, &ignored);
+}
+
+static bool check_extent_size_hint(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	uint64_t ignored = 0;
+	(void)out;
+	return cli_parse_size(cli, "extent_size_hint", value, &ignored);
+}
+
+static bool set_preallocation(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	static const char *const modes[] = {
+		[QCOW_PREALLOC_OFF] = "off",
+		[QCOW_PREALLOC_METADATA] = "metadata",
+		[QCOW_PREALLOC_FALLOC] = "falloc",
+		[QCOW_PREALLOC_FULL] = "full",
+	};
+	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+		if (strcmp(modes[i], value) != 0)
+			continue;
+		out->create.preallocation = (enum qcow_preallocation)i;
+		return true;
+	}
+	cli_error(
+		cli, "invalid preallocation '%s': it must be off, metadata, falloc or full", value);
+	return false;
+}
+
+static bool set_refcount_bits(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	uint64_t bits = 0;
+	if (!cli_parse_number(cli, "refcount_bits", value, 1, 64, &bits))
+		return false;
+	out->create.refcount_bits = (uint32_t)bits;
+	return true;
+}
+
+static bool set_size(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	out->has_size = true;
+	return cli_parse_size(cli, "size", value, &out->size);
+}
+
+static const struct opt opts[] = {
+	{"backing_file", "str", "File name of a base image", false, set_backing_file},
+	{"backing_fmt", "str", "Image format of the base image", false, set_backing_fmt},
+	{"cluster_size", "size", "qcow2 cluster size", false, set_cluster_size},
+	{"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])", false, set_compat},
+	{"compression_type", "str", "Compression method used for image cluster compression", false,
+		set_compression_type},
+	{"data_file", "str", "File name of an external data file", false, set_data_file},
+	{"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image",
+		false, set_data_file_raw},
+	{"encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'", false,
+		refuse_encryption},
+	{"encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase",
+		false, refuse_encryption},
+	{"encryption", "bool (on/off)", "Encrypt the image with format 'aes'", false,
+		set_encryption},
+	{"extended_l2", "bool (on/off)", "Extended L2 tables", false, set_extended_l2},
+	{"extent_size_hint", "size", "Extent size hint for the image file, 0 to disable", true,
+		check_extent_size_hint},
+	{"keep_data_file", "bool (on/off)",
+		"Assume the external data file already exists and do not overwrite it", false,
+		set_keep_data_file},
+	{"lazy_refcounts", "bool (on/off)", "Postpone refcount updates", false, set_lazy_refcounts},
+	{"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", true,
+		check_nocow},
+	{"preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)",
+		true, set_preallocation},
+	{"refcount_bits", "num", "Width of a reference count entry in bits", false,
+		set_refcount_bits},
+	{"size", "size", "Virtual disk size", true, set_size},
+};
+#define N_OPTS (sizeof(opts) / sizeof(opts[0]))
+
+static const struct opt *find_opt(const char *key, bool is_raw)
+{
+	for (size_t i = 0; i < N_OPTS; i++)
+		if (strcmp(opts[i].key, key) == 0 && (opts[i].raw || !is_raw))
+			return &opts[i];
+	return NULL;
+}
+
+static bool refuse_key(struct cli *cli, const char *format, const char *key, bool is_raw)
+{
+	const char *names[N_OPTS];
+	size_t n = 0;
+	for (size_t i = 0; i < N_OPTS; i++)
+		if (opts[i].raw || !is_raw)
+			names[n++] = opts[i].key;
+	const char *near = cli_nearest(key, names, n);
+	cli_error(cli, "Invalid parameter '%s': format %s has no such option", key, format);
+	if (near != NULL)
+		cli_hint(cli, "did you mean '%s'? '-o help' lists the options", near);
+	else
+		cli_hint(cli, "'-o help' lists the options");
+	return false;
+}
+
+bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli_keyvals *list,
+	struct cli_create_opts *out)
+{
+	*out = (struct cli_create_opts){.create = QCOW_CREATE_OPTIONS_INIT};
+	bool is_raw = strcmp(format, "raw") == 0;
+	for (size_t i = 0; i < list->n; i++) {
+		const char *key = list->v[i].key, *value = list->v[i].value;
+		const struct opt *opt = find_opt(key, is_raw);
+		if (opt == NULL && !is_raw && strncmp(key, "encrypt.", strlen("encrypt.")) == 0)
+			return refuse_encryption(cli, out, value);
+		if (opt == NULL)
+			return refuse_key(cli, format, key, is_raw);
+		/* "-o lazy_refcounts" is "-o lazy_refcounts=on" */
+		if (value == NULL && strncmp(opt->arg, "bool", strlen("bool")) == 0)
+			value = "on";
+		if (value == NULL) {
+			cli_error(cli, "option '%s' needs a value: -o %s=<%s>", key, key, opt->arg);
+			return false;
+		}
+		if (!opt->set(cli, out, value))
+			return false;
+	}
+	return true;
+}
+
+bool cli_create_opts_wants_help(const struct cli_keyvals *list)
+{
+	for (size_t i = 0; i < list->n; i++)
+		if (list->v[i].value == NULL &&
+			(strcmp(list->v[i].key, "help") == 0 || strcmp(list->v[i].key, "?") == 0))
+			return true;
+	return false;
+}
+
+void cli_create_opts_help(const char *format, FILE *out)
+{
+	bool is_raw = strcmp(format, "raw") == 0;
+	(void)fprintf(out, "Supported options:\n");
+	for (size_t i = 0; i < N_OPTS; i++) {
+		char left[64];
+		if (is_raw && !opts[i].raw)
+			continue;
+		(void)snprintf(left, sizeof(left), "%s=<%s>", opts[i].key, opts[i].arg);
+		(void)fprintf(out, "  %-22s - %s\n", left, opts[i].help);
+	}
+}

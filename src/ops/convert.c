@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * convert: judges the options of qcow_convert, chooses how to copy, and makes the target.
+ *
+ * Nothing is written before the options are judged and the room is counted. Never removes a file:
+ * who made it does.
+ */
+#include <qcowkit/ops.h>
+
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/err.h"
+#include "base/num.h"
+#include "ops/copy.h"
+#include "ops/fit.h"
+
+/* A read and a write of this size are near the cost of the bytes alone, and stay in a core's cache. */
+#define PLAIN_CHUNK_BYTES QK_KIB(512)
+/* Small enough that all workers end together. */
+#define PACKED_CHUNK_BYTES QK_KIB(512)
+#define RAW_UNIT_BYTES	   QK_KIB(4)
+#define MAX_SPARSE_BYTES   QK_MIB(1)
+/* The smallest piece that file systems share. */
+#define CLONE_GRAIN_BYTES QK_KIB(4)
+
+struct request {
+	const struct qcow_convert_options *options;
+	struct qcow_store *target, *target_data;
+	struct qcow_create_options create; /* with the size filled in */
+	bool is_raw;
+};
+
+static enum qcow_status check_raw(const struct request *request, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	if (options->compress)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"compression not supported for format raw: a raw "
+			"disk holds no compressed clusters");
+	if (options->backing != NULL || options->create.backing_name != NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "a raw disk has no backing file");
+	if (options->create.data_file_name != NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "a raw disk has no data file");
+	if (options->create.preallocation == QCOW_PREALLOC_METADATA)
+		return QK_FAIL(err, QCOW_E_INVAL, "a raw disk has no metadata to preallocate");
+	if (options->keep_target && options->create.preallocation != QCOW_PREALLOC_OFF)
+		return QK_FAIL(err, QCOW_E_INVAL, "preallocation is for new targets, not with -n");
+	return QCOW_OK;
+}
+
+static enum qcow_status check_qcow2(const struct request *request, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	if (options->keep_target)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"writing into an existing qcow2 image (-n) is not built yet; raw targets "
+			"take it");
+	if (options->compress && request->create.data_file_name != NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"an image with a data file holds no compressed clusters");
+	if (options->backing != NULL && options->create.backing_name == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "a backing image without a name to record");
+	return qcow_create_validate(&request->create, err);
+}
+
+static enum qcow_status check_options(struct request *request, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	if (options->struct_size != sizeof(*options) || options->format == NULL ||
+		options->n_sources == 0 || options->sources == NULL || request->target == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"convert needs initialised options, a source, a target and a format");
+	if (options->n_workers > QK_PIPE_MAX_WORKERS)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "the number of workers is 1 to %d", QK_PIPE_MAX_WORKERS);
+	request->is_raw = strcmp(options->format, "raw") == 0;
+	if (!request->is_raw && strcmp(options->format, "qcow2") != 0)
+		return QK_FAIL(
+			err, QCOW_E_UNSUPPORTED, "unknown target format '%s'", options->format);
+	return request->is_raw ? check_raw(request, err) : check_qcow2(request, err);
+}
+
+/* ---- sharing blocks ---- */
+
+static bool find_dev(struct qcow_store *store, uint64_t *dev)
+{
+	struct stat st;
+	int fd = qcow_store_fd(store);
+	if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+		return false;
+	*dev = st.st_dev;
+	return true;
+}
+
+/* Does the file system share a block of this source with the (still meaningless) target? */
+static bool try_clone(struct qcow_store *target, uint64_t target_dev, struct qcow_store *source)
+{
+	uint64_t dev = 0, size = 0;
+	struct qcow_store_caps caps;
+	if (source == NULL || !find_dev(source, &dev) || dev != target_dev)
+		return false;
+	qcow_store_caps(source, &caps);
+	return qcow_store_size(source, &size, NULL) == QCOW_OK && size >= CLONE_GRAIN_BYTES &&
+	       qcow_store_clone(target, 0, source, 0, CLONE_GRAIN_BYTES, NULL) == QCOW_OK;
+}
+
+/* The device whose stores may share blocks with the target, or 0. Writes to the target. */
+static uint64_t probe_clone(const struct request *request, struct qcow_store *target)
+{
+	const struct qcow_convert_options *options = request->options;
+	struct qcow_store_caps caps;
+	uint64_t dev = 0;
+	qcow_store_caps(target, &caps);
+	bool is_out = options->no_clone || options->compress || options->keep_target ||
+		      options->sparse_bytes != UINT64_MAX || options->rate_bytes_per_sec != 0 ||
+		      options->create.preallocation > QCOW_PREALLOC_METADATA;
+	if (is_out || !caps.can_clone || !caps.can_grow || !find_dev(target, &dev))
+		return 0;
+	if (!request->is_raw && request->create.cluster_size < CLONE_GRAIN_BYTES)
+		return 0;
+	for (unsigned i = 0; i < options->n_sources; i++)
+		for (struct qcow_image *layer = options->sources[i]; layer != NULL;
+			layer = qcow_backing(layer))
+			if (try_clone(target, dev, qcow_image_data_store(layer)) ||
+				try_clone(target, dev, qcow_image_store(layer)))
+				return dev;
+	return 0;
+}
+
+/* ---- choosing ---- */
+
+/* A power of two of at least `bytes`, at most MAX_SPARSE_BYTES. */
+static uint64_t round_sparse(uint64_t bytes)
+{
+	uint64_t p = 512;
+	while (p < bytes && p < MAX_SPARSE_BYTES)
+		p <<= 1;
+	return p;
+}
+
+static struct qk_policy choose_policy(const struct request *request)
+{
+	const struct qcow_convert_options *options = request->options;
+	struct qk_policy policy = {.compress = options->compress, .sparse_bytes = RAW_UNIT_BYTES};
+	if (options->sparse_bytes != UINT64_MAX)
+		policy.sparse_bytes = options->sparse_bytes;
+	if (request->is_raw && options->create.preallocation == QCOW_PREALLOC_FULL)
+		policy.sparse_bytes = 0;
+	uint64_t sparse = round_sparse(policy.sparse_bytes);
+	policy.unit_bytes = request->is_raw ? qk_min(RAW_UNIT_BYTES, sparse)
+					    : request->create.cluster_size;
+	policy.chunk_bytes = options->compress ? PACKED_CHUNK_BYTES : PLAIN_CHUNK_BYTES;
+	policy.chunk_bytes = qk_max(policy.chunk_bytes, qk_max(policy.unit_bytes, sparse));
+	return policy;
+}
+
+/* Bytes that the target's file system must have whatever the source holds. */
+static uint64_t least_bytes(const struct request *request, const struct qk_copy *copy)
+{
+	enum qcow_preallocation prealloc = request->options->create.preallocation;
+	bool is_full = prealloc == QCOW_PREALLOC_FALLOC || prealloc == QCOW_PREALLOC_FULL;
+	bool stores_zeros = copy->policy.sparse_bytes == 0 && !copy->policy.compress &&
+			    request->options->backing == NULL;
+	return is_full || stores_zeros ? copy->source.size : 0;
+}
+
+static enum qcow_status open_sink(
+	struct request *request, struct qk_copy *copy, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	if (request->is_raw) {
+		QK_TRY(qk_sink_open_raw(
+			&copy->sink, request->target, options, copy->source.size, err));
+		copy->sink.unit_bytes = copy->policy.unit_bytes;
+		return QCOW_OK;
+	}
+	QK_TRY(qk_sink_open_qcow2(
+		&copy->sink, request->target, request->target_data, &request->create, err));
+	if (options->backing != NULL)
+		copy->sink.explicit_zero_bytes = qcow_size(options->backing);
+	return QCOW_OK;
+}
+
+/* Sizes: QEMU reads a qcow2 disk in whole sectors and would drop the rest of an odd one, so the disk
+ * of a new image ends at a sector. A raw target has the sources' bytes. */
+static enum qcow_status choose_size(
+	struct request *request, struct qk_copy *copy, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	QK_TRY(qk_source_init(&copy->source, options->sources, options->n_sources,
+		options->create.virtual_size, err));
+	if (!request->is_raw && options->create.virtual_size == 0 &&
+		!qk_align_up(copy->source.size, 512, &copy->source.size))
+		return QK_FAIL(err, QCOW_E_RANGE, "the sources together exceed 2^63 bytes");
+	request->create.virtual_size = copy->source.size;
+	return QCOW_OK;
+}
+
+static enum qcow_status run(struct request *request, struct qk_copy *copy, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	QK_TRY(choose_size(request, copy, err));
+	QK_TRY(check_options(request, err));
+	copy->source.salvage = options->salvage;
+	copy->policy = choose_policy(request);
+	if (options->backing != NULL && !qk_source_find_backing(&copy->source, options->backing))
+		copy->policy.compare = options->backing;
+	struct qcow_store *data = request->target_data != NULL ? request->target_data
+							       : request->target;
+	copy->clone_dev = probe_clone(request, data);
+	QK_TRY(qk_fit_check(copy, data, least_bytes(request, copy), err));
+	QK_TRY(open_sink(request, copy, err));
+	enum qcow_status status = qk_copy_run(copy, err);
+	if (status == QCOW_OK)
+		return qk_sink_finish(&copy->sink, err);
+	qk_sink_abandon(&copy->sink);
+	return status;
+}
+
+enum qcow_status qcow_convert(struct qcow_store *target, struct qcow_store *target_data,
+	const struct qcow_convert_options *options, struct qcow_convert_result *result,
+	struct qcow_error *err)
+{
+	if (options == NULL || options->sources == NULL || options->n_sources == 0)
+		return QK_FAIL(err, QCOW_E_INVAL, "convert needs options and at least one source");
+	struct request request = {.options = options,
+		.target = target,
+		.target_data = target_data,
+		.create = options->create};
+	struct qk_copy copy = {
+		.compression = options->create.compression,
+		.level = options->level,
+		.n_workers = options->n_workers,
+		.any_order = options->out_of_order && strcmp(options->format, "raw") == 0,
+		.rate_bytes_per_sec = options->rate_bytes_per_sec,
+		.on_salvage = options->on_salvage,
+		.salvage_ctx = options->salvage_ctx,
+		.progress = options->progress,
+	};
+	/* The pipe reports; the builder has nothing to add. */
+	request.create.progress = (struct qcow_progress){0};
+	enum qcow_status status = run(&request, &copy, err);
+	qk_source_release(&copy.source);
+	if (status == QCOW_OK && result != NULL)
+		*result = copy.result;
+	return status;
+}

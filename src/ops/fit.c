@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * fit: see fit.h. Certain is: a file system that stores a byte for a byte (it neither compresses nor
+ * shares blocks by itself), and more bytes of non-zero units than it has blocks left, with the blocks
+ * that the target holds already counted as free.
+ */
+#include "ops/fit.h"
+
+#include <inttypes.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+
+#include "base/bytes.h"
+#include "base/mem.h"
+#include "base/num.h"
+
+#ifndef XFS_SUPER_MAGIC
+#define XFS_SUPER_MAGIC 0x58465342
+#endif
+
+/* Free bytes for the target; false where that says nothing. */
+static bool find_free(struct qcow_store *store, uint64_t *free_bytes)
+{
+	struct statfs fs;
+	struct stat st;
+	int fd = qcow_store_fd(store);
+	if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || fstatfs(fd, &fs) != 0)
+		return false;
+	bool is_plain = fs.f_type == TMPFS_MAGIC || fs.f_type == EXT4_SUPER_MAGIC ||
+			fs.f_type == XFS_SUPER_MAGIC;
+	if (!is_plain || fs.f_blocks == 0 || fs.f_bsize <= 0)
+		return false;
+	uint64_t bytes = 0;
+	return qk_mul(fs.f_bfree, (uint64_t)fs.f_bsize, &bytes) &&
+	       qk_add(bytes, (uint64_t)st.st_blocks * 512, free_bytes);
+}
+
+static bool is_cancelled(const struct qk_copy *copy)
+{
+	return copy->progress.cancelled != NULL && copy->progress.cancelled(copy->progress.ctx);
+}
+
+/* Bytes of DATA segments, counted no further than `enough`. */
+static enum qcow_status count_extents(
+	struct qk_copy *copy, uint64_t enough, uint64_t *out, struct qcow_error *err)
+{
+	uint64_t sum = 0;
+	for (uint64_t at = 0; at < copy->source.size && sum <= enough;) {
+		struct qk_segment segment;
+		QK_TRY(qk_source_segment(&copy->source, at, &segment, err));
+		if (segment.kind == QK_SEGMENT_DATA)
+			sum += segment.len;
+		at += segment.len;
+	}
+	*out = sum;
+	return QCOW_OK;
+}
+
+static uint64_t count_nonzero(const uint8_t *p, uint64_t len, uint64_t unit_bytes)
+{
+	uint64_t sum = 0;
+	for (uint64_t at = 0; at < len;) {
+		uint64_t n = qk_min(unit_bytes, len - at);
+		sum += qk_is_zero(p + at, n) ? 0 : n;
+		at += n;
+	}
+	return sum;
+}
+
+/* Bytes of units that are not all zero, by reading; counted no further than `enough`. */
+static enum qcow_status count_data(
+	struct qk_copy *copy, uint64_t enough, uint64_t *out, struct qcow_error *err)
+{
+	QK_AUTO_FREE uint8_t *buf = qk_malloc(1, copy->policy.chunk_bytes);
+	if (buf == NULL)
+		return QK_FAIL_NOMEM(err);
+	uint64_t sum = 0;
+	for (uint64_t at = 0; at < copy->source.size && sum <= enough;) {
+		struct qk_segment segment;
+		QK_TRY(qk_source_segment(&copy->source, at, &segment, err));
+		uint64_t n = segment.len;
+		if (segment.kind == QK_SEGMENT_DATA) {
+			n = qk_min(n, copy->policy.chunk_bytes);
+			QK_TRY(qk_source_read(&copy->source, buf, n, at, err));
+			/* 512 bytes: where segments begin inside units, less is counted, never more */
+			sum += count_nonzero(buf, n, 512);
+		}
+		at += n;
+		if (is_cancelled(copy))
+			return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
+	}
+	*out = sum;
+	return QCOW_OK;
+}
+
+static enum qcow_status refuse(
+	struct qcow_store *store, uint64_t needed, uint64_t free_bytes, struct qcow_error *err)
+{
+	return QK_FAIL(err, QCOW_E_NOSPC,
+		"%s: the disk needs at least %" PRIu64 " bytes, its file system has %" PRIu64
+		" free: No space left on device",
+		qcow_store_name(store), needed, free_bytes);
+}
+
+enum qcow_status qk_fit_check(
+	struct qk_copy *copy, struct qcow_store *store, uint64_t at_least, struct qcow_error *err)
+{
+	uint64_t free_bytes = 0, needed = 0;
+	if (!find_free(store, &free_bytes))
+		return QCOW_OK;
+	if (at_least > free_bytes)
+		return refuse(store, at_least, free_bytes, err);
+	bool is_open = copy->policy.compress || copy->clone_dev != 0 || copy->source.salvage ||
+		       copy->rate_bytes_per_sec != 0 || copy->policy.compare != NULL;
+	if (is_open || copy->source.size <= free_bytes)
+		return QCOW_OK;
+	/* A source that cannot be read is the copy's to report. */
+	if (count_extents(copy, free_bytes, &needed, NULL) != QCOW_OK || needed <= free_bytes)
+		return QCOW_OK;
+	enum qcow_status status = count_data(copy, free_bytes, &needed, err);
+	if (status == QCOW_E_CANCELLED)
+		return status;
+	qk_err_clear(err);
+	if (status != QCOW_OK || needed <= free_bytes)
+		return QCOW_OK;
+	return refuse(store, needed, free_bytes, err);
+}
