@@ -66,6 +66,7 @@ static enum qcow_status refuse(
 {
 	char holder[160] = "";
 	struct stat st;
+	qk_lock_drop(fd); /* else the holder found could be this descriptor */
 	if (err != NULL && fstat(fd, &st) == 0)
 		qk_holder_name(&st, holder, sizeof(holder));
 	return QK_FAIL(err, QCOW_E_LOCKED,
