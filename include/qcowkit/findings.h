@@ -50,7 +50,8 @@
 	X(36, L2_BEYOND_DISK, NOTE, "clusters are mapped past the end of the disk")                \
 	X(37, TABLE_READ_FAILED, CORRUPTION, "a table cannot be read from the host")               \
 	X(38, L2_TABLE_TWICE, CORRUPTION, "an L2 table is used twice in one L1 table")             \
-	X(39, CRYPTO_HEADER, CORRUPTION, "the encryption header lies beyond the file")
+	X(39, CRYPTO_HEADER, CORRUPTION, "the encryption header lies beyond the file")             \
+	X(40, REFCOUNT_PAST_END, NOTE, "refcounts are set past the end of the file")
 
 enum qcow_finding_id {
 	QCOW_FINDING_NONE = 0,

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bitmaplist: walks the bitmap directory through a window that holds the longest entry we accept.
+ */
+#include "audit/bitmaplist.h"
+
+#include "base/mem.h"
+#include "format/bitmapext.h"
+
+/* 24 bytes, a name of at most 1023, and extra data as long as anybody would store */
+#define WINDOW_BYTES	    (256U * 1024U)
+#define LONGEST_ENTRY_BYTES (64U * 1024U)
+
+struct walk {
+	struct qk_audit *a;
+	uint8_t *buf;
+	uint64_t off, end; /* of buf[0] in the file; of the directory */
+	size_t n, at;
+	uint32_t index;
+};
+
+static void bad_directory(struct qk_audit *a, uint64_t off, uint32_t index, const char *why)
+{
+	uint32_t n = a->ext->bitmaps.n_bitmaps;
+
+	qk_audit_report(a,
+		&(struct qk_audit_note){
+			QCOW_FINDING_BITMAP_DIRECTORY, off, QCOW_NO_OFFSET, index, n},
+		"bitmap %u of %u: %s", index, n, why);
+}
+
+static bool fill(struct walk *w)
+{
+	if (w->n - w->at >= LONGEST_ENTRY_BYTES || (w->n != 0 && w->off + w->n >= w->end))
+		return true;
+	bool is_zero = false;
+	w->off += w->at;
+	w->at = 0;
+	w->n = (size_t)qk_min(WINDOW_BYTES, w->end - w->off);
+	if (!qk_audit_read(w->a, w->buf, w->n, w->off, &is_zero, "bitmap directory"))
+		return false;
+	if (is_zero)
+		memset(w->buf, 0, w->n);
+	return true;
+}
+
+static void judge(struct walk *w, const struct qk_bitmap_entry *e, struct qk_bitmap_table *t)
+{
+	struct qk_audit *a = w->a;
+	uint64_t bytes = (uint64_t)e->table_entries * 8;
+
+	t->finding = qk_bitmap_judge(a->geometry, a->header->size, e);
+	if (t->finding == 0 && !qk_in_range(e->table_off.v, bytes, qk_audit_end(a)))
+		t->finding = QCOW_FINDING_BITMAP_TABLE;
+	if (t->finding != 0) {
+		t->n_entries = 0;
+		qk_audit_report(a,
+			&(struct qk_audit_note){t->finding, t->entry_off, QCOW_NO_OFFSET,
+				e->table_off.v, e->table_off.v},
+			"bitmap %u: table of %u entries at 0x%llx, granularity 2^%u", t->index,
+			e->table_entries, (unsigned long long)e->table_off.v, e->granularity_bits);
+	}
+	if ((e->flags & QK_BITMAP_IN_USE) != 0)
+		qk_audit_report(a,
+			&(struct qk_audit_note){QCOW_FINDING_BITMAP_INCONSISTENT, t->entry_off,
+				QCOW_NO_OFFSET, e->flags, e->flags},
+			"bitmap %u", t->index);
+}
+
+/* The next bitmap; false where there is none that could be decoded. */
+static bool next_bitmap(struct walk *w, struct qk_bitmap_table *t)
+{
+	struct qk_bitmap_entry e = {0};
+
+	if (!fill(w))
+		return false;
+	struct qk_reader r = qk_reader_init(w->buf + w->at, w->n - w->at);
+	*t = (struct qk_bitmap_table){.entry_off = w->off + w->at, .index = w->index};
+	if (!qk_bitmap_decode(&r, &e)) {
+		bad_directory(w->a, t->entry_off, w->index, "the entry runs past the directory");
+		return false;
+	}
+	w->at += r.at;
+	w->index++;
+	t->off = e.table_off.v;
+	t->n_entries = e.table_entries;
+	judge(w, &e, t);
+	return true;
+}
+
+static bool directory_is_usable(struct qk_audit *a)
+{
+	const struct qk_bitmaps_ext *b = &a->ext->bitmaps;
+	const char *why = NULL;
+
+	if (b->n_bitmaps == 0 || b->n_bitmaps > QK_MAX_BITMAPS)
+		why = "the number of bitmaps is out of range";
+	else if (b->directory_size == 0 || b->directory_size > QK_MAX_BITMAP_DIRECTORY_BYTES)
+		why = "the size of the directory is out of range";
+	else if (!qk_is_aligned(b->directory_off, a->geometry->cluster_size))
+		why = "the directory is not aligned to clusters";
+	else if (!qk_in_range(b->directory_off, b->directory_size, qk_audit_end(a)))
+		why = "the directory lies beyond the end of the file";
+	if (why != NULL)
+		bad_directory(a, b->directory_off, 0, why);
+	return why == NULL;
+}
+
+enum qcow_status qk_bitmaplist_each(struct qk_audit *a, uint64_t *directory_bytes,
+	enum qcow_status (*each)(void *ctx, const struct qk_bitmap_table *t, struct qcow_error *err),
+	void *ctx, struct qcow_error *err)
+{
+	QK_AUTO_FREE uint8_t *buf = NULL;
+	struct qk_bitmap_table t = {0};
+
+	*directory_bytes = 0;
+	if (!qk_audit_has_bitmaps(a) || !directory_is_usable(a))
+		return QCOW_OK;
+	buf = qk_malloc(WINDOW_BYTES, 1);
+	if (buf == NULL)
+		return QK_FAIL_NOMEM(err);
+	*directory_bytes = a->ext->bitmaps.directory_size;
+	struct walk w = {.a = a, .buf = buf, .off = a->ext->bitmaps.directory_off};
+	w.end = w.off + *directory_bytes;
+	while (w.index < a->ext->bitmaps.n_bitmaps && next_bitmap(&w, &t))
+		QK_TRY(each(ctx, &t, err));
+	return QCOW_OK;
+}
