@@ -6,8 +6,8 @@
 #include "check/judge.h"
 #include "engine/image.h"
 
-static enum qcow_status audit_init(struct qk_audit *a, struct qcow_image *image,
-	const char *what, struct qcow_error *err)
+static enum qcow_status audit_init(
+	struct qk_audit *a, struct qcow_image *image, const char *what, struct qcow_error *err)
 {
 	if (image->is_raw)
 		return QK_FAIL(err, QCOW_E_NOTSUP, "a raw image has no metadata to %s", what);

@@ -18,14 +18,13 @@ static void report_v(
 	char where[QK_AUDIT_WHERE_BYTES];
 
 	(void)vsnprintf(where, sizeof(where), fmt, ap);
-	a->report(a->report_ctx,
-		&(struct qcow_finding){.id = note->id,
-			.severity = qcow_finding_severity(note->id),
-			.host_off = note->host_off,
-			.guest_off = note->guest_off,
-			.stored = note->stored,
-			.expected = note->expected,
-			.where = where});
+	a->report(a->report_ctx, &(struct qcow_finding){.id = note->id,
+					 .severity = qcow_finding_severity(note->id),
+					 .host_off = note->host_off,
+					 .guest_off = note->guest_off,
+					 .stored = note->stored,
+					 .expected = note->expected,
+					 .where = where});
 }
 
 void qk_audit_report(struct qk_audit *a, const struct qk_audit_note *note, const char *fmt, ...)

@@ -26,9 +26,9 @@ struct qk_audit {
 	const struct qcow_progress *progress; /* or NULL */
 
 	/* kept by audit.c */
-	bool quiet;		/* findings of the structures were reported by an earlier pass */
+	bool quiet; /* findings of the structures were reported by an earlier pass */
 	uint64_t n_read_errors; /* counted also while quiet is not set only */
-	unsigned zero_streak;	/* reads in a row that held zeros only */
+	unsigned zero_streak; /* reads in a row that held zeros only */
 };
 
 /* A finding about [host_off] with where = the formatted text. stored == expected where nothing is known. */
@@ -42,8 +42,8 @@ void qk_audit_report(struct qk_audit *a, const struct qk_audit_note *note, const
 	QK_PRINTF(3, 4);
 
 /* Pass a finding on that is found once only, whatever a->quiet says. */
-void qk_audit_report_always(struct qk_audit *a, const struct qk_audit_note *note, const char *fmt, ...)
-	QK_PRINTF(3, 4);
+void qk_audit_report_always(
+	struct qk_audit *a, const struct qk_audit_note *note, const char *fmt, ...) QK_PRINTF(3, 4);
 
 /*
  * Read a piece of a table; what lies past the end of the file reads as zeros. *is_zero: the piece holds

@@ -107,7 +107,8 @@ static bool directory_is_usable(struct qk_audit *a)
 }
 
 enum qcow_status qk_bitmaplist_each(struct qk_audit *a, uint64_t *directory_bytes,
-	enum qcow_status (*each)(void *ctx, const struct qk_bitmap_table *t, struct qcow_error *err),
+	enum qcow_status (*each)(
+		void *ctx, const struct qk_bitmap_table *t, struct qcow_error *err),
 	void *ctx, struct qcow_error *err)
 {
 	QK_AUTO_FREE uint8_t *buf = NULL;

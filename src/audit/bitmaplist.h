@@ -20,7 +20,8 @@ struct qk_bitmap_table {
  * *directory_bytes: of the file that the directory takes, 0 where it cannot be used.
  */
 enum qcow_status qk_bitmaplist_each(struct qk_audit *a, uint64_t *directory_bytes,
-	enum qcow_status (*each)(void *ctx, const struct qk_bitmap_table *t, struct qcow_error *err),
+	enum qcow_status (*each)(
+		void *ctx, const struct qk_bitmap_table *t, struct qcow_error *err),
 	void *ctx, struct qcow_error *err) QK_MUST_USE;
 
 #endif

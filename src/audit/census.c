@@ -27,8 +27,8 @@ static uint64_t round_up_pow2(uint64_t v)
 	return p;
 }
 
-enum qcow_status qk_census_init(struct qk_census *c, uint64_t memory_bytes, uint64_t n_clusters,
-	struct qcow_error *err)
+enum qcow_status qk_census_init(
+	struct qk_census *c, uint64_t memory_bytes, uint64_t n_clusters, struct qcow_error *err)
 {
 	*c = (struct qk_census){0};
 	/* 128 counters a page where they are wide, and one page more for each end */

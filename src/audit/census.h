@@ -23,18 +23,18 @@
 
 #include "base/err.h"
 
-#define QK_CENSUS_PAGE_BYTES  1024U
-#define QK_CENSUS_COUNT_BITS  11U
-#define QK_CENSUS_COUNT_MASK  0x07ffU
-#define QK_CENSUS_COPIED      0x0800U /* an active entry with COPIED refers to it */
-#define QK_CENSUS_UNCOPIED    0x1000U /* an active entry without COPIED does */
-#define QK_CENSUS_L2	      0x2000U /* it is an L2 table: shared by L2 references only */
-#define QK_CENSUS_EXCLUSIVE   0x4000U /* it is metadata that nothing may share */
-#define QK_CENSUS_OVERLAP     0x8000U /* … and something does */
-#define QK_CENSUS_WIDE_SHIFT  48U     /* from a narrow flag to the wide one */
-#define QK_CENSUS_WIDE_COUNT  ((UINT64_C(1) << 59) - 1)
-#define QK_CENSUS_WIDE(flag)  ((uint64_t)(flag) << QK_CENSUS_WIDE_SHIFT)
-#define QK_CENSUS_NO_KEY      UINT64_MAX
+#define QK_CENSUS_PAGE_BYTES 1024U
+#define QK_CENSUS_COUNT_BITS 11U
+#define QK_CENSUS_COUNT_MASK 0x07ffU
+#define QK_CENSUS_COPIED     0x0800U /* an active entry with COPIED refers to it */
+#define QK_CENSUS_UNCOPIED   0x1000U /* an active entry without COPIED does */
+#define QK_CENSUS_L2	     0x2000U /* it is an L2 table: shared by L2 references only */
+#define QK_CENSUS_EXCLUSIVE  0x4000U /* it is metadata that nothing may share */
+#define QK_CENSUS_OVERLAP    0x8000U /* … and something does */
+#define QK_CENSUS_WIDE_SHIFT 48U /* from a narrow flag to the wide one */
+#define QK_CENSUS_WIDE_COUNT ((UINT64_C(1) << 59) - 1)
+#define QK_CENSUS_WIDE(flag) ((uint64_t)(flag) << QK_CENSUS_WIDE_SHIFT)
+#define QK_CENSUS_NO_KEY     UINT64_MAX
 
 struct qk_census {
 	uint64_t lo, hi; /* clusters that this pass counts: [lo, hi) */
@@ -45,7 +45,7 @@ struct qk_census {
 	uint64_t current_key;
 	uint32_t n_pages, max_pages;
 	uint8_t *pages;
-	uint64_t *keys;	   /* cluster >> page_shift of each page, or QK_CENSUS_NO_KEY */
+	uint64_t *keys; /* cluster >> page_shift of each page, or QK_CENSUS_NO_KEY */
 	uint64_t *scratch; /* max_pages keys, for sorting */
 	uint32_t *free_pages;
 	uint32_t n_free;
@@ -79,7 +79,7 @@ static inline void qk_census_add_data(struct qk_census *c, uint64_t cluster, uns
 		return;
 	uint16_t *counter = (uint16_t *)(void *)c->current + (cluster & c->page_mask);
 	if (QK_LIKELY(!c->wide && (*counter & (QK_CENSUS_L2 | QK_CENSUS_EXCLUSIVE)) == 0 &&
-		    (*counter & QK_CENSUS_COUNT_MASK) < QK_CENSUS_COUNT_MASK - 1))
+		      (*counter & QK_CENSUS_COUNT_MASK) < QK_CENSUS_COUNT_MASK - 1))
 		*counter = (uint16_t)((*counter + 1) | flag);
 	else
 		qk_census_add(c, cluster, 1, flag);

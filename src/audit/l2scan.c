@@ -18,7 +18,7 @@ struct place {
 /* What the loop over plain entries needs, in registers. */
 struct plain {
 	uint64_t bad_bits; /* set in no plain entry */
-	uint64_t end_off;  /* of the file in whole clusters */
+	uint64_t end_off; /* of the file in whole clusters */
 	unsigned cluster_bits;
 	unsigned entry_size;
 };
@@ -38,8 +38,8 @@ static void report_entry(
 	uint64_t entry_off = at->ref->off + (uint64_t)at->index * s->a->geometry->l2_entry_size;
 
 	qk_audit_report(s->a,
-		&(struct qk_audit_note){finding, entry_off, guest_of(s, at->ref, at->index),
-			at->raw, expected},
+		&(struct qk_audit_note){
+			finding, entry_off, guest_of(s, at->ref, at->index), at->raw, expected},
 		"L2 table at 0x%llx, entry %u = 0x%llx", (unsigned long long)at->ref->off,
 		at->index, (unsigned long long)at->raw);
 }
@@ -154,8 +154,8 @@ static inline bool is_plain(const struct plain *p, uint64_t raw, const uint8_t *
 	return (bitmap >> 32 & bitmap) == 0;
 }
 
-static void count_plain(struct qk_l2scan *s, const struct qk_l2ref *ref, uint64_t raw,
-	const struct plain *p)
+static void count_plain(
+	struct qk_l2scan *s, const struct qk_l2ref *ref, uint64_t raw, const struct plain *p)
 {
 	uint64_t off = raw & ~QK_FLAG_COPIED;
 	unsigned flag = copied_flag(ref, (raw & QK_FLAG_COPIED) != 0);
@@ -196,6 +196,7 @@ void qk_l2scan_count(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint
 	const struct plain p = plain_init(s->a);
 	const bool take_plain = !g->data_file;
 
+	s->stats.next_off = 0;
 	if (!s->a->quiet)
 		note_past_disk(s, ref, table);
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
@@ -211,31 +212,6 @@ void qk_l2scan_count(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint
 		qk_l2_load(g, table, i, &at.raw, &at.bitmap);
 		if (at.raw != 0 || at.bitmap != 0)
 			count_odd(s, &at);
-	}
-}
-
-void qk_l2scan_stats(struct qk_l2scan *s, const uint8_t *table)
-{
-	const struct qk_geometry *g = s->a->geometry;
-
-	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		uint64_t raw = 0;
-		uint64_t bitmap = 0;
-		qk_l2_load(g, table, i, &raw, &bitmap);
-		if (raw == 0)
-			continue;
-		struct qk_l2_entry e =
-			qk_l2_decode(g, raw, bitmap, (qk_goff){raw & QK_OFFSET_MASK});
-		if (e.finding == QCOW_FINDING_L2_ENTRY_UNALIGNED)
-			continue;
-		if (e.type == QK_L2_COMPRESSED) {
-			s->stats.allocated++;
-			s->stats.compressed++;
-			s->stats.fragmented++;
-		} else if (e.host_off.v != 0 &&
-			   (e.type == QK_L2_NORMAL || e.type == QK_L2_ZERO_ALLOC)) {
-			note_allocated(&s->stats, 1, e.host_off.v, g->cluster_size);
-		}
 	}
 }
 
@@ -263,8 +239,8 @@ void qk_l2scan_explain(struct qk_l2scan *s, const struct qk_l2ref *ref, const ui
 		qk_l2_load(g, table, i, &at.raw, &at.bitmap);
 		if (at.raw == 0)
 			continue;
-		struct qk_l2_entry e =
-			qk_l2_decode(g, at.raw, at.bitmap, (qk_goff){at.raw & QK_OFFSET_MASK});
+		struct qk_l2_entry e = qk_l2_decode(
+			g, at.raw, at.bitmap, (qk_goff){at.raw & QK_OFFSET_MASK});
 		if (e.type == QK_L2_COMPRESSED || e.host_off.v == 0 ||
 			e.finding == QCOW_FINDING_L2_ENTRY_UNALIGNED)
 			continue;

@@ -11,10 +11,11 @@
 #include "audit/l2set.h"
 #include "codec/codec.h"
 
-/* Of the active tree, as qemu-img check counts them. */
+/* Of the active tree, as qemu-img check counts them: a fragment does not follow the cluster before it in the
+ * same L2 table. */
 struct qk_l2stats {
 	uint64_t allocated, fragmented, compressed;
-	uint64_t next_off; /* where the next cluster would not be a fragment; 0 before the first */
+	uint64_t next_off; /* where the table's next cluster is no fragment; 0 before the first */
 };
 
 struct qk_l2scan {
@@ -30,9 +31,6 @@ struct qk_l2scan {
 
 /* Count the table's references into the census. Findings are reported unless a->quiet. */
 void qk_l2scan_count(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint8_t *table);
-
-/* Statistics only, for tables that were not counted in guest order. */
-void qk_l2scan_stats(struct qk_l2scan *s, const uint8_t *table);
 
 /* Report the entries of an active table whose COPIED disagrees: those that name a cluster marked with
  * QK_CENSUS_OVERLAP (marked by the judge) where the bit is not that of QK_CENSUS_EXCLUSIVE (refcount is 1). */

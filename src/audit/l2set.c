@@ -102,18 +102,8 @@ void qk_l2set_add(struct qk_l2set *s, const struct qk_l2ref *ref)
 	old->l1_index = old->l1_index < ref->l1_index ? old->l1_index : ref->l1_index;
 }
 
-static int compare_order(const void *a, const void *b)
-{
-	const struct qk_l2ref *x = a;
-	const struct qk_l2ref *y = b;
-
-	if (x->l1_index != y->l1_index)
-		return x->l1_index < y->l1_index ? -1 : 1;
-	return compare_offsets(a, b);
-}
-
 void qk_l2set_sort(struct qk_l2set *s)
 {
 	if (s->n > 1)
-		qsort(s->v, s->n, sizeof(*s->v), compare_order);
+		qsort(s->v, s->n, sizeof(*s->v), compare_offsets);
 }

@@ -15,11 +15,11 @@
 #define QK_L2SET_NO_INDEX UINT32_MAX
 
 struct qk_l2ref {
-	uint64_t off;	   /* of the table in the file */
-	uint64_t weight;   /* L1 entries that name it */
+	uint64_t off; /* of the table in the file */
+	uint64_t weight; /* L1 entries that name it */
 	uint32_t l1_index; /* of the first active one, or QK_L2SET_NO_INDEX */
 	uint32_t n_active; /* how many of them are active */
-	uint32_t flags;	   /* QK_CENSUS_COPIED, _UNCOPIED as seen in active entries */
+	uint32_t flags; /* QK_CENSUS_COPIED, _UNCOPIED as seen in active entries */
 };
 
 struct qk_l2set {
@@ -41,7 +41,7 @@ void qk_l2set_begin(struct qk_l2set *s, uint64_t lo);
 /* `ref` names one table; where the set holds it already the two are merged. */
 void qk_l2set_add(struct qk_l2set *s, const struct qk_l2ref *ref);
 
-/* Order for reading: active tables by guest offset, then the others by host offset. No adding after it. */
+/* Order for reading: by host offset. Nothing is added after it. */
 void qk_l2set_sort(struct qk_l2set *s);
 
 #endif

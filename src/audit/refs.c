@@ -68,8 +68,8 @@ static enum qcow_status load_bitmaps(struct qk_refs *r, struct qcow_error *err)
 
 static void report_header(struct qk_audit *a, unsigned finding, uint64_t off, uint64_t stored)
 {
-	qk_audit_report(a,
-		&(struct qk_audit_note){finding, off, QCOW_NO_OFFSET, stored, stored}, "header");
+	qk_audit_report(
+		a, &(struct qk_audit_note){finding, off, QCOW_NO_OFFSET, stored, stored}, "header");
 }
 
 static void judge_header(struct qk_audit *a)
@@ -84,8 +84,10 @@ static void judge_header(struct qk_audit *a)
 		report_header(a, QCOW_FINDING_BITMAP_AUTOCLEAR, 88, h->autoclear);
 	if (!qk_in_range(h->l1_off, qk_audit_l1_bytes(a), qk_audit_end(a)))
 		report_header(a, QCOW_FINDING_L1_BEYOND_FILE, h->l1_off, h->l1_entries);
-	if (a->ext->has_crypto && !qk_in_range(a->ext->crypto_off, a->ext->crypto_len, qk_audit_end(a)))
-		report_header(a, QCOW_FINDING_CRYPTO_HEADER, a->ext->crypto_off, a->ext->crypto_len);
+	if (a->ext->has_crypto &&
+		!qk_in_range(a->ext->crypto_off, a->ext->crypto_len, qk_audit_end(a)))
+		report_header(
+			a, QCOW_FINDING_CRYPTO_HEADER, a->ext->crypto_off, a->ext->crypto_len);
 }
 
 static enum qcow_status init_decoder(struct qk_refs *r, struct qcow_error *err)
@@ -226,8 +228,7 @@ static void report_l1_entry(
 {
 	uint64_t guest = p->is_active ? index * r->a->geometry->l2_span : QCOW_NO_OFFSET;
 
-	qk_audit_report(r->a,
-		&(struct qk_audit_note){finding, p->off + index * 8, guest, raw, raw},
+	qk_audit_report(r->a, &(struct qk_audit_note){finding, p->off + index * 8, guest, raw, raw},
 		"%s L1 table at 0x%llx, entry %llu = 0x%llx",
 		p->is_active ? "active" : "snapshot's", (unsigned long long)p->off,
 		(unsigned long long)index, (unsigned long long)raw);
@@ -342,7 +343,8 @@ static void visit_run(struct qk_refs *r, uint32_t first, uint32_t n, enum pass p
 		count_table(r, &ref[i]);
 	/* one bad sector must not hide its neighbours: a run that fails is read again table by table */
 	r->a->quiet = was_quiet || n > 1;
-	bool ok = qk_audit_read(r->a, r->l2_buf, (size_t)(n * size), ref->off, &is_zero, "L2 table");
+	bool ok = qk_audit_read(
+		r->a, r->l2_buf, (size_t)(n * size), ref->off, &is_zero, "L2 table");
 	r->a->quiet = was_quiet;
 	for (uint32_t i = 0; i < n && ok && !is_zero; i++)
 		visit_table(r, &ref[i], r->l2_buf + i * size, pass);
@@ -364,9 +366,9 @@ static enum qcow_status visit_batch(struct qk_refs *r, enum pass pass, struct qc
 		QK_TRY(qk_audit_cancelled(r->a, err));
 		visit_run(r, i, n, pass);
 		i += n;
-		if (p != NULL && p->report != NULL && pass == PASS_COUNT && !r->a->quiet &&
-			r->one_batch)
-			p->report(p->ctx, i, r->set.n);
+		/* tables come by ascending offset, in batches too */
+		if (p != NULL && p->report != NULL && pass == PASS_COUNT && !r->a->quiet)
+			p->report(p->ctx, r->set.v[i - 1].off, qk_audit_end(r->a));
 	}
 	return QCOW_OK;
 }
@@ -382,9 +384,7 @@ static enum qcow_status visit_l2_tables(struct qk_refs *r, enum pass pass, struc
 		r->a->quiet = was_quiet || lo != 0 || pass == PASS_EXPLAIN;
 		gather_all(r);
 		r->a->quiet = was_quiet;
-		if (lo == 0)
-			r->one_batch = r->set.hi == UINT64_MAX;
-		r->scan.want_stats = r->one_batch && !was_quiet && pass == PASS_COUNT;
+		r->scan.want_stats = !was_quiet && pass == PASS_COUNT;
 		QK_TRY(visit_batch(r, pass, err));
 		lo = r->set.hi;
 	} while (lo != UINT64_MAX);
@@ -410,50 +410,4 @@ enum qcow_status qk_refs_explain(struct qk_refs *r, struct qcow_error *err)
 	enum qcow_status status = visit_l2_tables(r, PASS_EXPLAIN, err);
 	r->a->quiet = was_quiet;
 	return status;
-}
-
-/* ---- statistics where the set held only a part of the tables ---- */
-
-static enum qcow_status stats_of_entry(
-	struct qk_refs *r, uint64_t raw, uint64_t *last_off, struct qcow_error *err)
-{
-	struct qk_l1_entry e = qk_l1_decode(r->a->geometry, raw);
-	bool is_zero = false;
-
-	if (e.finding != 0 || e.l2_off.v == 0 || e.l2_off.v >= qk_audit_end(r->a))
-		return QCOW_OK;
-	QK_TRY(qk_audit_cancelled(r->a, err));
-	if (e.l2_off.v != *last_off) {
-		*last_off = QCOW_NO_OFFSET;
-		if (!qk_audit_read(r->a, r->l2_buf, (size_t)r->a->geometry->cluster_size,
-			    e.l2_off.v, &is_zero, "L2 table") ||
-			is_zero)
-			return QCOW_OK;
-		*last_off = e.l2_off.v;
-	}
-	qk_l2scan_stats(&r->scan, r->l2_buf);
-	return QCOW_OK;
-}
-
-enum qcow_status qk_refs_stats(struct qk_refs *r, struct qk_l2stats *out, struct qcow_error *err)
-{
-	uint64_t bytes = qk_audit_l1_bytes(r->a);
-	uint64_t last_off = QCOW_NO_OFFSET;
-	bool is_zero = false;
-
-	if (!r->one_batch) {
-		r->a->quiet = true;
-		r->scan.stats = (struct qk_l2stats){0};
-		for (uint64_t at = 0; at < bytes; at += CHUNK_BYTES) {
-			uint64_t n = qk_min(CHUNK_BYTES, bytes - at);
-			if (!qk_audit_read(r->a, r->chunk, (size_t)n, r->a->header->l1_off + at,
-				    &is_zero, "L1 table") ||
-				is_zero)
-				continue;
-			for (uint64_t i = 0; i < n; i += 8)
-				QK_TRY(stats_of_entry(r, qk_load64(r->chunk + i), &last_off, err));
-		}
-	}
-	*out = r->scan.stats;
-	return QCOW_OK;
 }

@@ -21,16 +21,15 @@ struct qk_refs {
 	struct qk_census *census;
 	struct qk_reftable rt;
 	struct qk_snaplist snaps;
-	struct qk_sweep snap_l1;	 /* bytes of the snapshots' L1 tables */
+	struct qk_sweep snap_l1; /* bytes of the snapshots' L1 tables */
 	struct qk_sweep snap_l1_clusters; /* the same in whole clusters */
 	struct qk_sweep bitmap_tables, bitmap_table_clusters;
 	uint64_t bitmap_directory_bytes;
 	struct qk_l2set set;
 	struct qk_l2scan scan;
-	uint8_t *chunk;	    /* of an L1 or bitmap table */
-	uint8_t *l2_buf;    /* whole L2 tables, as many as fit */
+	uint8_t *chunk; /* of an L1 or bitmap table */
+	uint8_t *l2_buf; /* whole L2 tables, as many as fit */
 	uint64_t l2_buf_bytes;
-	bool one_batch;	    /* all L2 tables fitted the set: the statistics are complete */
 };
 
 struct qk_refs_request {
@@ -42,8 +41,8 @@ struct qk_refs_request {
 
 /* Read the small tables (refcount table, snapshot table, bitmap directory), reporting what is wrong with them
  * and with the header's state. Release it also after a failure. QCOW_E_NOMEM. */
-enum qcow_status qk_refs_init(struct qk_refs *r, const struct qk_refs_request *q,
-	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_refs_init(
+	struct qk_refs *r, const struct qk_refs_request *q, struct qcow_error *err) QK_MUST_USE;
 void qk_refs_release(struct qk_refs *r);
 
 /* Count every reference into r->census. QCOW_E_CANCELLED. */
@@ -51,9 +50,5 @@ enum qcow_status qk_refs_count(struct qk_refs *r, struct qcow_error *err) QK_MUS
 
 /* Report the active entries whose COPIED disagrees with the marks in the census. QCOW_E_CANCELLED. */
 enum qcow_status qk_refs_explain(struct qk_refs *r, struct qcow_error *err) QK_MUST_USE;
-
-/* The statistics of the active tree; reads it again where the count could not keep its order. */
-enum qcow_status qk_refs_stats(
-	struct qk_refs *r, struct qk_l2stats *out, struct qcow_error *err) QK_MUST_USE;
 
 #endif

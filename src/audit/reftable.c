@@ -12,8 +12,8 @@
 static void bad_entry(struct qk_audit *a, unsigned finding, uint64_t index, uint64_t raw)
 {
 	qk_audit_report(a,
-		&(struct qk_audit_note){finding, a->header->rt_off + index * 8, QCOW_NO_OFFSET, raw,
-			raw},
+		&(struct qk_audit_note){
+			finding, a->header->rt_off + index * 8, QCOW_NO_OFFSET, raw, raw},
 		"refcount table entry %llu = 0x%llx", (unsigned long long)index,
 		(unsigned long long)raw);
 }
@@ -88,8 +88,7 @@ static enum qcow_status find_twice(
 	return QCOW_OK;
 }
 
-enum qcow_status qk_reftable_load(
-	struct qk_reftable *t, struct qk_audit *a, struct qcow_error *err)
+enum qcow_status qk_reftable_load(struct qk_reftable *t, struct qk_audit *a, struct qcow_error *err)
 {
 	*t = (struct qk_reftable){0};
 	uint64_t off = a->header->rt_off;

@@ -8,7 +8,7 @@
 #include "format/snaptab.h"
 
 /* 40 bytes, 1024 of extra data, id and name of 65535 each, and padding: 132 KiB; a read ahead besides */
-#define WINDOW_BYTES (256U * 1024U)
+#define WINDOW_BYTES	    (256U * 1024U)
 #define LONGEST_ENTRY_BYTES (40U + QK_MAX_SNAPSHOT_EXTRA + 2U * 65535U + 8U)
 
 struct window {
@@ -21,19 +21,23 @@ static void stop(struct qk_snaplist *s, struct qk_audit *a, uint64_t off, const 
 {
 	s->finding = QCOW_FINDING_SNAPSHOT_TABLE;
 	qk_audit_report(a,
-		&(struct qk_audit_note){s->finding, off, QCOW_NO_OFFSET, s->n, a->header->n_snapshots},
+		&(struct qk_audit_note){
+			s->finding, off, QCOW_NO_OFFSET, s->n, a->header->n_snapshots},
 		"snapshot %u of %u: %s", s->n, a->header->n_snapshots, why);
 }
 
 /* Make the window hold the longest entry from its place on, or all that the file has. */
 static bool fill(struct window *w, struct qk_audit *a)
 {
-	if (w->n - w->at >= LONGEST_ENTRY_BYTES || (w->n != 0 && w->off + w->n >= a->file_size))
+	/* the padding of the last entry may lie past the end of the file, within its cluster */
+	uint64_t end = qk_audit_end(a);
+
+	if (w->n - w->at >= LONGEST_ENTRY_BYTES || (w->n != 0 && w->off + w->n >= end))
 		return true;
 	bool is_zero = false;
 	w->off += w->at;
 	w->at = 0;
-	w->n = (size_t)qk_min(WINDOW_BYTES, a->file_size - w->off);
+	w->n = (size_t)qk_min(WINDOW_BYTES, end - w->off);
 	if (!qk_audit_read(a, w->buf, w->n, w->off, &is_zero, "snapshot table"))
 		return false;
 	if (is_zero)
@@ -78,8 +82,10 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 	struct qk_snap_l1 l1 = judge(a, &e, &finding);
 	if (finding != 0)
 		qk_audit_report(a,
-			&(struct qk_audit_note){finding, off, QCOW_NO_OFFSET, e.l1_off.v, e.l1_off.v},
-			"snapshot %u of %u: L1 table of %u entries at 0x%llx, %zu bytes of extra data",
+			&(struct qk_audit_note){
+				finding, off, QCOW_NO_OFFSET, e.l1_off.v, e.l1_off.v},
+			"snapshot %u of %u: L1 table of %u entries at 0x%llx, %zu bytes of extra "
+			"data",
 			s->n, a->header->n_snapshots, e.l1_entries, (unsigned long long)e.l1_off.v,
 			e.extra.n);
 	s->v[s->n++] = l1;
@@ -91,8 +97,7 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 	return true;
 }
 
-enum qcow_status qk_snaplist_load(
-	struct qk_snaplist *s, struct qk_audit *a, struct qcow_error *err)
+enum qcow_status qk_snaplist_load(struct qk_snaplist *s, struct qk_audit *a, struct qcow_error *err)
 {
 	*s = (struct qk_snaplist){0};
 	uint32_t n = a->header->n_snapshots;

@@ -18,7 +18,7 @@ struct qk_snaplist {
 	struct qk_snap_l1 *v;
 	uint32_t n;
 	uint64_t table_bytes; /* as far as the table could be decoded */
-	unsigned finding;     /* why it could not be decoded to its end, or 0 */
+	unsigned finding; /* why it could not be decoded to its end, or 0 */
 };
 
 /* Read the snapshot table through a bounded window, reporting what is wrong with it. QCOW_E_NOMEM. */

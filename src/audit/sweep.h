@@ -20,7 +20,7 @@ struct qk_sweep_edge {
 struct qk_sweep {
 	struct qk_sweep_edge *v;
 	size_t n, cap;
-	size_t at;	/* iteration */
+	size_t at; /* iteration */
 	uint64_t cover;
 };
 

@@ -51,8 +51,9 @@ static void compare_one(struct qk_compare *c, const struct piece *p, uint64_t i)
 {
 	uint64_t cluster = p->cluster + i;
 	uint64_t at = cluster & c->census->page_mask;
-	uint64_t stored =
-		p->block == NULL ? 0 : qk_refcount_get(c->a->geometry, p->block, p->index + i);
+	uint64_t stored = p->block == NULL
+				  ? 0
+				  : qk_refcount_get(c->a->geometry, p->block, p->index + i);
 	uint64_t v = p->page == NULL ? 0 : qk_census_load(c->census, p->page, at);
 	uint64_t count = v & QK_CENSUS_WIDE_COUNT;
 
@@ -81,7 +82,7 @@ static unsigned differs16(const uint16_t *v, const uint8_t *stored, size_t n, un
 		uint16_t be = 0;
 		memcpy(&be, stored + i * 2, sizeof(be));
 		uint16_t s = (uint16_t)(be << 8 | be >> 8);
-		uint16_t is_one = (uint16_t)-(s == 1);
+		uint16_t is_one = (uint16_t) - (s == 1);
 		uint16_t wrong = (uint16_t)(QK_CENSUS_OVERLAP | (is_one & QK_CENSUS_UNCOPIED) |
 					    (~is_one & QK_CENSUS_COPIED));
 		bad |= (unsigned)((v[i] & QK_CENSUS_COUNT_MASK) ^ s) | (unsigned)(v[i] & wrong);
@@ -101,11 +102,11 @@ static bool differs(const struct qk_compare *c, const struct piece *p, unsigned 
 		uint64_t v = p->page == NULL ? 0
 					     : qk_census_load(c->census, p->page,
 						       (p->cluster + i) & c->census->page_mask);
-		uint64_t stored = p->block == NULL ? 0
-						   : qk_refcount_get(c->a->geometry, p->block,
-							     p->index + i);
-		uint64_t wrong = QK_CENSUS_WIDE(QK_CENSUS_OVERLAP |
-						(stored == 1 ? QK_CENSUS_UNCOPIED : QK_CENSUS_COPIED));
+		uint64_t stored = p->block == NULL
+					  ? 0
+					  : qk_refcount_get(c->a->geometry, p->block, p->index + i);
+		uint64_t wrong = QK_CENSUS_WIDE(
+			QK_CENSUS_OVERLAP | (stored == 1 ? QK_CENSUS_UNCOPIED : QK_CENSUS_COPIED));
 		bad |= (v & QK_CENSUS_WIDE_COUNT) != stored || (v & wrong) != 0;
 		*any |= (v | stored) != 0;
 	}
@@ -148,8 +149,8 @@ static void compare_piece(struct qk_compare *c, const struct piece *p)
 }
 
 /* Compare [first, end) with a block whose first refcount counts `block_first`; NULL: no block. */
-static void compare_range(struct qk_compare *c, uint64_t first, uint64_t end,
-	uint64_t block_first, const uint8_t *block)
+static void compare_range(struct qk_compare *c, uint64_t first, uint64_t end, uint64_t block_first,
+	const uint8_t *block)
 {
 	uint64_t in_page = c->census->page_mask + 1;
 
@@ -181,6 +182,8 @@ static void compare_blocks(struct qk_compare *c)
 		bool is_zero = false;
 		uint64_t block_first = i << bits;
 		uint64_t first = qk_max(block_first, c->census->lo);
+		/* a block that several passes read is reported by the first of them */
+		c->a->quiet = first != block_first;
 		if (c->rt->v[i] <= QK_REFTABLE_UNUSABLE ||
 			!qk_audit_read(c->a, c->block, (size_t)c->a->geometry->cluster_size,
 				c->rt->v[i], &is_zero, "refcount block"))
@@ -213,9 +216,12 @@ static void compare_uncovered(struct qk_compare *c)
 
 void qk_compare_pass(struct qk_compare *c)
 {
+	bool was_quiet = c->a->quiet;
+
 	c->n_disagree = 0;
 	compare_blocks(c);
 	compare_uncovered(c);
+	c->a->quiet = was_quiet;
 }
 
 static bool counts_from(const struct qk_compare *c, uint64_t index)
@@ -230,20 +236,24 @@ static bool counts_from(const struct qk_compare *c, uint64_t index)
 void qk_compare_past_end(struct qk_compare *c)
 {
 	unsigned bits = c->a->geometry->rb_bits;
+	bool was_quiet = c->a->quiet;
 	bool is_zero = false;
 
 	for (uint64_t i = c->n_clusters >> bits; i < c->rt->n; i++) {
 		uint64_t block_first = i << bits;
+		uint64_t from = c->n_clusters > block_first ? c->n_clusters - block_first : 0;
+		/* the pass that compares the rest of a block reports that it cannot be read */
+		c->a->quiet = from != 0;
 		if (c->rt->v[i] <= QK_REFTABLE_UNUSABLE ||
 			!qk_audit_read(c->a, c->block, (size_t)c->a->geometry->cluster_size,
 				c->rt->v[i], &is_zero, "refcount block") ||
 			is_zero)
 			continue;
-		uint64_t from = c->n_clusters > block_first ? c->n_clusters - block_first : 0;
 		if (counts_from(c, from))
-			qk_audit_report(c->a,
+			qk_audit_report_always(c->a,
 				&(struct qk_audit_note){QCOW_FINDING_REFCOUNT_PAST_END, c->rt->v[i],
 					QCOW_NO_OFFSET, 0, 0},
 				"refcount block %llu", (unsigned long long)i);
 	}
+	c->a->quiet = was_quiet;
 }

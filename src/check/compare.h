@@ -13,10 +13,10 @@ struct qk_compare {
 	struct qk_audit *a;
 	struct qk_census *census;
 	const struct qk_reftable *rt;
-	uint8_t *block;	       /* a cluster */
-	uint64_t n_clusters;   /* of the file */
-	uint64_t last_in_use;  /* highest cluster with a refcount or a reference, + 1 */
-	uint64_t n_disagree;   /* clusters of this pass whose COPIED disagrees somewhere */
+	uint8_t *block; /* a cluster */
+	uint64_t n_clusters; /* of the file */
+	uint64_t last_in_use; /* highest cluster with a refcount or a reference, + 1 */
+	uint64_t n_disagree; /* clusters of this pass whose COPIED disagrees somewhere */
 };
 
 /*

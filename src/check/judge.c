@@ -64,10 +64,12 @@ static enum qcow_status run_pass(
 	return QCOW_OK;
 }
 
-static enum qcow_status run_passes(struct judge *j, struct qk_refs *r, struct qk_compare *c,
-	struct qcow_error *err)
+static enum qcow_status run_passes(
+	struct judge *j, struct qk_refs *r, struct qk_compare *c, struct qcow_error *err)
 {
-	struct qk_l2stats stats = {0};
+	const struct qk_l2stats *stats = &r->scan.stats;
+	const struct qcow_progress *p = r->a->progress;
+	uint64_t end = qk_audit_end(r->a);
 	uint64_t lo = 0;
 
 	qk_compare_past_end(c);
@@ -76,10 +78,11 @@ static enum qcow_status run_passes(struct judge *j, struct qk_refs *r, struct qk
 		QK_ASSERT(J1, c->census->hi > lo);
 		lo = c->census->hi;
 	}
-	QK_TRY(qk_refs_stats(r, &stats, err));
-	j->result.allocated_clusters = stats.allocated;
-	j->result.fragmented_clusters = stats.fragmented;
-	j->result.compressed_clusters = stats.compressed;
+	if (p->report != NULL)
+		p->report(p->ctx, end, end);
+	j->result.allocated_clusters = stats->allocated;
+	j->result.fragmented_clusters = stats->fragmented;
+	j->result.compressed_clusters = stats->compressed;
 	j->result.total_clusters = qk_div_up(r->a->header->size, r->a->geometry->cluster_size);
 	j->result.image_end_offset = c->last_in_use << r->a->geometry->cluster_bits;
 	return QCOW_OK;
