@@ -37,8 +37,8 @@ BELOW = {
     "check": ["base", "store", "format", "codec", "crypto", "audit", "engine"],
     "api": ["base", "store", "format", "codec", "crypto", "audit", "engine", "check"],
     "ops": ["base"],
-    "cli": ["base"],
-    "compat": ["base", "cli"],
+    "cli": ["base", "compat"],
+    "compat": ["base"],
 }
 LIBRARY = ["base", "store", "format", "codec", "crypto", "audit", "engine", "check", "api", "ops"]
 # Public headers that a low room may include: it knows errors and findings, not images.
