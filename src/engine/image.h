@@ -1,23 +1,33 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * image: one open layer. Everything here is set by open.c before the image is visible to a second
- * thread and constant afterwards, except what a comment gives to another file.
+ * image: one open layer. Everything here is set by open.c (and chain.c, for backing and data_store)
+ * before the image is visible to a second thread, and constant afterwards. What changes later lives
+ * behind meta, decode and the records of the lists, each with a lock of its own (doc/LOCKING.md).
  */
 #ifndef QK_ENGINE_IMAGE_H
 #define QK_ENGINE_IMAGE_H
 
 #include <qcowkit/qcowkit.h>
 
+#include "engine/tablist.h"
 #include "format/header.h"
 #include "format/snaptab.h"
+
+struct qk_meta;
+struct qk_decode;
+
+#define QK_FEATURE_KINDS 3U
+#define QK_FEATURE_BITS	 64U
 
 struct qcow_image {
 	bool is_raw;
 	struct qcow_store *store;
 	struct qcow_store *data_store; /* external data file, or NULL */
-	struct qcow_image *backing;    /* or NULL */
-	uint64_t file_size;	       /* of store, when it was opened */
-	uint64_t size;		       /* of the disk, or of the snapshot viewed */
+	struct qcow_image *backing; /* or NULL */
+	uint64_t file_size; /* of store, when it was opened */
+	uint64_t size; /* of the disk, or of the snapshot viewed */
+	uint64_t raw_offset; /* raw: where the disk starts in the store */
+	uint32_t flags; /* QCOW_OPEN_… */
 
 	/* qcow2 only */
 	uint8_t *cluster0; /* what ext and header.tail point into */
@@ -25,6 +35,24 @@ struct qcow_image {
 	struct qk_header header;
 	struct qk_extensions ext;
 	struct qk_geometry geometry;
+
+	/* The tree that reads go through: the active one, or that of the snapshot viewed. */
+	uint64_t l1_off;
+	uint32_t l1_entries;
+	bool is_snapshot_view;
+
+	bool read_only_at_most; /* damage was seen that forbids writing */
+	bool is_locked; /* encrypted, and opened without its key: guest data is refused */
+
+	char *backing_name, *backing_format, *data_file_name; /* NUL terminated copies, or NULL */
+	char *feature_names[QK_FEATURE_KINDS]
+			   [QK_FEATURE_BITS]; /* of the image's own table, or NULL */
+
+	struct qk_tablist snapshots;
+	struct qk_tablist bitmaps; /* empty where the autoclear bit says not to trust them */
+
+	struct qk_meta *meta; /* L1 and the cache of L2 slices */
+	struct qk_decode *decode; /* decoders and decoded clusters */
 };
 
 #endif

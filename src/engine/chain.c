@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * chain: see chain.h. Opens only what the caller's resolver hands out; walks iteratively, with a depth
+ * limit, and knows a file again by device and inode. Writes nothing.
+ */
+#include "engine/chain.h"
+
+#include <inttypes.h>
+#include <sys/stat.h>
+
+#include "base/err.h"
+#include "engine/image.h"
+#include "engine/open.h"
+
+static bool stat_store(struct qcow_store *store, struct stat *out)
+{
+	int fd = qcow_store_fd(store);
+	return fd >= 0 && fstat(fd, out) == 0;
+}
+
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Does `store` hold a file that a layer from `top` down has open already? Stores without a descriptor
+ * are known again by nothing: for them the depth limit ends a loop. */
+static enum qcow_status check_loop(
+	const struct qcow_image *top, struct qcow_store *store, struct qcow_error *err)
+{
+	struct stat mine, theirs;
+	if (!stat_store(store, &mine))
+		return QCOW_OK;
+	for (const struct qcow_image *i = top; i != NULL; i = i->backing) {
+		bool is_layer = i->store != store && stat_store(i->store, &theirs) &&
+				is_same_file(&mine, &theirs);
+		bool is_data = i->data_store != NULL && stat_store(i->data_store, &theirs) &&
+			       is_same_file(&mine, &theirs);
+		if (is_layer || is_data)
+			return QK_FAIL(err, QCOW_E_LOOP,
+				"loop: '%s' is part of the chain that names it",
+				qcow_store_name(store));
+	}
+	return QCOW_OK;
+}
+
+static const char *kind_name(enum qcow_reference_kind kind)
+{
+	return kind == QCOW_REF_BACKING ? "backing file" : "data file";
+}
+
+/* Ask the caller for the file that `ref` names. */
+static enum qcow_status resolve(const struct qcow_open_options *o, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	if (o->resolve == NULL)
+		return QK_FAIL(err, QCOW_E_POLICY,
+			"'%s' names the %s '%s', and opening what an image names is not allowed "
+			"here",
+			ref->from, kind_name(ref->kind), ref->name);
+	enum qcow_status status = o->resolve(o->resolve_ctx, ref, out, err);
+	if (status != QCOW_OK) {
+		qk_err_context(err, "%s '%s' of '%s'", kind_name(ref->kind), ref->name, ref->from);
+		return status;
+	}
+	QK_ASSERT(C1, out->store != NULL);
+	return QCOW_OK;
+}
+
+/* Open the data file of `layer`, the last of the chain that begins at `top`. */
+static enum qcow_status open_data_file(struct qcow_image *top, struct qcow_image *layer,
+	const struct qcow_open_options *o, uint32_t depth, struct qcow_error *err)
+{
+	if (layer->is_raw || (layer->header.incompatible & QCOW_INCOMPAT_DATA_FILE) == 0 ||
+		(o->flags & QCOW_OPEN_NO_DATA_FILE) != 0)
+		return QCOW_OK;
+	if (layer->data_file_name == NULL || layer->data_file_name[0] == '\0')
+		return QK_FAIL(err, QCOW_E_FORMAT,
+			"'%s' keeps its data in a data file and names none",
+			qcow_store_name(layer->store));
+	struct qcow_reference ref = {.kind = QCOW_REF_DATA_FILE,
+		.name = layer->data_file_name,
+		.format = "raw",
+		.from = qcow_store_name(layer->store),
+		.depth = depth};
+	struct qcow_resolved got = {0};
+	QK_TRY(resolve(o, &ref, &got, err));
+	enum qcow_status status = check_loop(top, got.store, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(got.store);
+		return status;
+	}
+	layer->data_store = got.store;
+	return QCOW_OK;
+}
+
+/* Which format the backing file has: what the caller says, else what the image records, else a probe where
+ * the caller allows that. */
+static enum qcow_status choose_format(const struct qcow_open_options *o,
+	const struct qcow_reference *ref, const struct qcow_resolved *got, const char **out,
+	struct qcow_error *err)
+{
+	*out = got->format != NULL ? got->format : ref->format;
+	if (*out == NULL && (o->flags & QCOW_OPEN_PROBE) == 0)
+		return QK_FAIL(err, QCOW_E_POLICY,
+			"'%s' does not record the format of its backing file '%s', and guessing it "
+			"would let a guest choose: record it with `rebase -u -F qcow2` (or `-F "
+			"raw`), "
+			"or open with --probe",
+			ref->from, ref->name);
+	return QCOW_OK;
+}
+
+/* Open the backing image that `layer` names, a chain of one, into *out. */
+static enum qcow_status open_backing(struct qcow_image *top, struct qcow_image *layer,
+	const struct qcow_open_options *o, uint32_t depth, struct qcow_error *err)
+{
+	if (depth + 1 >= QCOW_MAX_CHAIN_DEPTH)
+		return QK_FAIL(err, QCOW_E_LOOP, "the backing chain is deeper than %d images",
+			QCOW_MAX_CHAIN_DEPTH);
+	struct qcow_reference ref = {.kind = QCOW_REF_BACKING,
+		.name = layer->backing_name,
+		.format = layer->backing_format,
+		.from = qcow_store_name(layer->store),
+		.depth = depth};
+	struct qcow_resolved got = {0};
+	QK_TRY(resolve(o, &ref, &got, err));
+	const char *format = NULL;
+	enum qcow_status status = choose_format(o, &ref, &got, &format, err);
+	if (status == QCOW_OK)
+		status = check_loop(top, got.store, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(got.store);
+		return status;
+	}
+	struct qcow_open_options below = QCOW_OPEN_OPTIONS_INIT;
+	below.flags = o->flags;
+	below.format = format;
+	below.cache_bytes = o->cache_bytes;
+	status = qk_layer_open(got.store, &below, &layer->backing, err);
+	if (status != QCOW_OK)
+		qk_err_context(err, "backing file '%s' of '%s'", ref.name, ref.from);
+	return status;
+}
+
+/* Open what the layers name, one after the other, until one names nothing. */
+static enum qcow_status descend(
+	struct qcow_image *top, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	uint32_t depth = 0;
+	for (struct qcow_image *layer = top; layer != NULL; layer = layer->backing) {
+		QK_TRY(open_data_file(top, layer, o, depth, err));
+		if (layer->is_raw || layer->backing_name == NULL || o->backing != NULL ||
+			(o->flags & QCOW_OPEN_NO_BACKING) != 0)
+			return QCOW_OK;
+		QK_TRY(open_backing(top, layer, o, depth, err));
+		depth++;
+	}
+	return QCOW_OK;
+}
+
+/* Put the caller's chain below `top`. */
+static enum qcow_status adopt(
+	struct qcow_image *top, struct qcow_image *backing, struct qcow_error *err)
+{
+	if (top->is_raw)
+		return QK_FAIL(err, QCOW_E_INVAL, "a raw image has no backing image");
+	uint32_t n = 1;
+	for (const struct qcow_image *i = backing; i != NULL; i = i->backing) {
+		QK_TRY(check_loop(i, top->store, err));
+		if (++n > QCOW_MAX_CHAIN_DEPTH)
+			return QK_FAIL(err, QCOW_E_LOOP,
+				"the backing chain is deeper than %d images", QCOW_MAX_CHAIN_DEPTH);
+	}
+	top->backing = backing;
+	return QCOW_OK;
+}
+
+enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_options *options,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	struct qcow_image *top = NULL;
+	QK_TRY(qk_layer_open(store, options, &top, err));
+	enum qcow_status status = descend(top, options, err);
+	if (status == QCOW_OK && options->backing != NULL)
+		status = adopt(top, options->backing, err);
+	if (status != QCOW_OK) {
+		qk_chain_close(top);
+		return status;
+	}
+	*out = top;
+	return QCOW_OK;
+}
+
+void qk_chain_close(struct qcow_image *image)
+{
+	while (image != NULL) {
+		struct qcow_image *below = image->backing;
+		qk_layer_close(image);
+		image = below;
+	}
+}

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * open: see open.h. Turns the bytes of cluster 0 into a struct qcow_image and decides what the image may
+ * be used for. Judging single header fields is format/header's; here are the judgements that need the
+ * file: its size, and the tables in it. Writes nothing, opens nothing. Specification: "Header".
+ */
+#include "engine/open.h"
+
+#include <inttypes.h>
+
+#include "base/err.h"
+#include "base/mem.h"
+#include "engine/decode.h"
+#include "engine/image.h"
+#include "engine/meta.h"
+
+/* Enough for every fixed header, and for the first look of the probe. */
+#define FIRST_BYTES 512U
+
+enum layer_format {
+	LAYER_PROBE,
+	LAYER_QCOW2,
+	LAYER_RAW
+};
+
+static enum qcow_status parse_format(
+	const char *name, enum layer_format *out, struct qcow_error *err)
+{
+	if (name == NULL)
+		*out = LAYER_PROBE;
+	else if (strcmp(name, "qcow2") == 0)
+		*out = LAYER_QCOW2;
+	else if (strcmp(name, "raw") == 0)
+		*out = LAYER_RAW;
+	else
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"image format '%s' is not supported: qcow2 and raw are", name);
+	return QCOW_OK;
+}
+
+/* ---- raw ---- */
+
+static enum qcow_status open_raw(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	uint64_t end = 0;
+	if (o->snapshot != NULL)
+		return QK_FAIL(err, QCOW_E_NOENT, "snapshot '%s' not found: a raw image has none",
+			o->snapshot);
+	if (o->raw_offset > image->file_size)
+		return QK_FAIL(err, QCOW_E_RANGE,
+			"raw offset %" PRIu64 " lies past the end of the file (%" PRIu64 " bytes)",
+			o->raw_offset, image->file_size);
+	image->is_raw = true;
+	image->raw_offset = o->raw_offset;
+	image->size = o->raw_size != 0 ? o->raw_size : image->file_size - o->raw_offset;
+	/* a last sector may be missing in part: it reads as zeros, as a guest would see it */
+	if (!qk_add(o->raw_offset, image->size, &end) ||
+		(end > image->file_size && end - image->file_size >= QK_SECTOR))
+		return QK_FAIL(err, QCOW_E_RANGE,
+			"raw size %" PRIu64 " at offset %" PRIu64
+			" goes past the end of the file (%" PRIu64 " bytes)",
+			o->raw_size, o->raw_offset, image->file_size);
+	return QCOW_OK;
+}
+
+/* ---- qcow2: cluster 0 ---- */
+
+/* Read the first n bytes of the file, as many as there are. */
+static enum qcow_status read_start(struct qcow_image *image, uint64_t n, struct qcow_error *err)
+{
+	size_t bytes = (size_t)qk_min(n, image->file_size);
+	uint8_t *start = qk_realloc(image->cluster0, bytes, 1);
+	if (start == NULL)
+		return QK_FAIL_NOMEM(err);
+	image->cluster0 = start;
+	image->cluster0_bytes = bytes;
+	return bytes == 0 ? QCOW_OK : qcow_store_read(image->store, start, bytes, 0, err);
+}
+
+/* Decode and judge header and extensions. A header that is bad in itself is reported before an extension
+ * area that a bad header put in the wrong place. */
+static enum qcow_status decode_cluster0(struct qcow_image *image, struct qcow_error *err)
+{
+	struct qk_span start = {image->cluster0, image->cluster0_bytes};
+	QK_TRY(qk_header_decode(start, &image->header, err));
+	uint32_t bits = image->header.cluster_bits;
+	if (bits < QK_MIN_CLUSTER_BITS || bits > QK_MAX_CLUSTER_BITS)
+		return qk_header_validate(&image->header, NULL, err);
+	QK_TRY(read_start(image, UINT64_C(1) << bits, err));
+	start = (struct qk_span){image->cluster0, image->cluster0_bytes};
+	QK_TRY(qk_header_decode(start, &image->header, err)); /* its tail points into the buffer */
+	struct qcow_error ext_error = QCOW_ERROR_INIT;
+	enum qcow_status ext_status = qk_extensions_decode(
+		start, &image->header, &image->ext, &ext_error);
+	QK_TRY(qk_header_validate(&image->header, ext_status == QCOW_OK ? &image->ext : NULL, err));
+	if (ext_status != QCOW_OK && err != NULL)
+		*err = ext_error;
+	QK_TRY(ext_status);
+	qk_header_geometry(&image->header, &image->geometry);
+	return QCOW_OK;
+}
+
+static enum qcow_status copy_span(struct qk_span s, char **out, struct qcow_error *err)
+{
+	if (s.p == NULL)
+		return QCOW_OK;
+	*out = qk_strndup(s.p, s.n);
+	return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+}
+
+static enum qcow_status copy_names(struct qcow_image *image, struct qcow_error *err)
+{
+	const struct qk_extensions *ext = &image->ext;
+	QK_TRY(copy_span(ext->backing_name, &image->backing_name, err));
+	QK_TRY(copy_span(ext->backing_format, &image->backing_format, err));
+	QK_TRY(copy_span(ext->data_file, &image->data_file_name, err));
+	if (ext->feature_names.p == NULL)
+		return QCOW_OK;
+	for (unsigned kind = 0; kind < QK_FEATURE_KINDS; kind++) {
+		for (unsigned bit = 0; bit < QK_FEATURE_BITS; bit++) {
+			struct qk_span name = qk_feature_name(ext->feature_names, kind, bit);
+			if (name.n != 0)
+				QK_TRY(copy_span(name, &image->feature_names[kind][bit], err));
+		}
+	}
+	return QCOW_OK;
+}
+
+/* ---- qcow2: what the image may be used for ---- */
+
+static void judge_tables(struct qcow_image *image)
+{
+	const struct qk_header *h = &image->header;
+	uint64_t l1_bytes = (uint64_t)h->l1_entries * sizeof(uint64_t);
+	uint64_t rt_bytes = (uint64_t)h->rt_clusters * image->geometry.cluster_size;
+	if ((h->incompatible & QCOW_INCOMPAT_CORRUPT) != 0 ||
+		!qk_in_range(h->l1_off, l1_bytes, image->file_size) ||
+		!qk_in_range(h->rt_off, rt_bytes, image->file_size))
+		image->read_only_at_most = true;
+}
+
+static enum qcow_status load_lists(struct qcow_image *image, struct qcow_error *err)
+{
+	QK_TRY(qk_snapshots_load(image, err));
+	if (image->snapshots.is_bad && (image->flags & QCOW_OPEN_CHECK) == 0) {
+		if (err != NULL)
+			*err = image->snapshots.why;
+		return QCOW_E_CORRUPT;
+	}
+	QK_TRY(qk_bitmaps_load(image, err));
+	if (image->snapshots.is_bad || image->bitmaps.is_bad)
+		image->read_only_at_most = true;
+	for (uint32_t i = 0; !image->bitmaps.is_bad && i < image->bitmaps.n; i++) {
+		struct qcow_bitmap bitmap;
+		unsigned finding = 0;
+		if (image->read_only_at_most)
+			break;
+		QK_TRY(qk_bitmap_get(image, i, &bitmap, &finding, err));
+		image->read_only_at_most = finding != 0;
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status judge_encryption(struct qcow_image *image, struct qcow_error *err)
+{
+	image->is_locked = image->header.crypt_method != QCOW_ENCRYPTION_NONE;
+	if (image->is_locked && (image->flags & QCOW_OPEN_CHECK) == 0)
+		return QK_FAIL(err, QCOW_E_KEY,
+			"the image is encrypted (method %" PRIu32
+			") and this version has no way to give a key",
+			image->header.crypt_method);
+	return QCOW_OK;
+}
+
+static bool is_l1_place(const struct qcow_image *image, uint64_t off, uint32_t entries)
+{
+	uint64_t bytes = (uint64_t)entries * sizeof(uint64_t);
+	return bytes <= QK_MAX_L1_BYTES && off <= QK_MAX_OFFSET &&
+	       qk_is_aligned(off, image->geometry.cluster_size);
+}
+
+/* Point the image at the tree that reads go through. */
+static enum qcow_status choose_tree(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	image->size = image->header.size;
+	image->l1_off = image->header.l1_off;
+	image->l1_entries = image->header.l1_entries;
+	if (o->snapshot == NULL)
+		return QCOW_OK;
+	struct qcow_snapshot s;
+	unsigned finding = 0;
+	QK_TRY(qk_snapshot_find(
+		image, o->snapshot, o->snapshot_by_id, o->snapshot_by_name, &s, &finding, err));
+	/* Without its extra data a snapshot lacks what a version 3 writer needs, the image's size stands
+	 * in; the judge then did not come to its L1 table. */
+	if (finding == QCOW_FINDING_SNAPSHOT_EXTRA && !s.has_disk_size)
+		finding = is_l1_place(image, s.l1_offset, s.l1_entries)
+				  ? 0
+				  : (unsigned)QCOW_FINDING_SNAPSHOT_L1;
+	if (finding != 0)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, finding, s.l1_offset, QCOW_NO_OFFSET,
+			"snapshot '%s' (L1 table of %" PRIu32 " entries at %" PRIu64
+			", disk of %" PRIu64 " bytes) cannot be viewed: %s",
+			o->snapshot, s.l1_entries, s.l1_offset, s.disk_size,
+			qcow_finding_text(finding));
+	image->is_snapshot_view = true;
+	image->size = s.disk_size;
+	image->l1_off = s.l1_offset;
+	image->l1_entries = s.l1_entries;
+	return QCOW_OK;
+}
+
+static enum qcow_status make_engine(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	const struct qk_meta_request rq = {.store = image->store,
+		.file_size = image->file_size,
+		.geometry = &image->geometry,
+		.l1_off = image->l1_off,
+		.l1_entries = image->l1_entries,
+		.cache_bytes = o->cache_bytes != 0 ? o->cache_bytes : QK_DEFAULT_CACHE_BYTES};
+	QK_TRY(qk_meta_new(&rq, &image->meta, err));
+	enum qcow_compression compression = image->header.compression_type == 0
+						    ? QCOW_COMPRESSION_ZLIB
+						    : QCOW_COMPRESSION_ZSTD;
+	return qk_decode_new(
+		compression, (size_t)image->geometry.cluster_size, &image->decode, err);
+}
+
+static enum qcow_status open_qcow2(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	if (o->raw_offset != 0 || o->raw_size != 0)
+		return QK_FAIL(err, QCOW_E_INVAL, "raw offset and size go with format raw only");
+	QK_TRY(decode_cluster0(image, err));
+	QK_TRY(copy_names(image, err));
+	judge_tables(image);
+	QK_TRY(judge_encryption(image, err));
+	QK_TRY(load_lists(image, err));
+	QK_TRY(choose_tree(image, o, err));
+	return make_engine(image, o, err);
+}
+
+/* ---- any layer ---- */
+
+static enum qcow_status open_probed(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	switch (qk_probe(image->cluster0, image->cluster0_bytes)) {
+	case QK_PROBE_QCOW2:
+		return open_qcow2(image, o, err);
+	case QK_PROBE_QCOW_OTHER:
+		return QK_FAIL(err, QCOW_E_NOT_QCOW2,
+			"the file has the magic of qcow in a version that is neither 2 nor 3; to "
+			"read "
+			"its bytes as a disk, give the format raw");
+	case QK_PROBE_OTHER:
+	default:
+		return open_raw(image, o, err);
+	}
+}
+
+static enum qcow_status open_format(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	enum layer_format format = LAYER_PROBE;
+	QK_TRY(parse_format(o->format, &format, err));
+	QK_TRY(qcow_store_size(image->store, &image->file_size, err));
+	if (format == LAYER_RAW)
+		return open_raw(image, o, err);
+	QK_TRY(read_start(image, FIRST_BYTES, err));
+	return format == LAYER_QCOW2 ? open_qcow2(image, o, err) : open_probed(image, o, err);
+}
+
+enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_options *options,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	struct qcow_image *image = qk_calloc(1, sizeof(*image));
+	if (image == NULL) {
+		qcow_store_close(store);
+		return QK_FAIL_NOMEM(err);
+	}
+	image->store = store;
+	image->flags = options->flags;
+	enum qcow_status status = open_format(image, options, err);
+	if (status != QCOW_OK) {
+		qk_layer_close(image);
+		return status;
+	}
+	*out = image;
+	return QCOW_OK;
+}
+
+void qk_layer_close(struct qcow_image *image)
+{
+	if (image == NULL)
+		return;
+	qk_meta_free(image->meta);
+	qk_decode_free(image->decode);
+	qk_tablist_release(&image->snapshots);
+	qk_tablist_release(&image->bitmaps);
+	for (unsigned kind = 0; kind < QK_FEATURE_KINDS; kind++)
+		for (unsigned bit = 0; bit < QK_FEATURE_BITS; bit++)
+			free(image->feature_names[kind][bit]);
+	free(image->backing_name);
+	free(image->backing_format);
+	free(image->data_file_name);
+	free(image->cluster0);
+	qcow_store_close(image->data_store);
+	qcow_store_close(image->store);
+	free(image);
+}

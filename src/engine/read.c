@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * read: see read.h. Moves bytes for the runs that map found. Owns no state; allocates nothing itself.
+ */
+#include "engine/read.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "engine/decode.h"
+#include "engine/image.h"
+#include "engine/map.h"
+
+static enum qcow_status read_plain(const struct qk_run *run, uint8_t *buf, struct qcow_error *err)
+{
+	const struct qcow_image *layer = run->layer;
+	if (run->store == NULL)
+		return QK_FAIL_AT(err, QCOW_E_POLICY, 0, QCOW_NO_OFFSET, run->guest.v,
+			"guest offset %" PRIu64
+			" is stored in the data file '%s', which was not opened",
+			run->guest.v, layer->data_file_name != NULL ? layer->data_file_name : "");
+	/* the end of a file may cut its last cluster short, a data file may end anywhere */
+	bool is_inside = run->store == layer->store &&
+			 qk_in_range(run->host_off.v, run->len, layer->file_size);
+	if (QK_LIKELY(is_inside))
+		return qcow_store_read(run->store, buf, (size_t)run->len, run->host_off.v, err);
+	return qcow_store_read_padded(run->store, buf, (size_t)run->len, run->host_off.v, err);
+}
+
+static enum qcow_status read_run(const struct qk_run *run, uint8_t *buf, struct qcow_error *err)
+{
+	if (QK_UNLIKELY(run->layer->is_locked))
+		return QK_FAIL_AT(err, QCOW_E_KEY, 0, QCOW_NO_OFFSET, run->guest.v,
+			"the image is encrypted and was opened without its key");
+	switch (run->kind) {
+	case QK_RUN_PLAIN:
+		return read_plain(run, buf, err);
+	case QK_RUN_COMPRESSED:
+		return qk_decode_read(run->layer->decode, run, buf, err);
+	case QK_RUN_ZERO:
+	case QK_RUN_UNALLOCATED:
+		memset(buf, 0, (size_t)run->len);
+		return QCOW_OK;
+	case QK_RUN_BLOCKED:
+	default:
+		QK_ASSERT(R1, run->kind != QK_RUN_BLOCKED);
+		return QCOW_E_BUG;
+	}
+}
+
+static enum qcow_status read_runs(const struct qk_read *read, uint8_t *buf, struct qcow_error *err)
+{
+	for (unsigned i = 0; i < read->n; i++) {
+		QK_TRY(read_run(&read->runs[i], buf, err));
+		buf += read->runs[i].len;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_read(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	struct qk_map_request rq = {.image = image,
+		.off.v = off,
+		.len = len,
+		.max_depth = UINT32_MAX,
+		.may_block = true};
+	uint8_t *at = buf;
+	while (rq.len != 0) {
+		struct qk_read read;
+		QK_TRY(qk_read_begin(&rq, &read, err));
+		QK_ASSERT(R2, read.covered != 0 && read.covered <= rq.len);
+		enum qcow_status status = read_runs(&read, at, err);
+		at += read.covered;
+		rq.off.v += read.covered;
+		rq.len -= read.covered;
+		qk_read_end(&read);
+		QK_TRY(status);
+	}
+	return QCOW_OK;
+}

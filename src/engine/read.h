@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * read: guest data of a chain into the caller's memory.
+ */
+#ifndef QK_ENGINE_READ_H
+#define QK_ENGINE_READ_H
+
+#include <qcowkit/qcowkit.h>
+
+/* qcow_pread: begin, move the bytes, end. The range lies within the disk. Any thread. */
+enum qcow_status qk_read(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err);
+
+#endif
