@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api_open: qcow_open and qcow_close: argument checks, and options from callers that were built against
+ * another version of the struct.
+ */
+#include <qcowkit/qcowkit.h>
+
+#include <stddef.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "engine/chain.h"
+
+#define KNOWN_FLAGS                                                                   \
+	((uint32_t)(QCOW_OPEN_NO_BACKING | QCOW_OPEN_NO_DATA_FILE | QCOW_OPEN_CHECK | \
+		    QCOW_OPEN_PROBE))
+
+const char *qcow_version(void)
+{
+	return QCOW_VERSION_TEXT;
+}
+
+/* Take what the caller's struct has; a shorter one has defaults in the rest. A longer one comes from a
+ * later version: what this one does not know must be zero, for it cannot be obeyed. */
+static enum qcow_status take_options(
+	const struct qcow_open_options *in, struct qcow_open_options *out, struct qcow_error *err)
+{
+	*out = (struct qcow_open_options)QCOW_OPEN_OPTIONS_INIT;
+	if (in == NULL)
+		return QCOW_OK;
+	size_t n = in->struct_size;
+	if (n < offsetof(struct qcow_open_options, format))
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"struct_size of the open options is %zu: initialise them with "
+			"QCOW_OPEN_OPTIONS_INIT",
+			n);
+	const uint8_t *bytes = (const uint8_t *)in;
+	for (size_t i = sizeof(*out); i < n; i++)
+		if (bytes[i] != 0)
+			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"byte %zu of the open options asks for something that version "
+				"%s does not know",
+				i, QCOW_VERSION_TEXT);
+	memcpy(out, in, n < sizeof(*out) ? n : sizeof(*out));
+	out->struct_size = sizeof(*out);
+	return QCOW_OK;
+}
+
+static enum qcow_status check_options(const struct qcow_open_options *o, struct qcow_error *err)
+{
+	if ((o->flags & ~KNOWN_FLAGS) != 0)
+		return QK_FAIL(err, QCOW_E_INVAL, "open flags 0x%x hold an unknown bit", o->flags);
+	if (o->snapshot_by_id && o->snapshot_by_name)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"snapshot_by_id and snapshot_by_name exclude each other");
+	return QCOW_OK;
+}
+
+enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_options *options,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	qk_err_clear(err);
+	if (store == NULL || out == NULL) {
+		qcow_store_close(store);
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "qcow_open needs a store and a place for the image");
+	}
+	struct qcow_open_options o;
+	enum qcow_status status = take_options(options, &o, err);
+	if (status == QCOW_OK)
+		status = check_options(&o, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(store);
+		return status;
+	}
+	return qk_chain_open(store, &o, out, err);
+}
+
+void qcow_close(struct qcow_image *image)
+{
+	qk_chain_close(image);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api_read: qcow_pread and qcow_map: argument checks. Both may run on one image in any number of threads.
+ */
+#include <qcowkit/qcowkit.h>
+
+#include <inttypes.h>
+
+#include "base/err.h"
+#include "engine/image.h"
+#include "engine/map.h"
+#include "engine/read.h"
+
+static enum qcow_status check_range(
+	const struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	if (QK_LIKELY(qk_in_range(off, len, image->size)))
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_RANGE, 0, QCOW_NO_OFFSET, off,
+		"%" PRIu64 " bytes at %" PRIu64 " lie beyond the disk of %" PRIu64 " bytes", len,
+		off, image->size);
+}
+
+enum qcow_status qcow_pread(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	QK_TRY(check_range(image, off, len, err));
+	return qk_read(image, buf, len, off, err);
+}
+
+enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len, uint32_t max_depth,
+	struct qcow_extent *out, struct qcow_error *err)
+{
+	QK_TRY(check_range(image, off, len, err));
+	if (len == 0)
+		return QK_FAIL(err, QCOW_E_INVAL, "a map of no bytes has no answer");
+	const struct qk_map_request rq = {.image = image,
+		.off.v = off,
+		.len = len,
+		.max_depth = max_depth,
+		.may_block = true};
+	return qk_map_extent(&rq, out, err);
+}
