@@ -5,8 +5,10 @@
 #include "cli/cli.h"
 
 extern const struct cli_command cli_cmd_completion;
+extern const struct cli_command cli_cmd_convert;
 
 const struct cli_command *const cli_commands[] = {
 	&cli_cmd_completion,
+	&cli_cmd_convert,
 	NULL,
 };

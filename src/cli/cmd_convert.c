@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow convert: copy disks into a new image or onto a raw target.
+ *
+ * This file reads the options and runs the copy; convert_io.c opens and removes files. After SIGINT,
+ * SIGTERM or SIGHUP the copy stops, what was made is removed, and the signal then ends the process.
+ */
+#include "cli/convert_io.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+
+#define MAX_SPARSE_BYTES ((uint64_t)16 << 20)
+
+static const struct cli_option options[] = {
+	{.letter = 'f',
+		.name = "format",
+		.arg = "FMT",
+		.choices = "@format",
+		.help = "format of the sources; probed where it is not given"},
+	{.name = "source-format", .arg = "FMT", .key = "format", .help = "the same as -f"},
+	CLI_OPT_IMAGE_OPTS,
+	{.name = "source-image-opts", .key = "image-opts", .help = "the same as --image-opts"},
+	{.letter = 'T',
+		.name = "source-cache",
+		.arg = "CACHE",
+		.choices = "none|writeback|writethrough|directsync|unsafe",
+		.help = "cache mode of the sources"},
+	{.letter = 'l',
+		.name = "snapshot",
+		.arg = "SNAPSHOT",
+		.help = "read an internal snapshot: its id or name, snapshot.id=ID, "
+			"snapshot.name=NAME"},
+	CLI_OPT_FORCE_SHARE,
+	{.name = "salvage", .help = "store zeros where the source cannot be read, and go on"},
+	{.letter = 'O',
+		.name = "target-format",
+		.arg = "FMT",
+		.choices = "@format",
+		.help = "format of the target, qcow2 or raw"},
+	{.name = "target-image-opts", .help = "TARGET is an option string: key=value,… (with -n)"},
+	{.letter = 't',
+		.name = "target-cache",
+		.arg = "CACHE",
+		.choices = "none|writeback|writethrough|directsync|unsafe",
+		.help = "cache mode of the target; unsafe: do not sync it at the end"},
+	{.letter = 'o',
+		.name = "options",
+		.arg = "KEY=VALUE,…",
+		.help = "options of the new image; -o help lists them"},
+	{.name = "target-format-options",
+		.arg = "KEY=VALUE,…",
+		.key = "options",
+		.help = "the same as -o"},
+	{.letter = 'c', .name = "compress", .help = "compress the clusters of a qcow2 target"},
+	{.name = "level",
+		.arg = "N",
+		.flags = CLI_OPT_QCOW,
+		.help = "compression level: zlib 1 to 12, zstd 1 to 19"},
+	{.letter = 'S',
+		.name = "sparse-size",
+		.arg = "SIZE",
+		.help = "leave out runs of at least SIZE zeros (4k); 0: store every byte"},
+	{.letter = 'b',
+		.name = "backing",
+		.arg = "FILE",
+		.choices = "@file",
+		.help = "make the target an overlay of FILE; what FILE holds is not copied"},
+	{.letter = 'B',
+		.name = "old-backing",
+		.arg = "FILE",
+		.key = "backing",
+		.choices = "@file",
+		.help = "the same as -b"},
+	{.letter = 'F',
+		.name = "backing-format",
+		.arg = "FMT",
+		.choices = "@format",
+		.help = "format of the backing file"},
+	{.letter = 'n',
+		.name = "no-create",
+		.help = "the target is there already and stays as long as it is (raw)"},
+	{.name = "target-is-zero", .help = "the target reads as zeros already (with -n)"},
+	{.letter = 'm', .name = "parallel", .arg = "N", .help = "number of workers, 1 to 16"},
+	{.letter = 'W', .name = "oob-writes", .help = "write a raw target in any order"},
+	{.letter = 'C',
+		.name = "copy-range-offloading",
+		.help = "accepted; blocks are shared wherever the file system can"},
+	{.letter = 'r', .name = "rate-limit", .arg = "RATE", .help = "bytes a second at most"},
+	{.name = "bitmaps", .help = "copy the source's bitmaps (by a later version)"},
+	{.name = "skip-broken-bitmaps", .help = "with --bitmaps: leave out broken ones"},
+	CLI_OPT_PROGRESS,
+	CLI_OPT_QUIET,
+	CLI_OPT_OBJECT,
+	CLI_OPT_PROBE,
+	CLI_OPT_UNTRUSTED,
+	CLI_OPTIONS_END,
+};
+
+/* ---- signals ---- */
+
+/* Set by the handler, which can do nothing else. */
+static volatile sig_atomic_t caught;
+
+static void on_signal(int signal_number)
+{
+	caught = signal_number;
+}
+
+static const int fatal_signals[] = {SIGINT, SIGTERM, SIGHUP};
+#define N_FATAL (sizeof(fatal_signals) / sizeof(fatal_signals[0]))
+
+static void catch_signals(void)
+{
+	struct sigaction action = {.sa_handler = on_signal};
+	struct sigaction old;
+	(void)sigemptyset(&action.sa_mask);
+	for (size_t i = 0; i < N_FATAL; i++)
+		/* nohup and shells' background jobs ignore some: keep that */
+		if (sigaction(fatal_signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+			(void)sigaction(fatal_signals[i], &action, NULL);
+}
+
+/* Die of the signal that was caught, now that everything is put right. */
+static void end_by_signal(void)
+{
+	if (caught == 0)
+		return;
+	(void)fflush(stdout);
+	(void)signal(caught, SIG_DFL);
+	(void)raise(caught);
+}
+
+struct watch {
+	struct qcow_progress shown;
+};
+
+static void watch_report(void *ctx, uint64_t done, uint64_t total)
+{
+	const struct watch *watch = ctx;
+	if (watch->shown.report != NULL)
+		watch->shown.report(watch->shown.ctx, done, total);
+}
+
+static bool watch_cancelled(void *ctx)
+{
+	const struct watch *watch = ctx;
+	return caught != 0 ||
+	       (watch->shown.cancelled != NULL && watch->shown.cancelled(watch->shown.ctx));
+}
+
+/* ---- options ---- */
+
+static bool ends_with(const char *text, const char *end)
+{
+	size_t n = strlen(text), m = strlen(end);
+	return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+static bool choose_format(struct convert_job *job, const char *target)
+{
+	const char *format = cli_arg(job->args, "target-format");
+	if (cli_flag(job->args, "target-image-opts") && format != NULL) {
+		(void)cli_usage(job->cli, "--target-image-opts and -O are mutually exclusive");
+		return false;
+	}
+	if (format == NULL)
+		format = !job->cli->qemu && ends_with(target, ".qcow2") ? "qcow2" : "raw";
+	if (strcmp(format, "qcow2") != 0 && strcmp(format, "raw") != 0) {
+		cli_error(job->cli, "Unknown file format '%s'", format);
+		cli_hint(job->cli, "targets are qcow2 and raw");
+		return false;
+	}
+	job->format = qk_strndup(format, strlen(format));
+	if (job->format == NULL)
+		cli_error(job->cli, "Cannot allocate memory");
+	return job->format != NULL;
+}
+
+static bool read_numbers(struct convert_job *job)
+{
+	struct cli *cli = job->cli;
+	const char *workers = cli_arg(job->args, "parallel");
+	const char *sparse = cli_arg(job->args, "sparse-size");
+	const char *rate = cli_arg(job->args, "rate-limit");
+	const char *level = cli_arg(job->args, "level");
+	uint64_t n = 0;
+	if (workers != NULL) {
+		if (!cli_parse_number(cli, "number of coroutines", workers, 1, 16, &n))
+			return false;
+		job->options.n_workers = (unsigned)n;
+	}
+	if (sparse != NULL) {
+		if (!cli_parse_size(cli, "sparse size", sparse, &n))
+			return false;
+		if (n > MAX_SPARSE_BYTES || (n % 512 != 0 && cli->qemu)) {
+			cli_error(cli,
+				"Invalid buffer size for sparse output specified. Valid sizes are "
+				"multiples of 512 up to %llu. Select 0 to disable sparse detection "
+				"(fully allocates output).",
+				(unsigned long long)MAX_SPARSE_BYTES);
+			return false;
+		}
+		job->options.sparse_bytes = n & ~(uint64_t)511;
+	}
+	if (rate != NULL &&
+		!cli_parse_size(cli, "rate limit", rate, &job->options.rate_bytes_per_sec))
+		return false;
+	if (level == NULL)
+		return true;
+	if (!cli_parse_number(cli, "level", level, 1, 22, &n))
+		return false;
+	job->options.level = (int)n;
+	return true;
+}
+
+/* What does not go together; the rest is the library's to refuse. */
+static bool check_together(struct convert_job *job)
+{
+	const struct cli_args *args = job->args;
+	const struct {
+		bool wrong;
+		const char *text;
+	} rules[] = {
+		{cli_flag(args, "bitmaps"), "bitmaps are copied by a later version"},
+		{cli_flag(args, "skip-broken-bitmaps"),
+			"Use of --skip-broken-bitmaps requires --bitmaps"},
+		{cli_flag(args, "target-is-zero") && !cli_flag(args, "no-create"),
+			"--target-is-zero requires use of -n flag"},
+		{cli_flag(args, "target-image-opts") && !cli_flag(args, "no-create"),
+			"--target-image-opts requires use of -n flag"},
+		{cli_flag(args, "compress") && cli_flag(args, "oob-writes"),
+			"Out of order write and compress are mutually exclusive"},
+		{cli_flag(args, "compress") && strcmp(job->format, "raw") == 0,
+			"Compression not supported for this file format"},
+		{cli_flag(args, "compress") && cli_flag(args, "no-create"),
+			"-c writes a new image, -n keeps the target: they do not go together"},
+		{job->keyvals.n > 0 && cli_flag(args, "no-create"),
+			"-o has no effect when skipping image creation"},
+		{cli_arg(args, "level") != NULL && !cli_flag(args, "compress"),
+			"--level is for compressed targets: add -c"},
+		{cli_arg(args, "snapshot") != NULL && args->n_operands > 2,
+			"No support for concatenating multiple snapshot"},
+		{cli_arg(args, "backing") != NULL && args->n_operands > 2,
+			"Having a backing file for the target makes no sense when concatenating "
+			"multiple input images"},
+		{cli_arg(args, "backing") != NULL && cli_flag(args, "no-create"),
+			"-B makes a new image, -n keeps the target: they do not go together"},
+	};
+	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+		if (!rules[i].wrong)
+			continue;
+		cli_error(job->cli, "%s", rules[i].text);
+		return false;
+	}
+	return true;
+}
+
+static bool check_new_image(struct convert_job *job)
+{
+	bool preallocates = job->opts.create.preallocation != QCOW_PREALLOC_OFF;
+	if (cli_flag(job->args, "compress") && preallocates) {
+		cli_error(job->cli, "Compression and preallocation not supported at the same time");
+		return false;
+	}
+	return true;
+}
+
+static bool read_options(struct convert_job *job)
+{
+	const struct cli_args *args = job->args;
+	const char *target = args->operands[args->n_operands - 1];
+	job->options = (struct qcow_convert_options)QCOW_CONVERT_OPTIONS_INIT;
+	if (!choose_format(job, target) ||
+		!cli_keyvals_from_args(job->cli, args, "options", &job->keyvals) ||
+		!cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts) ||
+		!check_together(job) || !check_new_image(job) || !read_numbers(job))
+		return false;
+	const char *backing_format = cli_arg(args, "backing-format");
+	if (backing_format != NULL)
+		job->opts.create.backing_format = backing_format;
+	job->options.format = job->format;
+	job->options.compress = cli_flag(args, "compress");
+	job->options.keep_target = cli_flag(args, "no-create");
+	job->options.target_is_zero = cli_flag(args, "target-is-zero");
+	job->options.salvage = cli_flag(args, "salvage");
+	job->options.out_of_order = cli_flag(args, "oob-writes");
+	job->to_stdout = !job->cli->qemu && strcmp(target, "-") == 0;
+	if (job->to_stdout && (strcmp(job->format, "raw") != 0 || isatty(STDOUT_FILENO) != 0)) {
+		cli_error(job->cli, "standard output takes a raw disk, and not on a terminal");
+		return false;
+	}
+	return true;
+}
+
+/* ---- running ---- */
+
+static void report_salvage(void *ctx, uint64_t off, uint64_t len, const struct qcow_error *why)
+{
+	struct convert_job *job = ctx;
+	cli_error(job->cli, "warning: %llu bytes at offset %llu are stored as zeros: %s",
+		(unsigned long long)len, (unsigned long long)off, why->message);
+}
+
+static bool run_to_stdout(struct convert_job *job)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	for (unsigned i = 0; i < job->n_sources; i++) {
+		if (qcow_convert_to_fd(job->sources[i], STDOUT_FILENO, NULL, &err) == QCOW_OK)
+			continue;
+		(void)cli_fail(job->cli, &err, "standard output");
+		return false;
+	}
+	return true;
+}
+
+/* QEMU's convert does not sync unless a cache mode is asked for; ours does unless told not to. */
+static bool wants_sync(const struct convert_job *job)
+{
+	const char *cache = cli_arg(job->args, "target-cache");
+	return cache != NULL ? strcmp(cache, "unsafe") != 0 : !job->cli->qemu;
+}
+
+static bool sync_target(struct convert_job *job, struct qcow_error *err)
+{
+	if (!wants_sync(job))
+		return true;
+	if (job->data != NULL && qcow_store_flush(job->data, err) != QCOW_OK)
+		return false;
+	return qcow_store_flush(job->target, err) == QCOW_OK;
+}
+
+static bool run_to_target(struct convert_job *job)
+{
+	struct watch watch = {0};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct cli_progress *progress = cli_progress_begin(job->cli, job->args, &watch.shown);
+	if (progress == NULL)
+		return false;
+	job->options.create = job->opts.create;
+	if (job->opts.has_size)
+		job->options.create.virtual_size = job->opts.size;
+	job->options.progress = (struct qcow_progress){watch_report, watch_cancelled, &watch};
+	job->options.on_salvage = cli_flag(job->args, "quiet") ? NULL : report_salvage;
+	job->options.salvage_ctx = job;
+	bool ok = qcow_convert(job->target, job->data, &job->options, NULL, &err) == QCOW_OK &&
+		  sync_target(job, &err);
+	cli_progress_end(progress, ok);
+	if (!ok && caught == 0)
+		(void)cli_fail(job->cli, &err, "error while converting to %s", job->target_path);
+	return ok;
+}
+
+static bool run_job(struct convert_job *job)
+{
+	const char *target = job->args->operands[job->args->n_operands - 1];
+	if (!read_options(job) || !convert_open_sources(job))
+		return false;
+	if (job->to_stdout)
+		return run_to_stdout(job);
+	job->target_path = convert_path_of(
+		job->cli, target, cli_flag(job->args, "target-image-opts"));
+	if (job->target_path == NULL)
+		return false;
+	const char *backing = cli_arg(job->args, "backing");
+	if (backing == NULL)
+		backing = job->opts.create.backing_name;
+	if (backing != NULL && !convert_open_backing(job, backing))
+		return false;
+	if (!convert_open_target(job))
+		return false;
+	return run_to_target(job);
+}
+
+static bool wants_help(struct cli *cli, const struct cli_args *args)
+{
+	struct cli_keyvals keyvals = {0};
+	const char *format = cli_arg(args, "target-format");
+	bool wanted = cli_keyvals_from_args(cli, args, "options", &keyvals) &&
+		      cli_create_opts_wants_help(&keyvals);
+	if (wanted)
+		cli_create_opts_help(format != NULL ? format : "raw", stdout);
+	cli_keyvals_release(&keyvals);
+	return wanted;
+}
+
+static int run(struct cli *cli, const struct cli_args *args)
+{
+	struct convert_job job = {.cli = cli, .args = args};
+	if (wants_help(cli, args))
+		return 0;
+	if (args->n_operands < 2)
+		return cli_usage(cli, "Must specify image file name");
+	catch_signals();
+	bool ok = run_job(&job);
+	convert_close(&job, ok);
+	if (!ok)
+		end_by_signal();
+	return ok ? 0 : 1;
+}
+
+const struct cli_command cli_cmd_convert = {
+	.name = "convert",
+	.summary = "copy disks into a new image, or images onto a disk",
+	.synopsis = "[OPTION]… SOURCE… TARGET",
+	.about =
+		"Copies what a guest sees of the sources, one after the other, into TARGET. Zeros "
+		"and\n"
+		"holes take no room; on file systems that share blocks (XFS, btrfs) plain data is\n"
+		"shared, not copied. SOURCE - is standard input, TARGET - standard output (raw).\n"
+		"An interrupted run removes what it made, and never a file that was there before.",
+	.options = options,
+	.min_operands = 0,
+	.max_operands = CLI_MANY,
+	.run = run,
+};
