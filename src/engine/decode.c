@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 
+#include "codec/codec.h"
 #include "base/err.h"
 #include "base/mem.h"
 #include "engine/image.h"
@@ -79,7 +80,7 @@ static void free_decoder(struct decoder *dec)
 {
 	if (dec == NULL)
 		return;
-	qcow_codec_free(dec->codec);
+	qk_codec_free(dec->codec);
 	free(dec->in);
 	free(dec);
 }
@@ -111,7 +112,7 @@ static enum qcow_status make_decoder(
 	dec->in_bytes = d->cluster_size * 2;
 	dec->in = qk_malloc(dec->in_bytes, 1);
 	enum qcow_status status = dec->in == NULL ? QK_FAIL_NOMEM(err)
-						  : qcow_codec_new(d->compression, d->cluster_size,
+						  : qk_codec_new(d->compression, d->cluster_size,
 							    -1, &dec->codec, err);
 	if (status != QCOW_OK) {
 		free_decoder(dec);
@@ -157,7 +158,7 @@ static enum qcow_status decode_with(const struct qk_decode *d, struct decoder *d
 	size_t n = run->compressed_bytes;
 	QK_ASSERT(D4, n <= dec->in_bytes);
 	QK_TRY(qcow_store_read_padded(run->store, dec->in, n, run->host_off.v, err));
-	enum qcow_status status = qcow_codec_decompress(dec->codec, dec->in, n, out, err);
+	enum qcow_status status = qk_codec_decompress(dec->codec, dec->in, n, out, err);
 	if (status == QCOW_E_CORRUPT && err != NULL) {
 		err->finding = QCOW_FINDING_COMPRESSED_STREAM;
 		err->host_off = run->host_off.v;
