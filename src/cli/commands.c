@@ -6,9 +6,15 @@
 
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
+extern const struct cli_command cli_cmd_info;
+extern const struct cli_command cli_cmd_map;
+extern const struct cli_command cli_cmd_snapshot;
 
 const struct cli_command *const cli_commands[] = {
 	&cli_cmd_completion,
 	&cli_cmd_convert,
+	&cli_cmd_info,
+	&cli_cmd_map,
+	&cli_cmd_snapshot,
 	NULL,
 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * json: building and printing JSON by jansson, in QEMU's layout: four spaces a level, keys in the order
- * they were set, everything outside ASCII as \uXXXX.
+ * json: building JSON by jansson and printing it in QEMU's layout: four spaces a level, keys in the order
+ * they were set, everything outside printable ASCII as \uXXXX, an empty list on two lines.
  *
  * A failed allocation is not looked at call by call: cli_json_set leaves a mark in the object, and
  * printing turns it into one error.
@@ -61,16 +61,97 @@ void cli_json_set(json_t *object, const char *key, json_t *value)
 	(void)json_object_set_new(object, key, value);
 }
 
+/* One UTF-16 unit as QEMU writes it. */
+static void put_unit(uint32_t unit)
+{
+	(void)printf("\\u%04X", unit);
+}
+
+static void put_string(const json_t *value)
+{
+	static const char plain[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";
+	const char *text = json_string_value(value);
+	size_t bytes = json_string_length(value), at = 0;
+	(void)putchar('"');
+	while (at < bytes) {
+		uint32_t c = 0xfffd;
+		size_t n = cli_utf8_next(text + at, bytes - at, &c);
+		const char *special = n == 1 && c != 0 ? strchr(plain, (int)c) : NULL;
+		at += n != 0 ? n : 1;
+		if (special != NULL)
+			(void)printf("\\%c", letters[special - plain]);
+		else if (c >= 0x20 && c < 0x7f)
+			(void)putchar((int)c);
+		else if (c <= 0xffff)
+			put_unit(c);
+		else {
+			put_unit(0xd800 + ((c - 0x10000) >> 10));
+			put_unit(0xdc00 + ((c - 0x10000) & 0x3ff));
+		}
+	}
+	(void)putchar('"');
+}
+
+static void put_value(const json_t *value, unsigned depth);
+
+static void put_separator(bool first, unsigned depth)
+{
+	(void)printf("%s\n%*s", first ? "" : ",", (int)depth * 4, "");
+}
+
+/* An empty list still has its two lines, as in QEMU. */
+static void put_container(const json_t *value, unsigned depth)
+{
+	bool is_object = json_is_object(value), first = true;
+	const char *key = NULL;
+	json_t *member = NULL;
+	size_t i = 0;
+	(void)putchar(is_object ? '{' : '[');
+	json_object_foreach((json_t *)value, key, member)
+	{
+		put_separator(first, depth + 1);
+		json_t *name = json_string(key);
+		put_string(name);
+		json_decref(name);
+		(void)fputs(": ", stdout);
+		put_value(member, depth + 1);
+		first = false;
+	}
+	json_array_foreach((json_t *)value, i, member)
+	{
+		put_separator(first, depth + 1);
+		put_value(member, depth + 1);
+		first = false;
+	}
+	(void)printf("\n%*s%c", (int)depth * 4, "", is_object ? '}' : ']');
+}
+
+/* Recursion is as deep as what a command built, never as deep as an image says. */
+static void put_value(const json_t *value, unsigned depth)
+{
+	if (json_is_object(value) || json_is_array(value))
+		put_container(value, depth);
+	else if (json_is_string(value))
+		put_string(value);
+	else if (json_is_integer(value))
+		(void)printf("%" JSON_INTEGER_FORMAT, json_integer_value(value));
+	else if (json_is_real(value))
+		(void)printf("%.17g", json_real_value(value));
+	else if (json_is_boolean(value))
+		(void)fputs(json_is_true(value) ? "true" : "false", stdout);
+	else
+		(void)fputs("null", stdout);
+}
+
 int cli_json_print(struct cli *cli, json_t *root)
 {
-	char *text = !cli_json_failed(root) ? json_dumps(root, JSON_INDENT(4) | JSON_ENSURE_ASCII)
-					    : NULL;
-	json_decref(root);
-	if (text == NULL) {
+	if (cli_json_failed(root)) {
+		json_decref(root);
 		cli_error(cli, "out of memory");
 		return 1;
 	}
-	(void)puts(text);
-	free(text);
+	put_value(root, 0);
+	(void)putchar('\n');
+	json_decref(root);
 	return 0;
 }
