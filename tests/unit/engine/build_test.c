@@ -412,6 +412,10 @@ static void old_bytes_of_a_device_never_show(void **state)
 		write_file("disk", j.disk, j.o.virtual_size);
 		peer_check_clean("image", describe(&j, what, sizeof(what)));
 		assert_true(peer_run("%s compare -f qcow2 -F raw image disk", peer_newest()));
+		/* what lies behind the end of the disk shows when it grows */
+		assert_true(peer_run("%s resize -q -f qcow2 image +3M && truncate -s +3M disk && "
+				     "%s compare -f qcow2 -F raw image disk",
+			peer_newest(), peer_newest()));
 		qcow_store_close(j.store);
 		job_release(&j);
 		free(d.bytes);
