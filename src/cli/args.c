@@ -73,6 +73,23 @@ static bool choice_allowed(const char *choices, const char *value)
 	return false;
 }
 
+/* "--output expects 'human' or 'json', not 'x'" */
+static void report_choice(
+	struct parse *p, const struct cli_option *option, const char *choices, const char *value)
+{
+	char list[256] = "";
+	size_t used = 0;
+	for (const char *c = choices; *c != '\0' && used + 16 < sizeof(list); c++) {
+		bool is_last = strchr(c + 1, '|') == NULL;
+		int n = snprintf(list + used, sizeof(list) - used, "%s",
+			*c != '|' ? (char[2]){*c, '\0'}
+			: is_last ? "' or '"
+				  : "', '");
+		used += n > 0 ? (size_t)n : 0;
+	}
+	(void)cli_usage(p->cli, "--%s expects '%s', not '%s'", option->name, list, value);
+}
+
 /* Follow `key` to the row it stands for, and note the option. False: reported. */
 static bool take(struct parse *p, const struct cli_option *option, const char *value)
 {
@@ -90,8 +107,7 @@ static bool take(struct parse *p, const struct cli_option *option, const char *v
 	}
 	if (value != NULL && row->choices != NULL && row->choices[0] != '@' &&
 		!choice_allowed(row->choices, value)) {
-		(void)cli_usage(p->cli, "--%s must be one of %s, not '%s'", option->name,
-			row->choices, value);
+		report_choice(p, option, row->choices, value);
 		return false;
 	}
 	p->given[p->n_given++] = (struct cli_given){row, value};
@@ -195,16 +211,17 @@ static int parse_words(struct parse *p)
 
 static bool count_is_right(struct parse *p)
 {
-	if (p->n_operands < p->cmd->min_operands) {
-		(void)cli_usage(p->cli, "%s: expecting %s", p->cmd->name, p->cmd->synopsis);
-		return false;
-	}
-	if (p->n_operands > p->cmd->max_operands) {
-		(void)cli_usage(p->cli, "%s: '%s' is one operand too many", p->cmd->name,
-			p->operands[p->cmd->max_operands]);
-		return false;
-	}
-	return true;
+	const struct cli_command *cmd = p->cmd;
+	if (p->n_operands >= cmd->min_operands && p->n_operands <= cmd->max_operands)
+		return true;
+	if (cmd->min_operands == 1 && cmd->max_operands == 1)
+		(void)cli_usage(p->cli, "Expecting one image file name");
+	else if (p->n_operands > cmd->max_operands)
+		(void)cli_usage(p->cli, "%s: '%s' is one operand too many", cmd->name,
+			p->operands[cmd->max_operands]);
+	else
+		(void)cli_usage(p->cli, "%s: expecting %s", cmd->name, cmd->synopsis);
+	return false;
 }
 
 int cli_args_parse(struct cli *cli, const struct cli_command *cmd, int argc, char **argv,

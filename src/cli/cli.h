@@ -162,6 +162,8 @@ bool cli_flags_apply(const struct cli *cli, unsigned flags);
 
 /* "qcow: SENTENCE". Control bytes in it are escaped. Say which file, what, and why. */
 void cli_error(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
+/* A line below the error, without any label. */
+void cli_more(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 /* A line below the error: what to do about it. */
 void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 /* "qcow: WHAT: the library's sentence", then the hint that fits its status. Returns 1. */

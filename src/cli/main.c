@@ -26,6 +26,8 @@ static int unknown_command(struct cli *cli, const char *name)
 	for (const struct cli_command *const *c = cli_commands; *c != NULL && n < 64; c++)
 		if (cli_flags_apply(cli, (*c)->flags))
 			names[n++] = (*c)->name;
+	if (cli->qemu)
+		return cli_usage(cli, "Command not found: %s", name);
 	const char *near = cli_nearest(name, names, n);
 	if (near != NULL)
 		return cli_usage(cli, "unknown command '%s'; did you mean '%s'?", name, near);

@@ -282,8 +282,6 @@ static enum qcow_status resolve_path(struct refs *refs, const struct qcow_refere
 	enum qcow_status status = open_path(path, file_flags(refs->flags), &out->store, err);
 	if (status == QCOW_OK)
 		status = check_file_kind(refs, ref, out->store, err);
-	else
-		qk_err_context(err, "%s of '%s'", kind_text(ref->kind), ref->from);
 	return status;
 }
 
@@ -414,17 +412,43 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 	return QCOW_OK;
 }
 
+/* "PATH: why" of the store, where the path is what the sentence names already. */
+static bool drop_path(const char *text, struct qcow_error *err)
+{
+	size_t n = strlen(text);
+	if (strncmp(err->message, text, n) != 0 || strncmp(err->message + n, ": ", 2) != 0)
+		return false;
+	memmove(err->message, err->message + n + 2, strlen(err->message + n + 2) + 1);
+	return true;
+}
+
 /* The sentence of a failed open. The personality keeps the words that callers of QEMU look for. */
 static void report_open(struct cli *cli, const char *text, struct qcow_error *err)
 {
+	char question[QCOW_ERROR_MESSAGE_BYTES] = "";
 	if (err->message[0] == '\0')
 		(void)snprintf(
 			err->message, sizeof(err->message), "%s", qcow_status_text(err->status));
+	bool is_own = drop_path(text, err);
 	if (cli->qemu && err->status == QCOW_E_NOT_QCOW2)
 		(void)snprintf(err->message, sizeof(err->message), "Image is not in qcow2 format");
-	if (cli->qemu && err->status == QCOW_E_NOENT && err->os_errno != 0)
+	if (cli->qemu && err->os_errno != 0 && is_own)
 		qk_err_context(err, "Could not open '%s'", text);
+	char *asks = strstr(err->message, ". Is another process using the image [");
+	if (asks != NULL) {
+		/* QEMU asks on a line of its own, and callers look for it there */
+		(void)snprintf(question, sizeof(question), "%s", asks + strlen(". "));
+		*asks = '\0';
+	}
 	(void)cli_fail(cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+	if (question[0] == '\0')
+		return;
+	char *who = strstr(question, "? ");
+	if (who != NULL)
+		who[1] = '\0';
+	cli_more(cli, "%s", question);
+	if (who != NULL)
+		cli_hint(cli, "%s; -U reads it as it is", who + 2);
 }
 
 enum qcow_status cli_open(

@@ -43,6 +43,16 @@ void cli_error(struct cli *cli, const char *fmt, ...)
 	put_error(cli, text);
 }
 
+void cli_more(struct cli *cli, const char *fmt, ...)
+{
+	char text[LINE_BYTES];
+	va_list ap;
+	va_start(ap, fmt);
+	(void)vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	put_line(cli, "", "", text);
+}
+
 void cli_hint(struct cli *cli, const char *fmt, ...)
 {
 	char text[LINE_BYTES];
@@ -56,11 +66,6 @@ void cli_hint(struct cli *cli, const char *fmt, ...)
 static void hint_for(struct cli *cli, const struct qcow_error *err)
 {
 	switch (err->status) {
-	case QCOW_E_LOCKED:
-		if (strstr(err->message, "Is another process using the image") == NULL)
-			cli_hint(cli,
-				"another process has the image open; stop it, or read with -U");
-		break;
 	case QCOW_E_CORRUPT:
 		cli_hint(cli, "'%s check FILE' lists what is wrong with an image", cli->prog);
 		break;
@@ -99,10 +104,12 @@ int cli_usage(struct cli *cli, const char *fmt, ...)
 	(void)vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	put_error(cli, text);
-	if (cli->command != NULL)
-		cli_hint(cli, "'%s %s --help' shows how it is used", cli->prog, cli->command->name);
+	const char *blank = cli->command != NULL ? " " : "";
+	const char *name = cli->command != NULL ? cli->command->name : "";
+	if (cli->qemu)
+		cli_more(cli, "Try 'qemu-img%s%s --help' for more information", blank, name);
 	else
-		cli_hint(cli, "'%s --help' lists the commands", cli->prog);
+		cli_hint(cli, "'%s%s%s --help' shows how it is used", cli->prog, blank, name);
 	return cli->command != NULL && cli->command->usage_exit != 0 ? cli->command->usage_exit : 1;
 }
 
