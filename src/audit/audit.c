@@ -87,6 +87,32 @@ uint64_t qk_audit_end(const struct qk_audit *a)
 	return (a->file_size + mask) & ~mask;
 }
 
+static uint64_t believed_bytes(
+	const struct qk_audit *a, uint64_t off, uint64_t claimed, uint64_t needed)
+{
+	uint64_t end = qk_audit_end(a);
+
+	if (qk_in_range(off, claimed, end))
+		return claimed;
+	return off < end ? qk_min(qk_min(claimed, needed), end - off) : 0;
+}
+
+uint64_t qk_audit_l1_bytes(const struct qk_audit *a)
+{
+	return believed_bytes(a, a->header->l1_off, qk_audit_l1_claimed_bytes(a),
+		qk_geometry_l1_entries(a->geometry, a->header->size) * 8);
+}
+
+uint64_t qk_audit_rt_bytes(const struct qk_audit *a)
+{
+	uint64_t n_clusters = qk_audit_end(a) >> a->geometry->cluster_bits;
+	uint64_t needed = qk_div_up(n_clusters, a->geometry->rb_entries) * 8;
+	uint64_t mask = a->geometry->cluster_size - 1;
+
+	return believed_bytes(
+		a, a->header->rt_off, qk_audit_rt_claimed_bytes(a), (needed + mask) & ~mask);
+}
+
 enum qcow_status qk_audit_cancelled(const struct qk_audit *a, struct qcow_error *err)
 {
 	const struct qcow_progress *p = a->progress;

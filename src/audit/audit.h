@@ -59,13 +59,21 @@ uint64_t qk_audit_end(const struct qk_audit *a);
 /* QCOW_E_CANCELLED where the caller's callback says so. */
 enum qcow_status qk_audit_cancelled(const struct qk_audit *a, struct qcow_error *err) QK_MUST_USE;
 
-/* Bytes of the active L1 table, refcount table: 8 each entry, cannot overflow (32 and 64 bits). */
-static inline uint64_t qk_audit_l1_bytes(const struct qk_audit *a)
+/*
+ * How much of the active L1 table and of the refcount table is believed, in bytes. All, where the table lies
+ * in the file. A table that runs past the end has a length that lies: of it only what the disk, or the
+ * file, needs is read, and only as far as the file goes.
+ */
+uint64_t qk_audit_l1_bytes(const struct qk_audit *a);
+uint64_t qk_audit_rt_bytes(const struct qk_audit *a);
+
+/* The same tables as the header describes them: 32 and 64 bits cannot overflow. */
+static inline uint64_t qk_audit_l1_claimed_bytes(const struct qk_audit *a)
 {
 	return (uint64_t)a->header->l1_entries * 8;
 }
 
-static inline uint64_t qk_audit_rt_bytes(const struct qk_audit *a)
+static inline uint64_t qk_audit_rt_claimed_bytes(const struct qk_audit *a)
 {
 	return (uint64_t)a->header->rt_clusters << a->geometry->cluster_bits;
 }

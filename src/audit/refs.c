@@ -82,7 +82,7 @@ static void judge_header(struct qk_audit *a)
 		report_header(a, QCOW_FINDING_CORRUPT_BIT, 72, h->incompatible);
 	if ((h->autoclear & QCOW_AUTOCLEAR_BITMAPS) != 0 && !a->ext->has_bitmaps)
 		report_header(a, QCOW_FINDING_BITMAP_AUTOCLEAR, 88, h->autoclear);
-	if (!qk_in_range(h->l1_off, qk_audit_l1_bytes(a), qk_audit_end(a)))
+	if (!qk_in_range(h->l1_off, qk_audit_l1_claimed_bytes(a), qk_audit_end(a)))
 		report_header(a, QCOW_FINDING_L1_BEYOND_FILE, h->l1_off, h->l1_entries);
 	if (a->ext->has_crypto &&
 		!qk_in_range(a->ext->crypto_off, a->ext->crypto_len, qk_audit_end(a)))
@@ -281,7 +281,7 @@ static void stream_l1(struct qk_refs *r, const struct l1_part *p, enum pass pass
 
 static void gather_all(struct qk_refs *r)
 {
-	struct l1_part active = {r->a->header->l1_off, r->a->header->l1_entries, 1, true};
+	struct l1_part active = {r->a->header->l1_off, qk_audit_l1_bytes(r->a) / 8, 1, true};
 	struct qk_sweep_range range = {0};
 
 	stream_l1(r, &active, PASS_COUNT);
@@ -401,7 +401,7 @@ enum qcow_status qk_refs_count(struct qk_refs *r, struct qcow_error *err)
 
 enum qcow_status qk_refs_explain(struct qk_refs *r, struct qcow_error *err)
 {
-	struct l1_part active = {r->a->header->l1_off, r->a->header->l1_entries, 1, true};
+	struct l1_part active = {r->a->header->l1_off, qk_audit_l1_bytes(r->a) / 8, 1, true};
 	bool was_quiet = r->a->quiet;
 
 	/* each cluster belongs to one pass: what is explained is explained once, in whichever it is */

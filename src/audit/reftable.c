@@ -93,15 +93,14 @@ enum qcow_status qk_reftable_load(struct qk_reftable *t, struct qk_audit *a, str
 	*t = (struct qk_reftable){0};
 	uint64_t off = a->header->rt_off;
 	uint64_t bytes = qk_audit_rt_bytes(a);
+	uint64_t claimed = qk_audit_rt_claimed_bytes(a);
 	QK_AUTO_FREE uint8_t *buf = NULL;
 
-	if (!qk_in_range(off, bytes, qk_audit_end(a))) {
+	if (!qk_in_range(off, claimed, qk_audit_end(a)))
 		qk_audit_report(a,
 			&(struct qk_audit_note){QCOW_FINDING_REFTABLE_BEYOND_FILE, off,
-				QCOW_NO_OFFSET, off + bytes, a->file_size},
-			"refcount table of %llu bytes", (unsigned long long)bytes);
-		bytes = off < qk_audit_end(a) ? qk_audit_end(a) - off : 0;
-	}
+				QCOW_NO_OFFSET, off + claimed, a->file_size},
+			"refcount table of %llu bytes", (unsigned long long)claimed);
 	t->n = qk_min(bytes, QK_MAX_REFTABLE_BYTES) / 8;
 	t->v = qk_calloc(t->n, sizeof(*t->v));
 	buf = qk_malloc(CHUNK_BYTES, 1);

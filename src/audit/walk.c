@@ -143,11 +143,12 @@ static void walk_rt_entry(struct walk *w, uint64_t entry_off, uint64_t index, ui
 static void walk_refcounts(struct walk *w)
 {
 	uint64_t off = w->a->header->rt_off;
-	uint64_t bytes = qk_audit_rt_bytes(w->a);
+	uint64_t claimed = qk_audit_rt_claimed_bytes(w->a);
 
-	emit_structure(w, QCOW_STRUCT_REFCOUNT_TABLE, off, bytes,
-		beyond(w, off, bytes, QCOW_FINDING_REFTABLE_BEYOND_FILE));
-	stream_table(w, &(struct table){off, bytes / 8, "refcount table", walk_rt_entry});
+	emit_structure(w, QCOW_STRUCT_REFCOUNT_TABLE, off, claimed,
+		beyond(w, off, claimed, QCOW_FINDING_REFTABLE_BEYOND_FILE));
+	stream_table(w,
+		&(struct table){off, qk_audit_rt_bytes(w->a) / 8, "refcount table", walk_rt_entry});
 }
 
 /* ---- trees ---- */
@@ -231,10 +232,9 @@ static void walk_l1_entry(struct walk *w, uint64_t entry_off, uint64_t index, ui
 		walk_l2(w, index, e.l2_off.v);
 }
 
-static void walk_tree(struct walk *w, uint64_t off, uint64_t n_entries, unsigned finding)
+static void walk_tree(struct walk *w, uint64_t off, uint64_t n_entries)
 {
 	memset(w->seen, 0, N_SEEN * sizeof(*w->seen));
-	emit_structure(w, QCOW_STRUCT_L1, off, n_entries * 8, finding);
 	stream_table(w, &(struct table){off, n_entries, "L1 table", walk_l1_entry});
 }
 
@@ -246,7 +246,9 @@ static void walk_snapshots(struct walk *w)
 		w->snaps.table_bytes, w->snaps.finding);
 	for (uint32_t i = 0; i < w->snaps.n && !w->stopped; i++) {
 		w->snapshot = i;
-		walk_tree(w, w->snaps.v[i].off, w->snaps.v[i].n_entries, w->snaps.v[i].finding);
+		emit_structure(w, QCOW_STRUCT_L1, w->snaps.v[i].off,
+			w->snaps.v[i].n_entries * UINT64_C(8), w->snaps.v[i].finding);
+		walk_tree(w, w->snaps.v[i].off, w->snaps.v[i].n_entries);
 	}
 	w->snapshot = -1;
 }
@@ -312,8 +314,10 @@ static enum qcow_status walk_all(struct walk *w, struct qcow_error *err)
 		emit_structure(w, QCOW_STRUCT_CRYPTO_HEADER, ext->crypto_off, ext->crypto_len,
 			beyond(w, ext->crypto_off, ext->crypto_len, QCOW_FINDING_CRYPTO_HEADER));
 	walk_refcounts(w);
-	walk_tree(w, h->l1_off, h->l1_entries,
-		beyond(w, h->l1_off, qk_audit_l1_bytes(w->a), QCOW_FINDING_L1_BEYOND_FILE));
+	uint64_t l1_bytes = qk_audit_l1_claimed_bytes(w->a);
+	emit_structure(w, QCOW_STRUCT_L1, h->l1_off, l1_bytes,
+		beyond(w, h->l1_off, l1_bytes, QCOW_FINDING_L1_BEYOND_FILE));
+	walk_tree(w, h->l1_off, qk_audit_l1_bytes(w->a) / 8);
 	QK_TRY(qk_snaplist_load(&w->snaps, w->a, err));
 	walk_snapshots(w);
 	return walk_bitmaps(w, err);
