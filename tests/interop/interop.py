@@ -274,6 +274,10 @@ def merged_map(text, keys):
     for e in json.loads(text):
         start, end = e["start"], e["start"] + e["length"]
         answer = {k: e[k] for k in keys if k in e}
+        # Holes of the host under stored data: QEMU reports them or not by a guess about the whole image,
+        # so `zero` beside `data` is a hint. Ours is compared with the content instead (zeros_are_zeros).
+        if e["data"]:
+            answer.pop("zero", None)
         if "offset" in e and not e.get("compressed"):
             answer["offset"] = e["offset"] - start  # constant along a run
         if extents and extents[-1][1] == start and extents[-1][2] == answer:
@@ -294,6 +298,21 @@ def compare_maps(ours, theirs):
             raise Mismatch("map: qcow says %s, QEMU says %s" % (x, y))
     if len(a) != len(b):
         raise Mismatch("map: qcow has %d extents, QEMU %d: %s" % (len(a), len(b), (a + b)[min(len(a), len(b))]))
+
+
+def zeros_are_zeros(text, raw):
+    """what our map calls zero reads as zeros, and the map covers the disk"""
+    with open(raw, "rb") as f:
+        at = 0
+        for e in json.loads(text):
+            if e["start"] != at:
+                raise Mismatch("map: no extent for byte %d" % at)
+            at += e["length"]
+            f.seek(e["start"])
+            if e["zero"] and any(f.read(e["length"])):
+                raise Mismatch("map: [%d, %d) is not zero" % (e["start"], at))
+    if at != os.path.getsize(raw):
+        raise Mismatch("map: ends at %d, the disk at %d" % (at, os.path.getsize(raw)))
 
 
 def compare_json(what, ours, theirs, path=""):
@@ -328,6 +347,7 @@ def look(ctx, folder, path, n_snapshots):
         run([ctx.qcow, "convert", "-l", "snapshot.name=snap %d" % i, "-O", "raw", path, view])
         views.append(view)
     ours_map = run([ctx.qcow, "map", "--output", "json", path]).stdout
+    zeros_are_zeros(ours_map, ours_raw)
     ours_info = json.loads(run([ctx.qcow, "info", "--output", "json", path]).stdout)
     ours_check = run([ctx.qcow, "check", "--output", "json", path], ok=CHECK_OK)
     for qemu in ctx.qemus:
@@ -610,6 +630,8 @@ def self_test():
              '{"start": 512, "length": 512, "depth": 0, "zero": false, "data": true, "offset": 4608}]')
     compare_maps(split, extent % (1024, 4096))
     for what, call in (("offset", lambda: compare_maps(split, extent % (1024, 8192))),
+                       ("zero", lambda: zeros_are_zeros('[{"start": 0, "length": 4, "zero": true}]', __file__)),
+                       ("end", lambda: zeros_are_zeros('[{"start": 0, "length": 4, "zero": false}]', __file__)),
                        ("length", lambda: compare_maps(split, extent % (2048, 4096))),
                        ("member", lambda: compare_json("x", {"a": 1}, {"a": 1, "b": {"c": 2}})),
                        ("value", lambda: compare_json("x", {"a": [1, 2]}, {"a": [1, 3]}))):
@@ -620,7 +642,7 @@ def self_test():
             pass
     for line in bad:
         print("self-test: %s" % line)
-    print("%d passed, %d failed" % (8 - min(8, len(bad)), len(bad)))
+    print("%d passed, %d failed" % (10 - min(10, len(bad)), len(bad)))
     return 1 if bad else 0
 
 
