@@ -15,6 +15,7 @@
 
 struct qk_meta;
 struct qk_decode;
+struct qk_hostmap;
 
 #define QK_FEATURE_KINDS 3U
 #define QK_FEATURE_BITS	 64U
@@ -28,6 +29,7 @@ struct qcow_image {
 	uint64_t size; /* of the disk, or of the snapshot viewed */
 	uint64_t raw_offset; /* raw: where the disk starts in the store */
 	uint32_t flags; /* QCOW_OPEN_… */
+	struct qk_hostmap *hostmap; /* holes of the store that holds guest data */
 
 	/* qcow2 only */
 	uint8_t *cluster0; /* what ext and header.tail point into */

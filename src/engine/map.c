@@ -5,6 +5,7 @@
 #include "engine/map.h"
 
 #include "base/err.h"
+#include "engine/hostmap.h"
 #include "engine/image.h"
 
 /* The answer of the chain for one stretch: its length is what the layers looked at agree on. */
@@ -119,21 +120,14 @@ static uint32_t flags_of(const struct qk_run *run)
 static enum qcow_status look_at_host(
 	const struct qk_run *run, struct qcow_extent *out, struct qcow_error *err)
 {
-	uint64_t size = 0;
-	struct qcow_store_extent host = {0};
-	QK_TRY(qcow_store_size(run->store, &size, err));
-	if (run->host_off.v >= size) {
-		host = (struct qcow_store_extent){.len = out->len, .is_hole = true};
-	} else {
-		uint64_t len = qk_min(out->len, size - run->host_off.v);
-		QK_TRY(qcow_store_extents(run->store, run->host_off.v, len, &host, err));
-	}
-	out->len = qk_min(out->len, host.len);
-	if (host.is_hole) {
-		out->flags |= QCOW_EXTENT_ZERO;
-		if (run->layer->is_raw)
-			out->flags &= ~(uint32_t)QCOW_EXTENT_DATA;
-	}
+	bool is_hole = false;
+	QK_TRY(qk_hostmap_ask(
+		run->layer->hostmap, run->store, run->host_off.v, &out->len, &is_hole, err));
+	if (!is_hole)
+		return QCOW_OK;
+	out->flags |= QCOW_EXTENT_ZERO;
+	if (run->layer->is_raw)
+		out->flags &= ~(uint32_t)QCOW_EXTENT_DATA;
 	return QCOW_OK;
 }
 

@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "base/mem.h"
 #include "engine/decode.h"
+#include "engine/hostmap.h"
 #include "engine/image.h"
 #include "engine/meta.h"
 
@@ -268,6 +269,7 @@ static enum qcow_status open_format(
 	enum layer_format format = LAYER_PROBE;
 	QK_TRY(parse_format(o->format, &format, err));
 	QK_TRY(qcow_store_size(image->store, &image->file_size, err));
+	QK_TRY(qk_hostmap_new(&image->hostmap, err));
 	if (format == LAYER_RAW)
 		return open_raw(image, o, err);
 	QK_TRY(read_start(image, FIRST_BYTES, err));
@@ -297,6 +299,7 @@ void qk_layer_close(struct qcow_image *image)
 {
 	if (image == NULL)
 		return;
+	qk_hostmap_free(image->hostmap);
 	qk_meta_free(image->meta);
 	qk_decode_free(image->decode);
 	qk_tablist_release(&image->snapshots);
