@@ -56,7 +56,9 @@ static json_t *describe_limits(
 		cli_json_set(o, "write-zeroes-alignment",
 			cli_json_u64(image->extended_l2 ? image->cluster_size / 32
 							: image->cluster_size));
-	cli_json_set(o, "request-alignment", cli_json_u64(by_sector ? 512 : sector));
+	/* the qcow2 layer takes any request and aligns by itself */
+	uint64_t alignment = format_layer && image->version != 0 ? 1 : sector;
+	cli_json_set(o, "request-alignment", cli_json_u64(by_sector ? 512 : alignment));
 	cli_json_set(o, "min-mem-alignment", cli_json_u64(sector));
 	if (format_layer && image->version != 0)
 		cli_json_set(o, "discard-alignment", cli_json_u64(image->cluster_size));

@@ -1,0 +1,44 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# qcow map prints what qemu-img map prints, byte for byte.
+source "$(dirname "$0")/lib.sh"
+need_qemu
+make_images
+create_luks luks.qcow2 1M
+head -c 1000 /dev/zero | tr '\0' x >odd.raw
+
+for image in "${images[@]}" odd.raw; do
+	for args in '' '--output json' '--output=json --start-offset=100' '--output=json -s 70000 -l 1M' \
+		'--output=json --start-offset 1G' '-s 64k -l 70000'; do
+		# shellcheck disable=SC2086 # words
+		run "$QEMU_IMG" map $args "$image"
+		cp out theirs
+		theirs_rc=$rc
+		# shellcheck disable=SC2086
+		run "$QCOW_QEMU_IMG" map $args "$image"
+		# QEMU 7.2 does not say which data is compressed
+		sed 's/, "compressed": [a-z]*//' out >ours
+		same "map $args $image is that of QEMU 7.2" theirs ours
+		if [[ $rc == "$theirs_rc" ]]; then ok "map $args $image ends as QEMU 7.2"
+		else bad "map $args $image ends as QEMU 7.2" "theirs $theirs_rc, $(shown)"; fi
+		cp out ours
+		have_new_qemu || continue
+		# shellcheck disable=SC2086
+		run "$QEMU_IMG_NEW" map $args "$image"
+		same "map $args $image is that of the newest QEMU" out ours
+		[[ $image == odd.raw ]] && continue # qcow does not round it to a sector
+		# shellcheck disable=SC2086
+		run "$QCOW" map $args "$image"
+		same "map $args $image says the same as qcow" out ours
+	done
+done
+
+says map_of_compressed_clusters_needs_json 1 'qcow: File contains external*' \
+	"$QCOW" map compressed.qcow2
+prints max_output_stops "$(printf '%s\n%s' \
+	'[{ "start": 0, "length": 65536, "depth": 1, "present": true, "zero": false, "data": true, "compressed": false, "offset": 327680},' \
+	'{ "start": 65536, "length": 262144, "depth": 0, "present": true, "zero": false, "data": true, "compressed": false, "offset": 327680}]')" \
+	"$QCOW" map --output json --max-output 2 top.qcow2
+says map_of_an_encrypted_image_is_refused 1 'qcow: cannot open *luks.qcow2*encrypted*' "$QCOW" map luks.qcow2
+says a_range_that_is_no_number 1 "qcow: invalid start offset '1x': *" "$QCOW" map -s 1x top.qcow2
+finish
