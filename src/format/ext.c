@@ -275,11 +275,11 @@ static void write_extensions(
 	write_optional(w, QK_EXT_BACKING_FORMAT, ext->backing_format);
 	write_optional(w, QK_EXT_DATA_FILE, ext->data_file);
 	write_crypto(w, ext);
-	write_bitmaps(w, ext);
 	if (with_feature_names) {
 		write_head(w, QK_EXT_FEATURE_NAMES, QK_FEATURE_TABLE_BYTES);
 		qk_feature_table_encode(w);
 	}
+	write_bitmaps(w, ext);
 	write_unknown(w, ext);
 	write_head(w, QK_EXT_END, 0);
 }

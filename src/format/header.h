@@ -158,7 +158,7 @@ enum qcow_status qk_header_encode(
 
 /*
  * Write header, extensions and backing name into cluster0 (zeroed first), in QEMU's order: backing
- * format, data file name, encryption pointer, bitmaps, feature names (`with_feature_names`), unknown
+ * format, data file name, encryption pointer, feature names (`with_feature_names`), bitmaps, unknown
  * ones of ext->area, END, backing name. Sets h->backing_off and backing_len. The spans of `ext` and the tail must
  * not point into `cluster0`. QCOW_E_LIMIT where it does not fit cluster 0.
  */

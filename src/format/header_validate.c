@@ -186,7 +186,8 @@ static enum qcow_status check_place(const struct qk_header *h, const char *field
 			bytes);
 	if (!qk_is_table_place(h->cluster_bits, off, bytes))
 		return QK_FAIL(err, QCOW_E_FORMAT,
-			"%s is %" PRIu64 ": a table of %" PRIu64 " bytes there must end below 2^63",
+			"%s is %" PRIu64 ": the clusters of a table of %" PRIu64
+			" bytes there must end below 2^63",
 			field, off, bytes);
 	return QCOW_OK;
 }

@@ -59,7 +59,10 @@ enum qcow_status qk_layout_empty(const struct qk_geometry *g, uint64_t disk_size
 
 	uint64_t l1_clusters = qk_div_up(l1_entries * 8, g->cluster_size);
 	uint64_t rt_clusters = 0, n_blocks = 0;
-	QK_TRY(qk_layout_refcounts(g, 1 + l1_clusters, &n_blocks, &rt_clusters, err));
+	enum qcow_status status = qk_layout_refcounts(
+		g, 1 + l1_clusters, &n_blocks, &rt_clusters, err);
+	/* At most 1 + 65536 clusters (32 MiB in clusters of 512 bytes), and a table counts 2^26. */
+	QK_ASSERT(F10, status == QCOW_OK);
 	uint64_t l1_first = 1 + rt_clusters + n_blocks;
 	*out = (struct qk_layout){
 		.rt_off = g->cluster_size,
