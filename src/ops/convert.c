@@ -21,8 +21,6 @@
 #define PACKED_CHUNK_BYTES QK_KIB(512)
 #define RAW_UNIT_BYTES	   QK_KIB(4)
 #define MAX_SPARSE_BYTES   QK_MIB(1)
-/* The smallest piece that file systems share. */
-#define CLONE_GRAIN_BYTES QK_KIB(4)
 
 struct request {
 	const struct qcow_convert_options *options;
@@ -101,8 +99,8 @@ static bool try_clone(struct qcow_store *target, uint64_t target_dev, struct qco
 	if (source == NULL || !find_dev(source, &dev) || dev != target_dev)
 		return false;
 	qcow_store_caps(source, &caps);
-	return qcow_store_size(source, &size, NULL) == QCOW_OK && size >= CLONE_GRAIN_BYTES &&
-	       qcow_store_clone(target, 0, source, 0, CLONE_GRAIN_BYTES, NULL) == QCOW_OK;
+	return qcow_store_size(source, &size, NULL) == QCOW_OK && size >= QK_CLONE_GRAIN_BYTES &&
+	       qcow_store_clone(target, 0, source, 0, QK_CLONE_GRAIN_BYTES, NULL) == QCOW_OK;
 }
 
 /* The device whose stores may share blocks with the target, or 0. Writes to the target. */
@@ -117,7 +115,7 @@ static uint64_t probe_clone(const struct request *request, struct qcow_store *ta
 		      options->create.preallocation > QCOW_PREALLOC_METADATA;
 	if (is_out || !caps.can_clone || !caps.can_grow || !find_dev(target, &dev))
 		return 0;
-	if (!request->is_raw && request->create.cluster_size < CLONE_GRAIN_BYTES)
+	if (!request->is_raw && request->create.cluster_size < QK_CLONE_GRAIN_BYTES)
 		return 0;
 	for (unsigned i = 0; i < options->n_sources; i++)
 		for (struct qcow_image *layer = options->sources[i]; layer != NULL;

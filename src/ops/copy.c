@@ -63,7 +63,7 @@ static uint64_t run_of(struct qk_copy *copy, const struct qk_segment *segment)
 	case QK_SEGMENT_DATA:
 		if (!may_clone(copy, segment->store))
 			return 0;
-		if (!qk_is_aligned(segment->host_off, policy->unit_bytes))
+		if (!qk_is_aligned(segment->host_off, QK_CLONE_GRAIN_BYTES))
 			return 0;
 		return qk_min(whole, CLONE_RUN_BYTES);
 	}

@@ -10,6 +10,9 @@
 #include "ops/sink.h"
 #include "ops/source.h"
 
+/* The smallest piece that file systems share; where theirs is larger, sharing is refused and copied. */
+#define QK_CLONE_GRAIN_BYTES ((uint64_t)4096)
+
 struct qk_copy {
 	struct qk_source source;
 	struct qk_sink sink;
