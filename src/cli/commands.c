@@ -7,18 +7,22 @@
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
+extern const struct cli_command cli_cmd_create;
 extern const struct cli_command cli_cmd_dump;
 extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_map;
+extern const struct cli_command cli_cmd_measure;
 extern const struct cli_command cli_cmd_snapshot;
 
 const struct cli_command *const cli_commands[] = {
 	&cli_cmd_check,
 	&cli_cmd_completion,
 	&cli_cmd_convert,
+	&cli_cmd_create,
 	&cli_cmd_dump,
 	&cli_cmd_info,
 	&cli_cmd_map,
+	&cli_cmd_measure,
 	&cli_cmd_snapshot,
 	NULL,
 };

@@ -1,0 +1,41 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# qcow measure: what the newest qemu-img says, in both forms.
+. "$(dirname "$0")/lib.sh"
+
+same_as_qemu() {
+	local name=$1 want
+	shift
+	want=$("$QEMU_IMG_NEW" measure "$@" 2>&1) || bad "$name: qemu-img measure $*" "$want"
+	prints "$name" "$want" "$QCOW_QEMU_IMG" measure "$@"
+}
+
+if have_new_qemu; then
+	need_qemu
+	truncate -s 1001 odd
+	create base.qcow2 10M
+	io -c 'write 0 300k' -c 'write -z 1M 1M' base.qcow2
+	"$QEMU_IMG" snapshot -c first base.qcow2
+	io -c 'write 5M 1M' base.qcow2
+	create -b base.qcow2 -F qcow2 top.qcow2
+	"$QEMU_IMG" bitmap --add top.qcow2 b
+	for output in human json; do
+		same_as_qemu "size_$output" --output "$output" -O qcow2 --size 10G
+		same_as_qemu "raw_size_$output" --output=$output --size 1000
+		same_as_qemu "image_$output" --output "$output" -O qcow2 -f qcow2 base.qcow2
+		same_as_qemu "chain_$output" --output "$output" -O qcow2 -f qcow2 top.qcow2
+		same_as_qemu "raw_image_$output" --output "$output" -O raw odd
+		same_as_qemu "options_$output" --output "$output" -O qcow2 -o cluster_size=4k -o extended_l2=off top.qcow2
+		same_as_qemu "overlay_$output" --output "$output" -O qcow2 -o backing_file=x,backing_fmt=raw top.qcow2
+		same_as_qemu "snapshot_$output" --output "$output" -O qcow2 -l first base.qcow2
+		same_as_qemu "image_opts_$output" --output "$output" -O qcow2 --image-opts driver=qcow2,file.filename=top.qcow2
+	done
+fi
+says nothing 1 'qemu-img: Either --size N or one filename must be specified.' "$QCOW_QEMU_IMG" measure
+says both 1 'qemu-img: --size N cannot be used together with a filename.' "$QCOW_QEMU_IMG" measure --size 1 x
+says vmdk 1 "*'vmdk' does not support size measurement" "$QCOW" measure -O vmdk --size 1
+says too_large 1 '*L1 table*' "$QCOW" measure -o cluster_size=512 --size 1T
+says missing 1 '*No such file or directory*' "$QCOW" measure nothing-here
+says unknown_option 1 "*Invalid parameter 'foo'*" "$QCOW" measure -o foo=1 --size 1
+prints default_is_qcow2 $'required size: 327680\nfully allocated size: 393216' "$QCOW" measure --size 1
+finish
