@@ -423,6 +423,8 @@ static void a_header_of_fields_is_judged_without_extensions(void **state)
 	assert_ok(qk_header_validate(&h, NULL, &err), err);
 	h.crypt_method = 2;
 	assert_ok(qk_header_validate(&h, NULL, &err), err);
+	h.incompatible = QK_INCOMPAT_DATA_FILE;
+	assert_ok(qk_header_validate(&h, NULL, &err), err);
 	h.cluster_bits = 22;
 	assert_status(qk_header_validate(&h, NULL, &err), FORMAT, err);
 	assert_string_equal(err.message, BITS_MESSAGE("22"));
