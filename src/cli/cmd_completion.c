@@ -64,7 +64,7 @@ static void bash_command(const struct cli *cli, const struct cli_command *cmd)
 		else
 			(void)printf("\t\t--%s)", o->name);
 		if (has_words(o)) {
-			(void)printf(" words='");
+			(void)printf(" any=1 words='");
 			put_choices(o->choices, ' ');
 			(void)printf("' ;;\n");
 		} else {
@@ -84,19 +84,19 @@ static void bash_command(const struct cli *cli, const struct cli_command *cmd)
 static void put_bash(const struct cli *cli)
 {
 	(void)printf("# bash completion for %s\n_%s()\n{\n", cli->prog, "qcow");
-	(void)printf(
-		"\tlocal cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=\n"
-		"\tCOMPREPLY=()\n"
-		"\tif [ \"$COMP_CWORD\" -eq 1 ]; then\n"
-		"\t\twords='--help --version");
+	(void)printf("\tlocal cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} "
+		     "words= any=\n"
+		     "\tCOMPREPLY=()\n"
+		     "\tif [ \"$COMP_CWORD\" -eq 1 ]; then\n"
+		     "\t\twords='--help --version");
 	for_each_command(cli, bash_name);
 	(void)printf("'\n\t\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n\t\treturn\n\tfi\n"
 		     "\tcase ${COMP_WORDS[1]} in\n");
 	for_each_command(cli, bash_command);
 	(void)printf("\tesac\n"
-		     "\tcase $prev$cur in\n"
-		     "\t-* | *-) COMPREPLY=($(compgen -W \"$words\" -- \"$cur\")) ;;\n"
-		     "\tesac\n"
+		     "\tif [[ -n $any || $cur == -* ]]; then\n"
+		     "\t\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
+		     "\tfi\n"
 		     "}\ncomplete -o default -F _qcow %s\n",
 		cli->prog);
 }
