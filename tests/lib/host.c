@@ -90,7 +90,7 @@ bool qkt_has_program(const char *name)
 
 void qkt_skip(const char *why)
 {
-	(void)printf("skipped: %s\n", why);
+	(void)printf("SKIP %s\n", why);
 	exit(77);
 }
 

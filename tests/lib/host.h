@@ -24,7 +24,7 @@ bool qkt_has_program(const char *name);
 /* Exit with 77 and a line that says what is missing, unless the program is there. */
 void qkt_need_program(const char *name, const char *package);
 
-/* Exit with 77, saying why. */
+/* Exit with 77, saying why: tools/check-skips lists the reasons that it accepts. */
 void qkt_skip(const char *why) __attribute__((noreturn));
 
 /* Run a shell command in qkt_dir(); its exit status, or -1 for a signal. What it prints (stdout, then

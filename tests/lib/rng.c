@@ -26,11 +26,11 @@ struct qkt_rng qkt_rng_fixed(uint64_t seed)
 
 struct qkt_rng qkt_rng_init(uint64_t seed)
 {
-	const char *given = getenv("QK_SEED");
+	const char *given = getenv("QCOWKIT_SEED");
 	if (given != NULL && given[0] != '\0')
 		seed = strtoull(given, NULL, 0);
 	/* where a failing assertion lands in the log next to it; cmocka has no hook for failures */
-	(void)fprintf(stderr, "seed: QK_SEED=0x%" PRIx64 "\n", seed);
+	(void)fprintf(stderr, "seed: QCOWKIT_SEED=0x%" PRIx64 "\n", seed);
 	return qkt_rng_fixed(seed);
 }
 

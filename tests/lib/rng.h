@@ -2,7 +2,7 @@
 /*
  * rng: random numbers that can be had again.
  *
- * The seed is that of the environment (QK_SEED=N) or a fixed one, and is printed to stderr, which the
+ * The seed is that of the environment (QCOWKIT_SEED=N) or a fixed one, and is printed to stderr, which the
  * test runner shows where a test fails.
  */
 #ifndef QKT_RNG_H
@@ -16,7 +16,7 @@ struct qkt_rng {
 	uint64_t seed;
 };
 
-/* Seeded with QK_SEED where it is set, else with `seed`; prints which. */
+/* Seeded with QCOWKIT_SEED where it is set, else with `seed`; prints which. */
 struct qkt_rng qkt_rng_init(uint64_t seed);
 
 /* Seeded with exactly `seed`; nothing is printed. */

@@ -29,6 +29,12 @@
 
 static struct qcow_error err;
 
+static void skip_case(const char *why)
+{
+	print_message("SKIP %s\n", why);
+	skip();
+}
+
 static struct qcow_store *open_file(const char *name, unsigned flags)
 {
 	struct qcow_store *s = NULL;
@@ -232,7 +238,7 @@ static void holes_are_found_and_data_is_not_missed(void **state)
 {
 	(void)state;
 	if (!has_holes())
-		skip();
+		skip_case("the file system of the test has no holes");
 	struct qcow_store *s = open_empty("holes", 0);
 	assert_ok(qcow_store_truncate(s, MIB(8), &err), err);
 	assert_ok(qcow_store_write(s, "x", 1, MIB(2), &err), err);
@@ -255,7 +261,7 @@ static void punching_gives_blocks_back(void **state)
 {
 	(void)state;
 	if (!has_holes())
-		skip();
+		skip_case("the file system of the test has no holes");
 	struct qcow_store *s = open_empty("punch", 0);
 	static uint8_t buf[MIB(4)];
 	memset(buf, 1, sizeof(buf));
@@ -516,7 +522,7 @@ static void unaligned_direct_operations_agree_with_an_array(void **state)
 {
 	(void)state;
 	if (!has_direct())
-		skip();
+		skip_case("the file system of the test has no O_DIRECT");
 	random_operations("direct", QCOW_FILE_DIRECT, 600, 0x646972);
 }
 
@@ -547,7 +553,7 @@ static void writers_of_one_block_do_not_lose_bytes(void **state)
 {
 	(void)state;
 	if (!has_direct())
-		skip();
+		skip_case("the file system of the test has no O_DIRECT");
 	struct qcow_store *s = open_empty("shared", QCOW_FILE_DIRECT);
 	pthread_t threads[N_THREADS];
 	struct writer writers[N_THREADS];
