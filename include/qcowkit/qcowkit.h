@@ -93,7 +93,8 @@ struct qcow_open_options {
 	bool snapshot_by_id;  /* `snapshot` is an id only / */
 	bool snapshot_by_name; /* … a name only; neither: id first, then name */
 	uint64_t raw_offset;  /* for format raw: the disk starts here in the store */
-	uint64_t raw_size;    /* for format raw: and has this many bytes; 0 = to the end */
+	uint64_t raw_size;    /* for format raw: and has this many bytes; 0 = to the end. It may go past the end
+				 by less than 512 bytes (a last sector cut short), which read as zeros */
 	uint64_t cache_bytes; /* budget of the metadata cache; 0 = the default of 8 MiB a layer */
 	/* Opens what the image names. NULL: images that name files they need are refused (QCOW_E_POLICY).
 	 * The resolver says no by returning a failure, which the open passes on. */
@@ -264,7 +265,10 @@ struct qcow_extent {
 /*
  * The longest run at `off` (at most `len` bytes) with one answer. Contiguous clusters, also of several
  * L2 tables, are one extent only where their host offsets are contiguous. A compressed cluster is an
- * extent of its own. In raw layers holes of the file answer ZERO without DATA.
+ * extent of its own. In raw layers holes of the file answer ZERO without DATA; in qcow2 layers a plain
+ * cluster that lies in a hole of the file answers ZERO with DATA, a zero cluster with a preallocated host
+ * cluster ZERO with OFFSET. Where max_depth stops above a layer that covers the range, what no layer asked
+ * holds answers no flag at all.
  * `max_depth` 0 looks at the image alone; UINT32_MAX at the whole chain.
  * Errors as qcow_pread.
  */

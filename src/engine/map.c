@@ -131,6 +131,16 @@ static enum qcow_status look_at_host(
 	return QCOW_OK;
 }
 
+/* Where max_depth stopped above a layer that may hold the range, it is not known to be zeros. */
+static void stop_above(const struct qk_run *run, struct qcow_extent *out)
+{
+	const struct qcow_image *below = run->layer->backing;
+	if (run->kind != QK_RUN_UNALLOCATED || below == NULL || out->off >= below->size)
+		return;
+	out->flags &= ~(uint32_t)QCOW_EXTENT_ZERO;
+	out->len = qk_min(out->len, below->size - out->off);
+}
+
 enum qcow_status qk_map_extent(
 	const struct qk_map_request *rq, struct qcow_extent *out, struct qcow_error *err)
 {
@@ -145,6 +155,7 @@ enum qcow_status qk_map_extent(
 		.flags = flags_of(&run),
 		.compressed_bytes = run.kind == QK_RUN_COMPRESSED ? run.compressed_bytes : 0,
 	};
+	stop_above(&run, out);
 	if (run.kind == QK_RUN_PLAIN && run.store != NULL)
 		QK_TRY(look_at_host(&run, out, err));
 	return QCOW_OK;
