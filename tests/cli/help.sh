@@ -5,11 +5,10 @@ source "$(dirname "$0")/lib.sh"
 commands=$("$QCOW" --help | sed -n '/^Commands:/,/^Options:/s/^  \([a-z]*\)  *[A-Za-z].*/\1/p')
 [[ -n $commands ]] || bad 'the program has commands'
 
-# from "  -f, --format FMT" and from "*-f*, *--format* _FMT_": "-f --format"
-of_help() { sed -nE 's/^  (-[[:alnum:]]), (--[a-z-]+).*/\1 \2/p; s/^  (--[a-z-]+).*/\1/p' "$1" | sort; }
+# every -x and --name of the lines "  -f, --format FMT" and "*-f*, *--format* _FMT_"
+of_help() { grep -E '^  -' "$1" | grep -oE '(^|[ ,])--?[[:alnum:]][a-z-]*' | tr -d ' ,' | sort -u; }
 of_page() {
-	sed -n '/^# OPTIONS/,/^# /p' "$1" |
-		sed -nE 's/^\*(-[[:alnum:]])\*, \*(--[a-z-]+)\*.*/\1 \2/p; s/^\*(--[a-z-]+)\*.*/\1/p' | sort
+	sed -n '/^# OPTIONS/,/^# /p' "$1" | grep '^\*-' | grep -oE '\*--?[[:alnum:]][a-z-]*\*' | tr -d '*' | sort -u
 }
 for command in $commands; do
 	page=$source_root/doc/man/qcow-$command.1.scd
@@ -27,7 +26,7 @@ done
 # never of the option
 for command in $commands; do
 	run "$QCOW" "$command" --help
-	for option in $(of_help out | tr ' ' '\n' | grep -v -e '^-h$' -e '^--help$'); do
+	for option in $(of_help out | grep -v -e '^-h$' -e '^--help$'); do
 		run timeout 5 "$QCOW" "$command" "$option"
 		if grep -q 'unrecognized' err; then bad "$command knows $option" "$(shown)"
 		else ok "$command knows $option"; fi
