@@ -83,7 +83,7 @@ uint64_t qk_refcount_get(const struct qk_geometry *g, const uint8_t *block, uint
 	case 6:
 		return qk_load64(block + index * 8);
 	default:
-		return (block[sub_byte_index(g, index)] >> sub_byte_shift(g, index)) &
+		return (uint64_t)block[sub_byte_index(g, index)] >> sub_byte_shift(g, index) &
 		       g->refcount_max;
 	}
 }

@@ -23,7 +23,7 @@ static void magic_and_version_decide_the_probe(void **state)
 
 static bool is_text(struct qk_span s, const char *text)
 {
-	return s.n == strlen(text) && memcmp(s.p, text, s.n) == 0;
+	return s.n == strlen(text) && (s.n == 0 || memcmp(s.p, text, s.n) == 0);
 }
 
 static void check_name(const struct golden *g, const char *key, struct qk_span span)
