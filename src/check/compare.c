@@ -194,7 +194,21 @@ static void compare_blocks(struct qk_compare *c)
 	}
 }
 
-/* Clusters without a refcount block: only those counted can differ. */
+/* Clusters whose refcount block cannot be read: structures that share one are all that can be judged. */
+static void find_overlaps(struct qk_compare *c, uint64_t first, uint64_t end, uint8_t *page)
+{
+	for (uint64_t cluster = first; cluster < end; cluster++) {
+		uint64_t v = qk_census_load(c->census, page, cluster & c->census->page_mask);
+		uint64_t count = v & QK_CENSUS_WIDE_COUNT;
+		if (count != 0)
+			c->last_in_use = qk_max(c->last_in_use, cluster + 1);
+		if ((v & QK_CENSUS_WIDE(QK_CENSUS_OVERLAP)) != 0)
+			report_cluster(c, cluster, QCOW_FINDING_METADATA_OVERLAP, 0, count);
+		qk_census_set_flags(c->census, page, cluster & c->census->page_mask, 0);
+	}
+}
+
+/* Clusters without a refcount block that could be compared: only those counted can differ. */
 static void compare_uncovered(struct qk_compare *c)
 {
 	unsigned bits = c->a->geometry->rb_bits;
@@ -209,6 +223,8 @@ static void compare_uncovered(struct qk_compare *c)
 			uint64_t next = qk_min((i + 1) << bits, end);
 			if (i >= c->rt->n || c->rt->v[i] == 0)
 				compare_range(c, at, next, at, NULL);
+			else if (c->rt->v[i] == QK_REFTABLE_UNUSABLE)
+				find_overlaps(c, at, next, qk_census_find(c->census, keys[k]));
 			at = next;
 		}
 	}

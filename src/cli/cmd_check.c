@@ -285,6 +285,8 @@ static int run(struct cli *cli, const struct cli_args *args)
 		!cli_open_request_init(cli, args, args->operands[0],
 			CLI_OPEN_ALONE | CLI_OPEN_CHECK | CLI_OPEN_NO_DATA, &request))
 		return EXIT_INCOMPLETE;
+	/* a damaged image has many lines: one write each, not one a piece */
+	(void)setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
 	options.on_finding = on_finding;
 	options.ctx = &c;
 	int rc = check_operand(&c, args, &request, &options);

@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Broken and hostile images: what opening, checking and dumping them says.
+
+usage: images.py [--qcow PROGRAM] [--qemu-img PROGRAM] [--only ID]... [--keep]
+
+Each row of cases.txt is a base image made by qemu-img and a mutation of it. For each:
+  open    info succeeds, or for REJ fails with a message that is no more than a sentence and a hint
+  check   verdict, exit code and findings are those of the row
+  beside  totals compare with those of qemu-img check as the row says
+  dump    is JSON
+  bounds  each command takes less than a second of processor time, and less than 64 MiB over the command on
+          the base; the file is not changed
+Last line: "N passed, N failed, N skipped". Status 1 where something failed.
+"""
+import argparse
+import collections
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(os.path.dirname(HERE))
+OFFSET = 0x00FFFFFFFFFFFE00
+# QEMU needs minutes for these; the row's "-" says so
+SLOW_FOR_QEMU = ("BOMB",)
+
+BASES = {
+    "v3": "create -q -f qcow2 F 64M; io F write -q -P 1 0 64k",
+    "v2": "create -q -f qcow2 -o compat=0.10 F 64M; io F write -q -P 1 0 64k",
+    "snap": "create -q -f qcow2 F 64M; io F write -q -P 1 0 64k; snapshot -c s1 F; "
+            "io F write -q -P 2 0 64k; snapshot -c s2 F",
+    "bm": "create -q -f qcow2 F 64M; io F write -q -P 1 0 64k; bitmap --add F b0; bitmap --add F b1; "
+          "io F write -q -P 1 64k 64k",
+    "comp": "create -q -f qcow2 F 64M; io F write -q -c -P 1 0 64k & write -q -c -P 3 64k 64k",
+    "zstd": "create -q -f qcow2 -o compression_type=zstd F 64M; "
+            "io F write -q -c -P 1 0 64k & write -q -c -P 3 64k 64k",
+    "extl2": "create -q -f qcow2 -o extended_l2=on F 64M; io F write -q -P 1 0 4k",
+}
+
+
+class Wrong(Exception):
+    pass
+
+
+# ---- making images ----
+
+def make_base(name, path, args):
+    io = os.path.join(os.path.dirname(args.qemu_img), "qemu-io") if "/" in args.qemu_img else "qemu-io"
+    for step in BASES[name].split(";"):
+        words = [path if w == "F" else w for w in step.split()]
+        if words[0] == "io":
+            argv = [io, "-f", "qcow2"]
+            for command in " ".join(words[2:]).split(" & "):
+                argv += ["-c", command]
+            argv.append(path)
+        else:
+            argv = [args.qemu_img] + words
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+
+
+def be(data, off, n):
+    return int.from_bytes(data[off:off + n], "big")
+
+
+def names(data):
+    """where the structures of a base are"""
+    at = {"RT": be(data, 48, 8), "L1": be(data, 40, 8), "SN": be(data, 64, 8)}
+    at["RB"] = be(data, at["RT"], 8)
+    at["L2"] = be(data, at["L1"], 8) & OFFSET
+    entry = be(data, at["L2"], 8)
+    if entry >> 62 & 1:
+        at["COMP"] = entry & ((1 << 54) - 1)
+    else:
+        at["DATA"] = entry & OFFSET
+    if at["SN"]:
+        at["SL1"] = be(data, at["SN"], 8)
+        at["SL2"] = be(data, at["SL1"], 8) & OFFSET
+    off = be(data, 100, 4) if be(data, 4, 4) == 3 else 72
+    while be(data, off, 4) != 0:
+        if be(data, off, 4) == 0x23852875:
+            at["BEXT"] = off + 8
+            at["BDIR"] = be(data, off + 24, 8)
+            at["BTAB"] = be(data, at["BDIR"], 8)
+        off += 8 + (be(data, off + 4, 4) + 7) // 8 * 8
+    return at
+
+
+def number(text, at):
+    return sum(at[word] if word in at else int(word, 0) for word in text.split("+"))
+
+
+def put(data, off, new):
+    if off + len(new) > len(data):
+        data.extend(bytes(off + len(new) - len(data)))
+    data[off:off + len(new)] = new
+
+
+def snapshot_table(l1_off, n):
+    entry = struct.pack(">QIHHIIQII", l1_off, 1, 1, 1, 0, 0, 0, 0, 16) + bytes(16) + b"1s"
+    return (entry + bytes(-len(entry) % 8)) * n
+
+
+def mutate(data, mutation, at):
+    data = bytearray(data)
+    for word in mutation.split():
+        what, _, rest = word.partition(":")
+        if what == "cut":
+            n = number(rest, at)
+            data = data[:n] + bytes(max(0, n - len(data)))
+        elif what == "fill":
+            off, n, byte = [number(x, at) for x in rest.split(",")]
+            put(data, off, bytes([byte]) * n)
+        elif what == "repeat":
+            off, value, n = [number(x, at) for x in rest.split(",")]
+            put(data, off, value.to_bytes(8, "big") * n)
+        elif what == "snaps":
+            off, n = [number(x, at) for x in rest.split(",")]
+            put(data, off, snapshot_table(at["L1"], n))
+        else:
+            value, n = rest.split("/")
+            put(data, number(what, at), number(value, at).to_bytes(int(n), "big"))
+    return data
+
+
+# ---- running ----
+
+class Run:
+    """exit code, output in two files until the next run, and what it cost
+
+    The memory that wait4 tells is at least that of this process when it started the other: nothing big may
+    be kept here.
+    """
+
+    def __init__(self, argv, folder):
+        self.out = os.path.join(folder, "out")
+        self.err = os.path.join(folder, "err")
+        with open(self.out, "wb") as out, open(self.err, "wb") as err:
+            p = subprocess.Popen(argv, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+            _, status, usage = os.wait4(p.pid, 0)
+            p.returncode = os.waitstatus_to_exitcode(status)
+        self.code = p.returncode
+        self.kib = usage.ru_maxrss
+        self.seconds = usage.ru_utime + usage.ru_stime
+        self.what = " ".join(argv[1:-1])
+        if self.code < 0:
+            raise Wrong("%s: killed by signal %d\n%s" % (self.what, -self.code, self.message()))
+
+    def message(self):
+        with open(self.err, errors="replace") as f:
+            return f.read(2000)
+
+    def json(self):
+        with open(self.out) as f:
+            return json.load(f)
+
+
+def totals(run):
+    if run.code not in (0, 2, 3):
+        return (run.code,)
+    j = run.json()
+    return (run.code, j.get("corruptions", 0), j.get("leaks", 0))
+
+
+def in_child(work):
+    """do something big in a process of its own"""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise Wrong("the image cannot be made")
+
+
+def findings_of(run):
+    """names and numbers in the lines of check"""
+    got = collections.Counter()
+    for path in (run.out, run.err):
+        with open(path, errors="replace") as f:
+            for line in f:
+                words = line.split(" ", 2)
+                if words[0] in ("ERROR", "LEAK", "NOTE") and words[1].endswith(":"):
+                    got[words[1][:-1]] += 1
+    return got
+
+
+class Case:
+    def __init__(self, line):
+        parts = [p.strip() for p in line.split("|")]
+        self.id, self.base, self.mutation, self.verdict, self.beside, findings = parts
+        self.findings = collections.Counter()
+        for word in findings.split():
+            name, _, n = word.partition(":")
+            self.findings[name] = int(n or 1)
+
+
+def bounded(run, limit_kib):
+    if run.seconds > 1.0:
+        raise Wrong("%s: %.2f s of processor time" % (run.what, run.seconds))
+    if run.kib > limit_kib:
+        raise Wrong("%s: %d KiB of memory, over %d" % (run.what, run.kib, limit_kib))
+    return run
+
+
+def check_open(case, args, path, folder, limit):
+    info = bounded(Run([args.qcow, "info", "-f", "qcow2", path], folder), limit)
+    said = info.message()
+    if case.verdict == "REJ" and info.code == 0:
+        raise Wrong("info: the image opens")
+    # info shows snapshots and bitmaps: it may say that their tables are bad
+    if info.code != 0 and case.verdict not in ("REJ", "CHK"):
+        raise Wrong("info: exit code %d for %s\n%s" % (info.code, case.verdict, said))
+    if info.code != 0 and (not said.startswith("qcow: ") or said.count("\n") > 2):
+        raise Wrong("info: not a sentence: %r" % said)
+
+
+def check_dump(args, path, folder, limit):
+    dump = Run([args.qcow, "dump", "-f", "qcow2", path], folder)
+    if dump.code != 0:
+        raise Wrong("dump: exit code %d\n%s" % (dump.code, dump.message()))
+    if dump.kib > limit:
+        raise Wrong("dump: %d KiB of memory, over %d" % (dump.kib, limit))
+    # a dump of 100 MB is the same text a million times
+    if os.path.getsize(dump.out) < 1 << 20 and len(dump.json()["structures"]) == 0:
+        raise Wrong("dump: no structures")
+
+
+def check_check(case, args, path, folder, limit):
+    argv = [args.qcow, "check", "-f", "qcow2"]
+    argv += ["--data"] if case.base in ("comp", "zstd") else []
+    plain = bounded(Run(argv + ["-q", path], folder), limit)
+    want = {"REJ": 1, "CHK": 2, "LEAK": 3, "NOTE": 0, "OK": 0}[case.verdict]
+    if plain.code != want:
+        raise Wrong("check: exit code %d, not %d\n%s" % (plain.code, want, plain.message()))
+    if case.verdict == "REJ":
+        return
+    got = findings_of(Run(argv + ["--max-findings=0", path], folder))
+    if got != case.findings:
+        raise Wrong("check: found %s\n  instead of %s" % (dict(got), dict(case.findings)))
+    ours = totals(Run(argv + ["--output=json", path], folder))
+    if not case.id.startswith(SLOW_FOR_QEMU):
+        check_beside(case, args, path, folder, ours)
+
+
+def check_beside(case, args, path, folder, ours):
+    theirs = totals(Run([args.qemu_img, "check", "-f", "qcow2", "--output=json", path], folder))
+    how = "=" if theirs == ours else "~" if theirs[0] == ours[0] else "-"
+    if how != case.beside:
+        raise Wrong("beside qemu-img check: %s, ours %s: '%s', not '%s'" %
+                    (theirs, ours, how, case.beside))
+
+
+def digest(path):
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while True:
+            piece = f.read(1 << 20)
+            if not piece:
+                return h.digest()
+            h.update(piece)
+
+
+def write_broken(case, bases, path):
+    data, at = bases[case.base]
+    with open(path, "wb") as f:
+        f.write(mutate(data, case.mutation, at))
+
+
+def run_case(case, bases, limit, args, folder):
+    path = os.path.join(folder, case.id + ".qcow2")
+    in_child(lambda: write_broken(case, bases, path))
+    before = digest(path)
+    check_open(case, args, path, folder, limit)
+    check_check(case, args, path, folder, limit)
+    if case.verdict != "REJ":
+        check_dump(args, path, folder, limit)
+    if digest(path) != before:
+        raise Wrong("the image was changed")
+    if not args.keep:
+        os.unlink(path)
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--qcow", default=os.path.join(TOP, "build/bin/qcow"))
+    p.add_argument("--qemu-img", default="qemu-img")
+    p.add_argument("--only", action="append")
+    p.add_argument("--keep", action="store_true")
+    args = p.parse_args()
+    with open(os.path.join(HERE, "cases.txt")) as f:
+        cases = [Case(line) for line in f if line.strip() and not line.startswith("#")]
+    if args.only:
+        cases = [c for c in cases if c.id in args.only]
+    if not shutil.which(args.qemu_img):
+        print("SKIP images: no qemu-img (package qemu-utils)")
+        print("0 passed, 0 failed, %d skipped" % len(cases))
+        return 0
+    folder = tempfile.mkdtemp(prefix="qcow-images-")
+    bases = {}
+    for name in BASES:
+        path = os.path.join(folder, name)
+        make_base(name, path, args)
+        with open(path, "rb") as f:
+            data = f.read()
+        bases[name] = (data, names(data))
+    limit = Run([args.qcow, "check", "-q", os.path.join(folder, "v3")], folder).kib + 64 * 1024
+    failed = 0
+    for case in cases:
+        try:
+            run_case(case, bases, limit, args, folder)
+        except (Wrong, subprocess.CalledProcessError, ValueError) as e:
+            failed += 1
+            print("FAIL %s: %s\n  again: tests/images/images.py --qcow %s --only %s" %
+                  (case.id, e, args.qcow, case.id))
+    if args.keep:
+        print("kept: " + folder)
+    else:
+        shutil.rmtree(folder)
+    print("%d passed, %d failed, 0 skipped" % (len(cases) - failed, failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
