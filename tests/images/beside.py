@@ -66,9 +66,10 @@ def make_image(rng, args, path):
         run([args.io, "-f", "qcow2"] + commands + [path], ok=None)
         name = "s%d" % turn
         if width > 1 and rng.random() < 0.6:
-            run([args.img, "snapshot", "-c", name, path])
-            if rng.random() < 0.3:
-                run([args.img, "snapshot", rng.choice(["-a", "-d"]), name, path])
+            # narrow refcounts run full: then there is no snapshot
+            made = run([args.img, "snapshot", "-c", name, path], ok=None).returncode == 0
+            if made and rng.random() < 0.3:
+                run([args.img, "snapshot", rng.choice(["-a", "-d"]), name, path], ok=None)
         if "compat=0.10" not in options and rng.random() < 0.3:
             run([args.img, "bitmap", "--add", path, "b%d" % turn], ok=None)
     return "%s, %d bytes" % (",".join(options), size)
