@@ -26,7 +26,8 @@ enum qcow_status qk_err_set(struct qcow_error *err, const char *site, enum qcow_
 
 /* The same with a finding and offsets (QCOW_NO_OFFSET where one does not apply). */
 enum qcow_status qk_err_set_at(struct qcow_error *err, const char *site, enum qcow_status status,
-	unsigned finding, uint64_t host_off, uint64_t guest_off, const char *fmt, ...) QK_PRINTF(7, 8);
+	unsigned finding, uint64_t host_off, uint64_t guest_off, const char *fmt, ...)
+	QK_PRINTF(7, 8);
 
 /* The same from an errno: the status that fits it, and ": strerror" after the sentence. */
 enum qcow_status qk_err_set_os(struct qcow_error *err, const char *site, int os_errno,
@@ -41,18 +42,18 @@ void qk_err_clear(struct qcow_error *err);
 /* The status for an errno of a host call. */
 enum qcow_status qk_status_from_errno(int os_errno);
 
-#define QK_FAIL(err, status, ...)   qk_err_set(err, QK_SITE, status, __VA_ARGS__)
+#define QK_FAIL(err, status, ...)    qk_err_set(err, QK_SITE, status, __VA_ARGS__)
 #define QK_FAIL_OS(err, errnum, ...) qk_err_set_os(err, QK_SITE, errnum, __VA_ARGS__)
-#define QK_FAIL_AT(err, status, finding, host, guest, ...)                                         \
+#define QK_FAIL_AT(err, status, finding, host, guest, ...) \
 	qk_err_set_at(err, QK_SITE, status, finding, host, guest, __VA_ARGS__)
 #define QK_FAIL_NOMEM(err) qk_err_set(err, QK_SITE, QCOW_E_NOMEM, "out of memory")
 
 /* Pass a failure on. */
-#define QK_TRY(call)                                                                               \
-	do {                                                                                       \
-		enum qcow_status qk_try_status = (call);                                           \
-		if (QK_UNLIKELY(qk_try_status != QCOW_OK))                                         \
-			return qk_try_status;                                                      \
+#define QK_TRY(call)                                       \
+	do {                                               \
+		enum qcow_status qk_try_status = (call);   \
+		if (QK_UNLIKELY(qk_try_status != QCOW_OK)) \
+			return qk_try_status;              \
 	} while (0)
 
 /*
@@ -62,19 +63,19 @@ enum qcow_status qk_status_from_errno(int os_errno);
  */
 void qk_bug(const char *site, const char *number, const char *condition);
 
-#define QK_ASSERT(number, condition)                                                               \
-	do {                                                                                       \
-		if (QK_UNLIKELY(!(condition))) {                                                   \
-			qk_bug(QK_SITE, #number, #condition);                                      \
-			return QCOW_E_BUG;                                                         \
-		}                                                                                  \
+#define QK_ASSERT(number, condition)                          \
+	do {                                                  \
+		if (QK_UNLIKELY(!(condition))) {              \
+			qk_bug(QK_SITE, #number, #condition); \
+			return QCOW_E_BUG;                    \
+		}                                             \
 	} while (0)
 
 /* In functions that do not return a status: aborts in test builds, is nothing in a release. */
-#define QK_ASSERT_VOID(number, condition)                                                          \
-	do {                                                                                       \
-		if (QK_UNLIKELY(!(condition)))                                                     \
-			qk_bug(QK_SITE, #number, #condition);                                      \
+#define QK_ASSERT_VOID(number, condition)                     \
+	do {                                                  \
+		if (QK_UNLIKELY(!(condition)))                \
+			qk_bug(QK_SITE, #number, #condition); \
 	} while (0)
 
 #endif
