@@ -62,7 +62,9 @@ static enum qcow_status find_area(
 				" has a length of %" PRIu32 ": must be at most %zu",
 				type, start + at, len, rest.n - data_at);
 		at = skip_padding(data_at + len, rest.n);
-		ext->n_ext++;
+		if (++ext->n_ext > QK_MAX_EXTENSIONS)
+			return QK_FAIL(err, QCOW_E_LIMIT,
+				"there are more than %u header extensions", QK_MAX_EXTENSIONS);
 	}
 	ext->area = (struct qk_span){rest.p, at};
 	return QCOW_OK;

@@ -123,7 +123,7 @@ enum qcow_status qk_header_cluster_size(
 enum qcow_status qk_header_area_decode(struct qk_span cluster0, struct qk_header *h,
 	struct qk_extensions *ext, struct qcow_error *err) QK_MUST_USE;
 
-/* Judge every field on its own and against the others (HOSTILE.md H01-H25): unknown incompatible bits
+/* Judge every field on its own and against the others (hostile_test.c has a row for each): unknown incompatible bits
  * (named from `ext` if given), ranges, alignment, overlap with the header, overflow, L1 too small for
  * the size; with `ext` also what the extensions must hold (LUKS pointer, data file name). Tables beyond the file's end are not judged here. QCOW_E_FORMAT, QCOW_E_UNSUPPORTED, QCOW_E_LIMIT. */
 enum qcow_status qk_header_validate(const struct qk_header *h, const struct qk_extensions *ext,
@@ -131,7 +131,7 @@ enum qcow_status qk_header_validate(const struct qk_header *h, const struct qk_e
 
 /* Decode the extensions and the backing name. `cluster0` is the whole first cluster (shorter only where
  * the file is shorter). QCOW_E_FORMAT: overrun, repeated known extension, wrong length of a known one,
- * bad backing name (HOSTILE.md X01-X08, N01-N04). */
+ * bad backing name. QCOW_E_LIMIT: too many extensions. */
 enum qcow_status qk_extensions_decode(struct qk_span cluster0, const struct qk_header *h,
 	struct qk_extensions *out, struct qcow_error *err) QK_MUST_USE;
 

@@ -30,6 +30,7 @@
 #define QK_MAX_BITMAP_NAME	       1023U
 #define QK_MAX_BITMAP_TABLE_BYTES \
 	QK_MIB(64) /* 8 Mi entries: 2^31 bytes of bitmap data at 512 B … */
+#define QK_MAX_EXTENSIONS      1024U /* in a header; six are known, and listing them is quadratic */
 #define QK_MAX_BACKING_NAME    1023U /* the specification's */
 #define QK_MAX_BACKING_FORMAT  15U /* QEMU reads at most 15 bytes */
 #define QK_MAX_DATA_FILE_NAME  1023U

@@ -248,6 +248,25 @@ static void known_extensions_appear_once(void **state)
 	}
 }
 
+/* A cluster of 2 MiB has room for 262,130 empty extensions. */
+static void more_than_1024_extensions_are_refused(void **state)
+{
+	(void)state;
+	uint8_t p[16384] = {0};
+	struct area a;
+	area_init(&a);
+	a.h.cluster_bits = 14;
+	for (size_t i = 0; i < 1024; i++)
+		qk_store32(p + 112 + 8 * i, 0x12345678);
+	assert_ok(
+		qk_extensions_decode((struct qk_span){p, sizeof(p)}, &a.h, &a.ext, &a.err), a.err);
+	assert_int_equal(a.ext.n_ext, 1024);
+	qk_store32(p + 112 + 8 * 1024, 0x12345678);
+	assert_status(qk_extensions_decode((struct qk_span){p, sizeof(p)}, &a.h, &a.ext, &a.err),
+		QCOW_E_LIMIT, a.err);
+	assert_string_equal(a.err.message, "there are more than 1024 header extensions");
+}
+
 static void with_name(struct area *a, uint64_t off, uint32_t len)
 {
 	area_init(a);
@@ -365,6 +384,7 @@ int main(void)
 		cmocka_unit_test(known_extensions_must_have_their_length),
 		cmocka_unit_test(data_file_names_over_1023_bytes_are_refused),
 		cmocka_unit_test(known_extensions_appear_once),
+		cmocka_unit_test(more_than_1024_extensions_are_refused),
 		cmocka_unit_test(backing_names_lie_behind_the_header_in_the_first_cluster),
 		cmocka_unit_test(backing_names_hold_no_nul),
 		cmocka_unit_test(bytes_behind_the_first_cluster_are_not_looked_at),
