@@ -397,7 +397,8 @@ struct qcow_create_options {
 	}
 
 /* Are the options consistent and within the format's limits? Touches nothing.
- * QCOW_E_INVAL or QCOW_E_UNSUPPORTED with a sentence that names the option. */
+ * QCOW_E_INVAL or QCOW_E_UNSUPPORTED with a sentence that names the option, QCOW_E_LIMIT where the size
+ * is more than the format can map with this cluster size or the names do not fit the first cluster. */
 QCOW_EXPORT enum qcow_status qcow_create_validate(const struct qcow_create_options *options,
 	struct qcow_error *err) QCOW_MUST_USE;
 
@@ -434,8 +435,6 @@ QCOW_EXPORT enum qcow_status qcow_builder_compressed(struct qcow_builder *builde
  * to say so: the builder then allocates and writes zeros. */
 QCOW_EXPORT enum qcow_status qcow_builder_zero(struct qcow_builder *builder, uint64_t off, uint64_t len,
 	struct qcow_error *err) QCOW_MUST_USE;
-
-/* A bitmap of the new image: table and data follow the guest data. For convert --bitmaps. */
 
 /* Write the tables, then sector 0. The builder is freed, on failure too. Not flushed. */
 QCOW_EXPORT enum qcow_status qcow_builder_finish(struct qcow_builder *builder,
