@@ -130,9 +130,8 @@ static bool pack(struct bench *bench)
 	for (size_t i = 0; i < bench->n_samples && ok; i++) {
 		struct sample *s = &bench->samples[i];
 		s->packed = qk_malloc(1, CLUSTER);
-		ok = s->packed != NULL &&
-			qcow_codec_compress(codec, s->data, s->packed, &s->packed_bytes, NULL) ==
-				QCOW_OK;
+		ok = s->packed != NULL && qcow_codec_compress(codec, s->data, s->packed,
+						  &s->packed_bytes, NULL) == QCOW_OK;
 	}
 	qcow_codec_free(codec);
 	return ok;

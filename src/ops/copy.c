@@ -19,11 +19,14 @@
 /* One shared run at most: the progress moves on, and a refusal is met early. */
 #define CLONE_RUN_BYTES QK_GIB(1)
 
+/* More than processors where those are few: a worker that waits for a disk leaves its processor free. */
+#define LEAST_WORKERS 4
+
 unsigned qk_copy_workers(unsigned wanted)
 {
 	if (wanted == 0) {
 		long n = sysconf(_SC_NPROCESSORS_ONLN);
-		wanted = n < 1 ? 1 : (unsigned)n;
+		wanted = n < LEAST_WORKERS ? LEAST_WORKERS : (unsigned)n;
 	}
 	return wanted > QK_PIPE_MAX_WORKERS ? QK_PIPE_MAX_WORKERS : wanted;
 }
@@ -255,12 +258,14 @@ static enum qcow_status init_workers(struct run *run, unsigned wanted, struct qc
 	return QCOW_OK;
 }
 
-/* Two chunks a worker, so that nobody waits for the order; fewer where they are large. */
+/* More chunks than workers, so that nobody waits for the order: two a worker (all of them stay in the
+ * processor's cache), four where each takes its time; fewer where they are large. */
 static enum qcow_status init_chunks(struct run *run, struct qcow_error *err)
 {
 	const struct qk_policy *policy = &run->copy->policy;
 	uint64_t fit = CHUNKS_BYTES / policy->chunk_bytes;
-	unsigned wanted = (unsigned)qk_max(run->n_workers, qk_min(fit, 2 * run->n_workers));
+	uint64_t depth = policy->compress ? 4 : 2;
+	unsigned wanted = (unsigned)qk_max(run->n_workers, qk_min(fit, depth * run->n_workers));
 	run->chunks = qk_calloc(wanted, sizeof(*run->chunks));
 	run->items = qk_calloc(wanted, sizeof(*run->items));
 	if (run->chunks == NULL || run->items == NULL)
