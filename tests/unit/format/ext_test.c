@@ -159,6 +159,20 @@ static void lengths_beyond_the_area_are_refused(void **state)
 	}
 }
 
+static void a_bad_length_is_told_with_its_place(void **state)
+{
+	(void)state;
+	struct area a;
+	area_init(&a);
+	area_add(&a, 0x12345678, "123456789", 9);
+	qk_write32(&a.w, 0x9abcdef0);
+	qk_write32(&a.w, 1000);
+	assert_status(area_decode(&a), QCOW_E_FORMAT, a.err);
+	assert_string_equal(a.err.message,
+		"the header extension 0x9abcdef0 at byte 136 has a length of 1000: must be at most "
+		"368");
+}
+
 static void extensions_end_at_the_backing_name(void **state)
 {
 	(void)state;
@@ -302,6 +316,21 @@ static void backing_names_lie_behind_the_header_in_the_first_cluster(void **stat
 			 "the first cluster, of which 512 bytes are there");
 }
 
+static void backing_names_of_1023_bytes_fit(void **state)
+{
+	(void)state;
+	uint8_t p[2048] = {0};
+	struct area a;
+	area_init(&a);
+	a.h.cluster_bits = 11;
+	a.h.backing_off = 120;
+	a.h.backing_len = 1023;
+	memset(p + 120, 'n', 1023);
+	assert_ok(
+		qk_extensions_decode((struct qk_span){p, sizeof(p)}, &a.h, &a.ext, &a.err), a.err);
+	assert_int_equal(a.ext.backing_name.n, 1023);
+}
+
 static void backing_names_hold_no_nul(void **state)
 {
 	(void)state;
@@ -380,12 +409,14 @@ int main(void)
 		cmocka_unit_test(an_area_may_end_without_a_marker),
 		cmocka_unit_test(a_file_shorter_than_its_first_cluster_is_read),
 		cmocka_unit_test(lengths_beyond_the_area_are_refused),
+		cmocka_unit_test(a_bad_length_is_told_with_its_place),
 		cmocka_unit_test(extensions_end_at_the_backing_name),
 		cmocka_unit_test(known_extensions_must_have_their_length),
 		cmocka_unit_test(data_file_names_over_1023_bytes_are_refused),
 		cmocka_unit_test(known_extensions_appear_once),
 		cmocka_unit_test(more_than_1024_extensions_are_refused),
 		cmocka_unit_test(backing_names_lie_behind_the_header_in_the_first_cluster),
+		cmocka_unit_test(backing_names_of_1023_bytes_fit),
 		cmocka_unit_test(backing_names_hold_no_nul),
 		cmocka_unit_test(bytes_behind_the_first_cluster_are_not_looked_at),
 		cmocka_unit_test(a_bad_cluster_size_is_refused_here_too),

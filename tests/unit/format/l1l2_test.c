@@ -210,6 +210,11 @@ static void compressed_words_name_every_byte_and_no_sector_more(void **state)
 			struct qk_l2_entry e = qk_l2_decode(&g, raw | COMPRESSED, 0, (qk_goff){0});
 			assert_true(e.finding == 0 && e.host_off.v == off);
 			assert_true(e.compressed_bytes >= len && e.compressed_bytes - len < 512);
+			/* an entry with the exact length is the same word */
+			uint64_t again = 0, bitmap = 0;
+			e.compressed_bytes = (uint32_t)len;
+			qk_l2_encode(&g, &e, &again, &bitmap);
+			assert_true(again == (raw | COMPRESSED) && bitmap == 0);
 		}
 		uint64_t raw = 0;
 		assert_false(qk_l2_compressed_raw(&g, (qk_hoff){g.coffset_mask + 1}, 1, &raw));

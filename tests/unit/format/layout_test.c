@@ -97,6 +97,21 @@ static void pieces_follow_each_other_without_gaps(void **state)
 	}
 }
 
+/* 64 clusters a block: header, table, block and 61 of L1 fill one to the last. */
+static void a_full_refcount_block_is_enough(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_geometry g = geometry(9, 6);
+	struct qk_layout l;
+	uint64_t size = 61 * 64 * g.l2_span; /* 64 entries a cluster of L1 */
+	assert_ok(qk_layout_empty(&g, size, &l, &err), err);
+	assert_true(l.l1_clusters == 61 && l.n_blocks == 1 && l.rt_clusters == 1);
+	assert_int_equal(l.end_off, QK_KIB(32));
+	assert_ok(qk_layout_empty(&g, size + 1, &l, &err), err);
+	assert_true(l.l1_clusters == 62 && l.n_blocks == 2 && l.rt_clusters == 1);
+}
+
 /* Where QEMU needs one refcount block, its places and ours are the same. */
 static void golden_layout(const struct golden *golden)
 {
@@ -131,6 +146,7 @@ int main(void)
 		cmocka_unit_test(refcount_tables_over_8_mib_are_refused),
 		cmocka_unit_test(l1_tables_over_32_mib_are_refused),
 		cmocka_unit_test(pieces_follow_each_other_without_gaps),
+		cmocka_unit_test(a_full_refcount_block_is_enough),
 		cmocka_unit_test(new_images_have_qemus_layout),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
