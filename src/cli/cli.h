@@ -168,6 +168,9 @@ void cli_more(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 /* "qcow: WHAT: the library's sentence", then the hint that fits its status. Returns 1. */
 int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...) QK_PRINTF(3, 4);
+/* End the program: "out of memory", exit code 1. For what only prints; a command that has begun to write
+ * returns its failure instead. */
+void cli_out_of_memory(void) __attribute__((noreturn));
 /* A usage error: the sentence, and "Try 'qcow NAME --help'". Returns the command's usage exit code. */
 int cli_usage(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 /* The nearest of n words to `typed`, or NULL if none is near. */
@@ -230,15 +233,17 @@ void cli_put_escaped(FILE *out, const char *text);
 
 /* ---- JSON ---- */
 
-/* A JSON string of any bytes: what is not UTF-8 becomes U+FFFD. NULL: out of memory. */
+/* Make jansson end the program where memory runs out, so that building JSON never fails. Once, in main. */
+void cli_json_init(void);
+/* A JSON string of any bytes: what is not UTF-8 becomes U+FFFD. */
 json_t *cli_json_string(const char *text);
 json_t *cli_json_stringn(const char *text, size_t bytes);
 json_t *cli_json_u64(uint64_t value);
-/* Set a member, stealing `value`; a NULL value marks the whole as failed (cli_json_print says so). */
+/* Set a member, stealing `value`. */
 void cli_json_set(json_t *object, const char *key, json_t *value);
-/* Did building this object run out of memory? */
+/* Is this no JSON at all? Never so for what the calls above answer. */
 bool cli_json_failed(const json_t *object);
-/* Print with 4-space indent and a newline, and free. 0, or 1 with the error reported. */
+/* Print with 4-space indent and a newline, and free. 0. */
 int cli_json_print(struct cli *cli, json_t *root);
 
 /* ---- operands: what a command is told to open ---- */

@@ -23,11 +23,7 @@ static int list_snapshots(struct cli *cli, struct qcow_image *image, bool as_jso
 				qcow_store_name(qcow_image_store(image)), i);
 			break;
 		}
-		json_t *o = cli_snapshot_json(&snapshot);
-		if (json_array_append_new(list, o) != 0 || cli_json_failed(o)) {
-			cli_error(cli, "out of memory");
-			rc = 1;
-		}
+		(void)json_array_append_new(list, cli_snapshot_json(&snapshot));
 	}
 	if (as_json) {
 		int printed = cli_json_print(cli, list);

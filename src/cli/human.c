@@ -90,5 +90,7 @@ char *cli_escape(const char *text, size_t bytes)
 void cli_put_escaped(FILE *out, const char *text)
 {
 	QK_AUTO_FREE char *safe = cli_escape(text, strlen(text));
-	(void)fputs(safe != NULL ? safe : "?", out);
+	if (safe == NULL)
+		cli_out_of_memory();
+	(void)fputs(safe, out);
 }

@@ -3,11 +3,12 @@
  * json: building JSON by jansson and printing it in QEMU's layout: four spaces a level, keys in the order
  * they were set, everything outside printable ASCII as \uXXXX, an empty list on two lines.
  *
- * A failed allocation is not looked at call by call: cli_json_set leaves a mark in the object, and
- * printing turns it into one error.
+ * A failed allocation is not looked at call by call: jansson gets an allocator that ends the program with
+ * an error. JSON is built by commands that only read, or before a command starts to write.
  */
 #include "cli/cli.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -17,10 +18,10 @@ json_t *cli_json_stringn(const char *text, size_t bytes)
 {
 	uint64_t room = 0; /* a byte becomes at most the 3 of U+FFFD */
 	if (__builtin_mul_overflow((uint64_t)bytes, 3u, &room))
-		return NULL;
+		cli_out_of_memory();
 	QK_AUTO_FREE char *out = qk_malloc(room + 1, 1);
 	if (out == NULL)
-		return NULL;
+		cli_out_of_memory();
 	size_t used = 0, at = 0;
 	while (at < bytes) {
 		uint32_t c = 0;
@@ -44,21 +45,28 @@ json_t *cli_json_u64(uint64_t value)
 	return json_integer((json_int_t)value);
 }
 
-static const char broken[] = "\x01out-of-memory";
-
-bool cli_json_failed(const json_t *object)
+static void *allocate_or_end(size_t bytes)
 {
-	return object == NULL || json_object_get(object, broken) != NULL;
+	void *p = malloc(bytes);
+	if (p == NULL && bytes != 0)
+		cli_out_of_memory();
+	return p;
+}
+
+void cli_json_init(void)
+{
+	json_set_alloc_funcs(allocate_or_end, free);
 }
 
 void cli_json_set(json_t *object, const char *key, json_t *value)
 {
-	if (value == NULL || cli_json_failed(value)) {
-		json_decref(value);
-		(void)json_object_set_new(object, broken, json_null());
-		return;
-	}
-	(void)json_object_set_new(object, key, value);
+	if (json_object_set_new(object, key, value) != 0)
+		cli_out_of_memory();
+}
+
+bool cli_json_failed(const json_t *object)
+{
+	return object == NULL;
 }
 
 /* One UTF-16 unit as QEMU writes it. */
@@ -67,11 +75,10 @@ static void put_unit(uint32_t unit)
 	(void)printf("\\u%04X", unit);
 }
 
-static void put_string(const json_t *value)
+static void put_string(const char *text, size_t bytes)
 {
 	static const char plain[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";
-	const char *text = json_string_value(value);
-	size_t bytes = json_string_length(value), at = 0;
+	size_t at = 0;
 	(void)putchar('"');
 	while (at < bytes) {
 		uint32_t c = 0xfffd;
@@ -110,9 +117,7 @@ static void put_container(const json_t *value, unsigned depth)
 	json_object_foreach((json_t *)value, key, member)
 	{
 		put_separator(first, depth + 1);
-		json_t *name = json_string(key);
-		put_string(name);
-		json_decref(name);
+		put_string(key, strlen(key));
 		(void)fputs(": ", stdout);
 		put_value(member, depth + 1);
 		first = false;
@@ -132,7 +137,7 @@ static void put_value(const json_t *value, unsigned depth)
 	if (json_is_object(value) || json_is_array(value))
 		put_container(value, depth);
 	else if (json_is_string(value))
-		put_string(value);
+		put_string(json_string_value(value), json_string_length(value));
 	else if (json_is_integer(value))
 		(void)printf("%" JSON_INTEGER_FORMAT, json_integer_value(value));
 	else if (json_is_real(value))
@@ -145,11 +150,7 @@ static void put_value(const json_t *value, unsigned depth)
 
 int cli_json_print(struct cli *cli, json_t *root)
 {
-	if (cli_json_failed(root)) {
-		json_decref(root);
-		cli_error(cli, "out of memory");
-		return 1;
-	}
+	(void)cli;
 	put_value(root, 0);
 	(void)putchar('\n');
 	json_decref(root);

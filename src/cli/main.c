@@ -96,6 +96,7 @@ int main(int argc, char **argv)
 	/* a closed pipe or a file size limit is an error to report, not a death */
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGXFSZ, SIG_IGN);
+	cli_json_init();
 	int rc = 0;
 	int at = program_options(&cli, argc, argv, &rc);
 	if (at < 0)

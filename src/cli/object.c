@@ -181,6 +181,8 @@ static bool add_object(struct cli *cli, const char *text)
 	}
 	if (ok && keys_are_known(cli, &kv)) {
 		s = qk_calloc(1, sizeof(*s));
+		if (s == NULL)
+			cli_error(cli, "out of memory");
 		ok = s != NULL && fill_secret(cli, &kv, s);
 	} else {
 		ok = false;

@@ -479,7 +479,7 @@ static char *raw_part_name(const json_t *spec, const char *path)
 	if (json_object_get(spec, "size") != NULL)
 		cli_json_set(o, "size", json_incref(json_object_get(spec, "size")));
 	cli_json_set(o, "file", file);
-	char *text = cli_json_failed(o) ? NULL : json_dumps(o, JSON_ENSURE_ASCII);
+	char *text = json_dumps(o, JSON_ENSURE_ASCII);
 	json_decref(o);
 	uint64_t n = text != NULL ? strlen(text) : 0;
 	char *out = text != NULL ? qk_malloc(n + sizeof("json:"), 1) : NULL;

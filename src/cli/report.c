@@ -7,6 +7,7 @@
  */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,6 +112,12 @@ int cli_usage(struct cli *cli, const char *fmt, ...)
 	else
 		cli_hint(cli, "'%s%s%s --help' shows how it is used", cli->prog, blank, name);
 	return cli->command != NULL && cli->command->usage_exit != 0 ? cli->command->usage_exit : 1;
+}
+
+void cli_out_of_memory(void)
+{
+	(void)fprintf(stderr, "%s: out of memory\n", program_invocation_short_name);
+	exit(1);
 }
 
 /* Edits (insert, delete, change, swap neighbours) between two words of less than 32 letters. */

@@ -31,7 +31,10 @@ static uint64_t u64_of(const json_t *o, const char *key)
 static char *escaped(const json_t *o, const char *key)
 {
 	const json_t *value = json_object_get(o, key);
-	return cli_escape(json_string_value(value), json_string_length(value));
+	char *safe = cli_escape(json_string_value(value), json_string_length(value));
+	if (safe == NULL)
+		cli_out_of_memory();
+	return safe;
 }
 
 static void put_row(const json_t *o, FILE *out)
@@ -48,9 +51,8 @@ static void put_row(const json_t *o, FILE *out)
 	if (json_object_get(o, "icount") != NULL)
 		(void)snprintf(icount, sizeof(icount), "%lld", (long long)u64_of(o, "icount"));
 	char *id = escaped(o, "id"), *name = escaped(o, "name");
-	(void)fprintf(out, "%-7s %-16s %8s %19s %15s %10s\n", id != NULL ? id : "?",
-		name != NULL ? name : "?", cli_human_size(u64_of(o, "vm-state-size"), size), date,
-		clock, icount);
+	(void)fprintf(out, "%-7s %-16s %8s %19s %15s %10s\n", id, name,
+		cli_human_size(u64_of(o, "vm-state-size"), size), date, clock, icount);
 	free(id);
 	free(name);
 }
