@@ -76,6 +76,7 @@ bool qk_chunk_add_segment(struct qk_chunk *chunk, const struct qk_segment *segme
 	if (last != NULL && last->kind == segment->kind) {
 		last->len += segment->len;
 	} else if (chunk->n_segments < chunk->max_segments) {
+		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): room only where they are */
 		chunk->segments[chunk->n_segments++] = *segment;
 	} else {
 		return false;
@@ -124,7 +125,7 @@ static void note_lost(
 		last->len += len;
 	else if (chunk->n_lost < chunk->max_lost)
 		chunk->lost[chunk->n_lost++] = (struct qk_lost){off, len};
-	else
+	else if (last != NULL)
 		last->len = off + len - last->off;
 }
 
