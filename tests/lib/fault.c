@@ -132,7 +132,8 @@ static uint8_t *gather(const struct iovec *iov, int n_iov, uint64_t *len)
 		n += iov[i].iov_len;
 	uint8_t *bytes = need(malloc((size_t)n));
 	for (int i = 0; i < n_iov; at += iov[i++].iov_len)
-		memcpy(bytes + at, iov[i].iov_base, iov[i].iov_len);
+		if (iov[i].iov_len != 0)
+			memcpy(bytes + at, iov[i].iov_base, iov[i].iov_len);
 	*len = n;
 	return bytes;
 }

@@ -52,7 +52,8 @@ static enum qcow_status strict_preadv(
 	if (off + total > (t->size + align - 1) / align * align)
 		t->has_failed = true;
 	for (int i = 0; i < n_iov; off += iov[i++].iov_len)
-		memcpy(iov[i].iov_base, t->bytes + off, iov[i].iov_len);
+		if (iov[i].iov_len != 0)
+			memcpy(iov[i].iov_base, t->bytes + off, iov[i].iov_len);
 	return t->has_failed ? QCOW_E_BUG : QCOW_OK;
 }
 
@@ -67,7 +68,8 @@ static enum qcow_status strict_pwritev(
 	if (t->has_failed)
 		return QCOW_E_BUG;
 	for (int i = 0; i < n_iov; off += iov[i++].iov_len)
-		memcpy(t->bytes + off, iov[i].iov_base, iov[i].iov_len);
+		if (iov[i].iov_len != 0)
+			memcpy(t->bytes + off, iov[i].iov_base, iov[i].iov_len);
 	t->size = off > t->size ? off : t->size;
 	return QCOW_OK;
 }
