@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fuzz: what the targets share. An oracle that does not hold aborts, which both libFuzzer and the replay
- * report with the input that did it.
+ * fuzz: what the targets share. An oracle that does not hold aborts, which both libFuzzer and the
+ * replay report with the input that did it.
  */
 #ifndef QK_FUZZ_H
 #define QK_FUZZ_H

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Bitmap directory and tables. Input: 3 bytes of geometry, 24 of the extension, disk size, then entries, all of
- * it also taken as a table. Oracles: entries encode back, their padding aside; table words encode back.
+ * Bitmap directory and tables. Input: 3 bytes of geometry, 24 of the extension, disk size, then
+ * entries, all of it also taken as a table. Oracles: entries encode back, their padding aside;
+ * table words encode back.
  */
 #include "fuzz.h"
 

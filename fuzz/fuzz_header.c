@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The first cluster: header, extensions, names. Oracles: the fixed header encodes back to the same bytes; the
- * whole area, encoded and decoded again, means the same, and encoding that gives the same bytes once more;
- * every message is printable.
+ * The first cluster: header, extensions, names. Oracles: the fixed header encodes back to the same
+ * bytes; the whole area, encoded and decoded again, means the same, and encoding that gives the
+ * same bytes once more; every message is printable.
  */
 #include "fuzz.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Entries of L1, L2 and refcount tables. Input: 3 bytes of geometry, guest offset, then pairs of words.
- * Oracle: what has no finding encodes back to the same words.
+ * Entries of L1, L2 and refcount tables. Input: 3 bytes of geometry, guest offset, then pairs of
+ * words. Oracle: what has no finding encodes back to the same words.
  */
 #include "fuzz.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Layout of new images. Input: 3 bytes of geometry, disk size, a count of clusters. Oracles: the refcounts count
- * everything, themselves included, and not a block more than needed; the pieces follow without gaps.
+ * Layout of new images. Input: 3 bytes of geometry, disk size, a count of clusters. Oracles: the
+ * refcounts count everything, themselves included, and not a block more than needed; the pieces
+ * follow without gaps.
  */
 #include "fuzz.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Refcount blocks. Input: 3 bytes of geometry, then the block's first bytes. Oracles: a block that is read and
- * written count by count is the same block; setting one count leaves its neighbours.
+ * Refcount blocks. Input: 3 bytes of geometry, then the block's first bytes. Oracles: a block that
+ * is read and written count by count is the same block; setting one count leaves its neighbours.
  */
 #include "fuzz.h"
 

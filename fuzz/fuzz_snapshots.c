@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The snapshot table. Input: 3 bytes of geometry, then entries. Oracle: an entry encodes back to the same
- * bytes, its padding aside; a judged one has an L1 table within the limits.
+ * The snapshot table. Input: 3 bytes of geometry, then entries. Oracle: an entry encodes back to
+ * the same bytes, its padding aside; a judged one has an L1 table within the limits.
  */
 #include "fuzz.h"
 

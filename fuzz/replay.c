@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * replay: runs one fuzz target over a corpus folder without libFuzzer, so that every compiler's build
- * tests what fuzzing has found. Usage: replay_TARGET FOLDER
+ * replay: runs one fuzz target over a corpus folder without libFuzzer, so that every compiler's
+ * build tests what fuzzing has found. Usage: replay_TARGET FOLDER
  */
 #include "fuzz.h"
 

@@ -2,7 +2,8 @@
 /*
  * bitmapext: the bitmap directory and bitmap tables.
  *
- * Pure. decode bounds and splits, judge judges, encode writes back what decode saw, extra data included.
+ * Pure. decode bounds and splits, judge judges, encode writes back what decode saw, extra data
+ * included.
  *
  *   0          8       12      16    17           18     20         24          24 + extra
  *   | table off|entries| flags | type| granularity| name | extra len| extra ... | name | zeros to 8

@@ -29,8 +29,8 @@ unsigned qk_bitmaps_ext_judge(const struct qk_geometry *g, const struct qk_bitma
 
 /* Bytes of the entry with these lengths, padding included. */
 uint64_t qk_bitmap_entry_bytes(uint64_t extra_len, uint64_t name_len);
-/* Decode one entry at the reader and step over its padding. False (reader bad) where it overruns. The
- * values are not judged. Spans point into the reader's bytes. */
+/* Decode one entry at the reader and step over its padding. False (reader bad) where it overruns.
+ * The values are not judged. Spans point into the reader's bytes. */
 bool qk_bitmap_decode(struct qk_reader *r, struct qk_bitmap_entry *out);
 /* 0 or BITMAP_DIRECTORY / BITMAP_TABLE. disk_size fixes how many table entries there must be
  * (not for a bitmap in use, whose size may be outdated). The end of the file is not judged. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ext: header extensions and the backing file name: everything in cluster 0 behind the fixed header.
+ * ext: header extensions and the backing file name: everything in cluster 0 behind the fixed
+ * header.
  *
  * Pure. The area ends at the END marker, at the backing file name, or at the end of the cluster:
  *
@@ -8,8 +9,8 @@
  *   | header  | type len data pad | type len data pad | END | backing name | ...        |
  *             |<------------- area ------------------>|
  *
- * An extension that cannot be taken at its word refuses the image: the next one's place depends on it.
- * Unknown types are stepped over and kept.
+ * An extension that cannot be taken at its word refuses the image: the next one's place depends on
+ * it. Unknown types are stepped over and kept.
  */
 #include "format/header.h"
 

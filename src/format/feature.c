@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * feature: the feature bits that this implementation knows, with their names, and the feature name table.
+ * feature: the feature bits that this implementation knows, with their names, and the feature name
+ * table.
  *
  * Pure. The order of the rows is the order in which QEMU writes them: eight entries, 384 bytes.
  * Specification: "Feature name table".

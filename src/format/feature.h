@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * feature: inside of format: the kinds of feature bits, and writing our feature name table. What others
- * use of it is declared in header.h.
+ * feature: inside of format: the kinds of feature bits, and writing our feature name table. What
+ * others use of it is declared in header.h.
  */
 #ifndef QK_FORMAT_FEATURE_H
 #define QK_FORMAT_FEATURE_H

@@ -2,8 +2,8 @@
 /*
  * geometry: derived numbers of an image, and refcounts of every width in a refcount block.
  *
- * Pure. Invariant F1: the three inputs were validated (cluster_bits 9-21, refcount_order 0-6, extended
- * L2 from 14 cluster bits); everything else here is arithmetic that then cannot overflow:
+ * Pure. Invariant F1: the three inputs were validated (cluster_bits 9-21, refcount_order 0-6,
+ * extended L2 from 14 cluster bits); everything else here is arithmetic that then cannot overflow:
  * l2_span <= 2^18 entries * 2^21 bytes = 2^39.
  */
 #include "format/geometry.h"

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * geometry: the numbers that follow from cluster_bits, refcount_order and the feature bits, computed
- * once from validated header fields. Pure. Specification: "Host cluster management", "Cluster mapping".
+ * geometry: the numbers that follow from cluster_bits, refcount_order and the feature bits,
+ * computed once from validated header fields. Pure. Specification: "Host cluster management",
+ * "Cluster mapping".
  */
 #ifndef QK_FORMAT_GEOMETRY_H
 #define QK_FORMAT_GEOMETRY_H
@@ -34,20 +35,21 @@ struct qk_geometry {
 	uint64_t coffset_mask; /* … offset field, bits 0 to x-1, and never beyond bit 55 */
 };
 
-/* Fields must have passed qk_header_validate or qk_create validation. data_file is false: set it where
- * there is one. */
+/* Fields must have passed qk_header_validate or qk_create validation. data_file is false: set it
+ * where there is one. */
 void qk_geometry_init(struct qk_geometry *g, unsigned version, unsigned cluster_bits,
 	unsigned refcount_order, bool extended_l2);
 
 /* L1 entries needed to map `size` bytes. */
 uint64_t qk_geometry_l1_entries(const struct qk_geometry *g, uint64_t size);
 
-/* Can a table of `bytes` bytes start at `off`? Aligned, behind the header cluster (an empty table may
- * say 0), and its last cluster ends within QK_MAX_FILE_OFFSET. The end of the file is not judged. */
+/* Can a table of `bytes` bytes start at `off`? Aligned, behind the header cluster (an empty table
+ * may say 0), and its last cluster ends within QK_MAX_FILE_OFFSET. The end of the file is not
+ * judged. */
 bool qk_is_table_place(unsigned cluster_bits, uint64_t off, uint64_t bytes);
 
-/* Refcount of entry `index` (< rb_entries) in a refcount block of cluster_size bytes, and setting it.
- * Widths below a byte count from the least significant bit. */
+/* Refcount of entry `index` (< rb_entries) in a refcount block of cluster_size bytes, and setting
+ * it. Widths below a byte count from the least significant bit. */
 uint64_t qk_refcount_get(const struct qk_geometry *g, const uint8_t *block, uint64_t index);
 void qk_refcount_set(const struct qk_geometry *g, uint8_t *block, uint64_t index, uint64_t value);
 

@@ -3,8 +3,8 @@
  * header: the fixed header, bytes 0 to header_length: decode and encode. What the values must be is
  * header_validate.c's.
  *
- * Pure. Version 2 has 72 bytes: nothing of bytes 72-103 is read or written there. Bytes from 105 on are
- * unknown to us and kept as they are.
+ * Pure. Version 2 has 72 bytes: nothing of bytes 72-103 is read or written there. Bytes from 105 on
+ * are unknown to us and kept as they are.
  */
 #include "format/header.h"
 
@@ -105,7 +105,8 @@ enum qcow_status qk_header_area_decode(struct qk_span cluster0, struct qk_header
 	enum qcow_status status = qk_extensions_decode(cluster0, h, ext, err);
 	if (status == QCOW_OK)
 		return qk_header_validate(h, ext, err);
-	/* An unknown feature explains an unreadable extension area better than its first bad byte. */
+	/* An unknown feature explains an unreadable extension area better than its first bad
+	 * byte. */
 	if ((h->incompatible & ~qk_feature_known_mask(QK_FEATURE_INCOMPATIBLE)) != 0)
 		return qk_header_validate(h, NULL, err);
 	return status;

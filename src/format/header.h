@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * header: the fixed header of versions 2 and 3, the header extensions behind it and the backing file
- * name: everything in cluster 0. Pure: decoding makes views into the caller's buffer, nothing is allocated.
- * Specification: "Header", "Additional fields", "Header extensions".
+ * header: the fixed header of versions 2 and 3, the header extensions behind it and the backing
+ * file name: everything in cluster 0. Pure: decoding makes views into the caller's buffer, nothing
+ * is allocated. Specification: "Header", "Additional fields", "Header extensions".
  *
  * Unknown header bytes (105 and up) and unknown extensions survive decode and encode byte for byte.
  */
@@ -77,11 +77,10 @@ struct qk_bitmaps_ext {
 	uint64_t directory_off;
 };
 
-/* What the extension area and the name hold. Spans have p == NULL where something is absent; an extension
- * that is there and empty has n == 0. */
+/* What the extension area and the name hold. Spans have p == NULL where something is absent; an
+ * extension that is there and empty has n == 0. */
 struct qk_extensions {
-	struct qk_span
-		area; /* from header_length to the END marker's first byte: iterate with qk_ext_next */
+	struct qk_span area; /* from header_length to the END marker: iterate with qk_ext_next */
 	uint32_t n_ext; /* all, also unknown ones, without END */
 	struct qk_span backing_name;
 	struct qk_span backing_format;
@@ -101,14 +100,15 @@ enum qk_probe {
 enum qk_probe qk_probe(const uint8_t *start, size_t n);
 
 /*
- * How to open: read min(file size, QK_V3_HEADER_BYTES) bytes, qk_header_decode and qk_header_cluster_size
- * to know how large cluster 0 is, read it whole, then qk_header_area_decode, which does everything below.
+ * How to open: read min(file size, QK_V3_HEADER_BYTES) bytes, qk_header_decode and
+ * qk_header_cluster_size to know how large cluster 0 is, read it whole, then qk_header_area_decode,
+ * which does everything below.
  */
 
-/* Decode the fixed header. `in` is the start of the file: the caller gives at least min(file size, 112)
- * bytes, better the whole cluster 0 (with fewer than header_length bytes the tail is incomplete: decode
- * again before encoding). QCOW_E_NOT_QCOW2, QCOW_E_UNSUPPORTED (version), QCOW_E_FORMAT (truncated,
- * header_length). */
+/* Decode the fixed header. `in` is the start of the file: the caller gives at least min(file size,
+ * 112) bytes, better the whole cluster 0 (with fewer than header_length bytes the tail is
+ * incomplete: decode again before encoding). QCOW_E_NOT_QCOW2, QCOW_E_UNSUPPORTED (version),
+ * QCOW_E_FORMAT (truncated, header_length). */
 enum qcow_status qk_header_decode(
 	struct qk_span in, struct qk_header *out, struct qcow_error *err) QK_MUST_USE;
 
@@ -123,15 +123,17 @@ enum qcow_status qk_header_cluster_size(
 enum qcow_status qk_header_area_decode(struct qk_span cluster0, struct qk_header *h,
 	struct qk_extensions *ext, struct qcow_error *err) QK_MUST_USE;
 
-/* Judge every field on its own and against the others (hostile_test.c has a row for each): unknown incompatible bits
- * (named from `ext` if given), ranges, alignment, overlap with the header, overflow, L1 too small for
- * the size; with `ext` also what the extensions must hold (LUKS pointer, data file name). Tables beyond the file's end are not judged here. QCOW_E_FORMAT, QCOW_E_UNSUPPORTED, QCOW_E_LIMIT. */
+/* Judge every field on its own and against the others (hostile_test.c has a row for each): unknown
+ * incompatible bits (named from `ext` if given), ranges, alignment, overlap with the header,
+ * overflow, L1 too small for the size; with `ext` also what the extensions must hold (LUKS pointer,
+ * data file name). Tables beyond the file's end are not judged here. QCOW_E_FORMAT,
+ * QCOW_E_UNSUPPORTED, QCOW_E_LIMIT. */
 enum qcow_status qk_header_validate(const struct qk_header *h, const struct qk_extensions *ext,
 	struct qcow_error *err) QK_MUST_USE;
 
-/* Decode the extensions and the backing name. `cluster0` is the whole first cluster (shorter only where
- * the file is shorter). QCOW_E_FORMAT: overrun, repeated known extension, wrong length of a known one,
- * bad backing name. QCOW_E_LIMIT: too many extensions. */
+/* Decode the extensions and the backing name. `cluster0` is the whole first cluster (shorter only
+ * where the file is shorter). QCOW_E_FORMAT: overrun, repeated known extension, wrong length of a
+ * known one, bad backing name. QCOW_E_LIMIT: too many extensions. */
 enum qcow_status qk_extensions_decode(struct qk_span cluster0, const struct qk_header *h,
 	struct qk_extensions *out, struct qcow_error *err) QK_MUST_USE;
 
@@ -145,22 +147,23 @@ uint64_t qk_feature_known_mask(unsigned kind);
 /* The name that this implementation knows, or NULL. */
 const char *qk_feature_known_name(unsigned kind, unsigned bit);
 
-/* Does the feature name table belong into this header? As QEMU does: version 3, clusters of 8 KiB and up. */
+/* Does the feature name table belong into this header? As QEMU does: version 3, clusters of 8 KiB
+ * and up. */
 bool qk_header_wants_feature_names(const struct qk_header *h);
 
 /* Geometry of a validated header. */
 void qk_header_geometry(const struct qk_header *h, struct qk_geometry *g);
 
-/* Write the fixed header only (72 bytes for version 2, header_length for version 3). Version 2 writes
- * nothing at 72-103. QCOW_E_BUG if the room is too small. */
+/* Write the fixed header only (72 bytes for version 2, header_length for version 3). Version 2
+ * writes nothing at 72-103. QCOW_E_BUG if the room is too small. */
 enum qcow_status qk_header_encode(
 	const struct qk_header *h, struct qk_writer *w, struct qcow_error *err) QK_MUST_USE;
 
 /*
  * Write header, extensions and backing name into cluster0 (zeroed first), in QEMU's order: backing
- * format, data file name, encryption pointer, feature names (`with_feature_names`), bitmaps, unknown
- * ones of ext->area, END, backing name. Sets h->backing_off and backing_len. The spans of `ext` and the tail must
- * not point into `cluster0`. QCOW_E_LIMIT where it does not fit cluster 0.
+ * format, data file name, encryption pointer, feature names (`with_feature_names`), bitmaps,
+ * unknown ones of ext->area, END, backing name. Sets h->backing_off and backing_len. The spans of
+ * `ext` and the tail must not point into `cluster0`. QCOW_E_LIMIT where it does not fit cluster 0.
  */
 enum qcow_status qk_header_area_encode(struct qk_header *h, const struct qk_extensions *ext,
 	bool with_feature_names, uint8_t *cluster0, size_t cluster_size,

@@ -2,9 +2,9 @@
 /*
  * header_validate: what the fields of a header must be, each on its own and against the others.
  *
- * Pure. Every failure names the field by the specification's word, its value and what it must be. The
- * order: what decides the meaning of other fields comes before them. What lies beyond the end of the
- * file, or on top of another structure, is not judged here: such an image may still be read.
+ * Pure. Every failure names the field by the specification's word, its value and what it must be.
+ * The order: what decides the meaning of other fields comes before them. What lies beyond the end
+ * of the file, or on top of another structure, is not judged here: such an image may still be read.
  */
 #include "format/header.h"
 

@@ -2,8 +2,9 @@
 /*
  * l1l2: entries of L1, L2 and refcount tables, bit by bit.
  *
- * Pure; a decode never fails, it names what is wrong. The order of the tests decides which of several
- * faults of one entry is named: reserved bits first, for they may give every other bit a new meaning.
+ * Pure; a decode never fails, it names what is wrong. The order of the tests decides which of
+ * several faults of one entry is named: reserved bits first, for they may give every other bit a
+ * new meaning.
  *
  * A standard L2 entry:                          A compressed one (x = 62 - (cluster_bits - 8)):
  *
@@ -12,8 +13,8 @@
  *   |C|0| reserved  | host offset  | res. |Z|      |C|1| sectors, less 1| host offset, bytes |
  *   +-+-+-----------+--------------+------+-+      +-+-+----------------+--------------------+
  *
- * Z is the zero flag; reserved with extended L2 entries, whose second word holds a zero bit (32-63) and
- * an allocation bit (0-31) for each subcluster.
+ * Z is the zero flag; reserved with extended L2 entries, whose second word holds a zero bit (32-63)
+ * and an allocation bit (0-31) for each subcluster.
  */
 #include "format/l1l2.h"
 

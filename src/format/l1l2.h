@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * l1l2: the entries of L1 tables, L2 tables, extended L2 tables and refcount tables: bits to values and
- * back. Pure; a value is judged here and nowhere else. Specification: "Cluster mapping", "Extended L2
- * Entries", "Host cluster management".
+ * l1l2: the entries of L1 tables, L2 tables, extended L2 tables and refcount tables: bits to values
+ * and back. Pure; a value is judged here and nowhere else. Specification: "Cluster mapping",
+ * "Extended L2 Entries", "Host cluster management".
  */
 #ifndef QK_FORMAT_L1L2_H
 #define QK_FORMAT_L1L2_H
@@ -11,11 +11,12 @@
 #include "format/geometry.h"
 
 /*
- * With extended L2 entries the type says what is true of the whole cluster, and alloc and zero the rest:
+ * With extended L2 entries the type says what is true of the whole cluster, and alloc and zero the
+ * rest:
  *   NORMAL, ZERO_ALLOC      there is a host cluster (qk_l2_has_host)
  *   UNALLOCATED, ZERO       there is none
  *   ZERO, ZERO_ALLOC        all 32 subclusters read as zeros
- *   UNALLOCATED             subclusters in `zero` read as zeros all the same, the others from the backing file
+ *   UNALLOCATED             subclusters in `zero` read as zeros, the others from the backing file
  * qk_l2_subcluster answers for one subcluster, and for standard entries too.
  */
 enum qk_l2_type {
@@ -41,16 +42,17 @@ struct qk_l2_entry {
 	unsigned finding; /* 0, or why the entry cannot be used */
 };
 
-/* Decode. Never fails: what is wrong is in `finding`, the other fields then hold what could be decoded.
- * The file's end is the caller's to compare. L1: L1_ENTRY_UNALIGNED, _RESERVED. */
+/* Decode. Never fails: what is wrong is in `finding`, the other fields then hold what could be
+ * decoded. The file's end is the caller's to compare. L1: L1_ENTRY_UNALIGNED, _RESERVED. */
 struct qk_l1_entry qk_l1_decode(const struct qk_geometry *g, uint64_t raw);
 uint64_t qk_l1_encode(qk_hoff l2_off, bool copied);
 
-/* `bitmap` is the second word of an extended entry, 0 otherwise. `guest`, anywhere in the cluster, is
- * compared with the offset where g->data_file. Findings: L2_ENTRY_UNALIGNED, L2_ENTRY_RESERVED, L2_COPIED_AT_ZERO, L2_ZERO_FLAG_V2,
- * L2_SUBCLUSTER_BITS, L2_SUBCLUSTER_NO_HOST, COMPRESSED_DATA_FILE, DATA_FILE_OFFSET.
- * COMPRESSED with COPIED decodes and reads right: finding stays 0, copied is true (check notes it).
- * A reserved bit of a compressed entry's extended bitmap is L2_ENTRY_RESERVED. */
+/* `bitmap` is the second word of an extended entry, 0 otherwise. `guest`, anywhere in the cluster,
+ * is compared with the offset where g->data_file. Findings: L2_ENTRY_UNALIGNED, L2_ENTRY_RESERVED,
+ * L2_COPIED_AT_ZERO, L2_ZERO_FLAG_V2, L2_SUBCLUSTER_BITS, L2_SUBCLUSTER_NO_HOST,
+ * COMPRESSED_DATA_FILE, DATA_FILE_OFFSET. COMPRESSED with COPIED decodes and reads right: finding
+ * stays 0, copied is true (check notes it). A reserved bit of a compressed entry's extended bitmap
+ * is L2_ENTRY_RESERVED. */
 struct qk_l2_entry qk_l2_decode(
 	const struct qk_geometry *g, uint64_t raw, uint64_t bitmap, qk_goff guest);
 
@@ -60,8 +62,8 @@ static inline bool qk_l2_has_host(const struct qk_l2_entry *e)
 	return e->type == QK_L2_NORMAL || e->type == QK_L2_ZERO_ALLOC;
 }
 
-/* How subcluster `index` (< g->subclusters) of an entry without a finding reads: the entry's own type
- * without extended L2 and for COMPRESSED. */
+/* How subcluster `index` (< g->subclusters) of an entry without a finding reads: the entry's own
+ * type without extended L2 and for COMPRESSED. */
 enum qk_l2_type qk_l2_subcluster(
 	const struct qk_geometry *g, const struct qk_l2_entry *e, unsigned index);
 

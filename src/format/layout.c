@@ -7,8 +7,8 @@
  *   | header | refcount table ... | refcount blocks ... | L1 table ... |
  *   0        1                    1 + rt                1 + rt + rb    end      (clusters)
  *
- * With one cluster of refcount table and one refcount block (all but huge L1 tables of tiny clusters)
- * these are qemu-img's offsets.
+ * With one cluster of refcount table and one refcount block (all but huge L1 tables of tiny
+ * clusters) these are qemu-img's offsets.
  */
 #include "format/layout.h"
 
@@ -24,8 +24,9 @@ static enum qcow_status fail_too_many(
 		n_other, QK_MAX_REFTABLE_BYTES, g->refcount_bits, g->cluster_size);
 }
 
-/* Refcount metadata counts itself, so the sum is iterated from below to its least fixed point. Each round
- * adds at least a cluster, and a refcount block counts at least 64 (512 bytes, 64 bits): a few rounds. */
+/* Refcount metadata counts itself, so the sum is iterated from below to its least fixed point. Each
+ * round adds at least a cluster, and a refcount block counts at least 64 (512 bytes, 64 bits): a
+ * few rounds. */
 enum qcow_status qk_layout_refcounts(const struct qk_geometry *g, uint64_t n_other,
 	uint64_t *n_blocks, uint64_t *n_table_clusters, struct qcow_error *err)
 {

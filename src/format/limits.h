@@ -15,7 +15,7 @@
 #define QK_V2_HEADER_BYTES	    72U
 #define QK_V3_HEADER_MIN_BYTES	    104U
 #define QK_V3_HEADER_BYTES	    112U /* what we write: with compression_type and its padding */
-#define QK_MAX_HEADER_BYTES	    4096U /* fields up to here; the specification defines 112 bytes */
+#define QK_MAX_HEADER_BYTES	    4096U /* the specification defines 112 */
 #define QK_MAX_REFCOUNT_ORDER	    6U /* 64-bit refcounts */
 #define QK_MAX_L1_BYTES		    QK_MIB(32) /* QEMU's limit: 4 Mi entries */
 #define QK_MAX_REFTABLE_BYTES	    QK_MIB(8) /* QEMU's limit: 1 Mi entries */

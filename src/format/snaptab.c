@@ -2,8 +2,8 @@
 /*
  * snaptab: entries of the snapshot table.
  *
- * Pure. decode bounds and splits, judge judges, encode writes back what decode saw: extra data verbatim,
- * so that fields which a later version defines survive.
+ * Pure. decode bounds and splits, judge judges, encode writes back what decode saw: extra data
+ * verbatim, so that fields which a later version defines survive.
  *
  *   0         8   12 14 16   20   24     32    36        40          40 + extra
  *   | L1 off  |n  |il|nl|sec |nsec|clock |vm32 |extra len| extra ... | id | name | pad to 8

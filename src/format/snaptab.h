@@ -27,12 +27,12 @@ struct qk_snapshot_entry {
 /* Bytes of the entry with these lengths, padding included. */
 uint64_t qk_snapshot_entry_bytes(uint64_t extra_len, uint64_t id_len, uint64_t name_len);
 
-/* Decode one entry at the reader and step over its padding. False (reader bad) where it overruns. The
- * values are not judged. Spans point into the reader's bytes. */
+/* Decode one entry at the reader and step over its padding. False (reader bad) where it overruns.
+ * The values are not judged. Spans point into the reader's bytes. */
 bool qk_snapshot_decode(struct qk_reader *r, struct qk_snapshot_entry *out);
 
-/* Judge an entry: L1 alignment, size and range, extra data length (version 3 needs 16 bytes), sizes,
- * an L1 table that is too short for the disk size. The end of the file is not judged.
+/* Judge an entry: L1 alignment, size and range, extra data length (version 3 needs 16 bytes),
+ * sizes, an L1 table that is too short for the disk size. The end of the file is not judged.
  * Returns a finding id (SNAPSHOT_L1, SNAPSHOT_EXTRA, SNAPSHOT_TABLE) or 0. */
 unsigned qk_snapshot_judge(const struct qk_geometry *g, const struct qk_snapshot_entry *e);
 

@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * text: short texts in fixed buffers, for messages that quote an image. Never writes past the
+ * buffer and always ends it with a NUL; a byte that could act on a terminal is escaped. Pure.
+ */
 #include "format/text.h"
 
 #include <stdarg.h>

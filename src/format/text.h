@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * text: inside of format: building a short text for a message in a fixed buffer. What does not fit is cut.
+ * text: inside of format: building a short text for a message in a fixed buffer. What does not fit
+ * is cut.
  */
 #ifndef QK_FORMAT_TEXT_H
 #define QK_FORMAT_TEXT_H

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* bitmapext_test: bitmap directories and tables, built by hand and written by QEMU. */
 #include "golden.h"
 
 #include <inttypes.h>

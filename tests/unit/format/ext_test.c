@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* ext_test: extension areas and backing names, built by hand. */
 #include "golden.h"
 
 #include <inttypes.h>

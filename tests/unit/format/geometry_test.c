@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* geometry_test: derived numbers and refcounts, against formulas, a bit-by-bit reader and QEMU. */
 #include "golden.h"
 
 #include <inttypes.h>

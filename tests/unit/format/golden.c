@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+/* golden: reads the vectors as tools/golden-vectors describes them. Failures fail the running
+ * test. */
 #include "golden.h"
 
 #include <dirent.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * golden: the vectors of tests/golden, and small helpers of the format's tests. tools/golden-vectors says
- * what the files hold.
+ * golden: the vectors of tests/golden, and small helpers of the format's tests.
+ * tools/golden-vectors says what the files hold.
  */
 #ifndef QK_TEST_GOLDEN_H
 #define QK_TEST_GOLDEN_H

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* header_test: what QEMU wrote is understood, encoded back, and made from options alone. */
 #include "golden.h"
 
 #include <inttypes.h>

@@ -204,7 +204,8 @@ static const struct row ROWS[] = {
 	{"zstd-c65536", 100, 4, 104, FORMAT, NULL}, /* without the field */
 	{V3, 105, 4, 0xffffffff, QCOW_OK, NULL},
 	{V3, 108, 4, 0xffffffff, QCOW_OK, NULL},
-	/* extensions: the feature names are the first of V3, the backing format the first of BACK */
+	/* extensions: the feature names are the first of V3, the backing format the first of
+	 * BACK */
 	{V3, 116, 4, 0x7fffffff, FORMAT,
 		"the header extension 0x6803f857 at byte 112 has a length of 2147483647: must be "
 		"at "

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* l1l2_test: entries, bit by bit, at random and as QEMU wrote them. */
 #include "golden.h"
 
 #include <inttypes.h>
@@ -335,7 +336,8 @@ struct extent {
 	char compressed[4], off[32]; /* "-" where QEMU does not say */
 };
 
-/* QEMU says of plain data that it is zero where the file has a hole, so zero is not compared there. */
+/* QEMU says of plain data that it is zero where the file has a hole, so zero is not compared
+ * there. */
 static void check_at(const struct view *v, const struct extent *x, uint64_t guest)
 {
 	struct qk_l2_entry e = entry_at(v, guest);
@@ -347,7 +349,8 @@ static void check_at(const struct view *v, const struct extent *x, uint64_t gues
 	CHECK(x->compressed[0] == '-' || (x->compressed[0] == '1') == (type == QK_L2_COMPRESSED),
 		"%s: %" PRIu64, v->golden->name, guest);
 	CHECK(x->present == (type != QK_L2_UNALLOCATED), "%s: %" PRIu64, v->golden->name, guest);
-	/* a hole in a data file makes QEMU say "no data": only ours of the image itself are compared */
+	/* a hole in a data file makes QEMU say "no data": only ours of the image itself are
+	 * compared */
 	CHECK(x->data == is_data || v->g.data_file, "%s: %" PRIu64, v->golden->name, guest);
 	CHECK(!is_zero || x->zero, "%s: %" PRIu64, v->golden->name, guest);
 	if (type == QK_L2_NORMAL)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* layout_test: places in new images: minimal, without gaps, and QEMU's. */
 #include "golden.h"
 
 #include <inttypes.h>
@@ -78,7 +79,8 @@ static void l1_tables_over_32_mib_are_refused(void **state)
 					 "size of 512: at most 4194304, larger clusters hold more");
 }
 
-/* 4 Mi L1 entries of 512-byte clusters are 65536 clusters: at 64 bits more than 1024 refcount blocks. */
+/* 4 Mi L1 entries of 512-byte clusters are 65536 clusters: at 64 bits more than 1024 refcount
+ * blocks. */
 static void pieces_follow_each_other_without_gaps(void **state)
 {
 	(void)state;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* snaptab_test: snapshot table entries, built by hand and written by QEMU. */
 #include "golden.h"
 
 #include <inttypes.h>
