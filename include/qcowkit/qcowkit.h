@@ -389,6 +389,9 @@ struct qcow_create_options {
 	const char *backing_name, *backing_format; /* recorded; nothing is opened */
 	const char *data_file_name;		   /* recorded */
 	struct qcow_progress progress;
+	/* Flush the stores before sector 0 is written and after it: a crash then leaves no image or a whole
+	 * one. Without it nothing is flushed. */
+	bool durable;
 };
 #define QCOW_CREATE_OPTIONS_INIT                                                                   \
 	{                                                                                          \
@@ -404,7 +407,8 @@ QCOW_EXPORT enum qcow_status qcow_create_validate(const struct qcow_create_optio
 
 /*
  * Write an empty image into `store` (emptied first) and with data_file_name its data into
- * `data_store` (else NULL). The header is written last. Both stores stay the caller's. Not flushed.
+ * `data_store` (else NULL). The header is written last. Both stores stay the caller's. Not flushed unless
+ * options->durable.
  */
 QCOW_EXPORT enum qcow_status qcow_create(struct qcow_store *store, struct qcow_store *data_store,
 	const struct qcow_create_options *options, struct qcow_error *err) QCOW_MUST_USE;
@@ -436,7 +440,8 @@ QCOW_EXPORT enum qcow_status qcow_builder_compressed(struct qcow_builder *builde
 QCOW_EXPORT enum qcow_status qcow_builder_zero(struct qcow_builder *builder, uint64_t off, uint64_t len,
 	struct qcow_error *err) QCOW_MUST_USE;
 
-/* Write the tables, then sector 0. The builder is freed, on failure too. Not flushed. */
+/* Write the tables, then sector 0. The builder is freed, on failure too. Flushed with `durable` only: then what
+ * the caller wrote to the stores before this call is stable as well. */
 QCOW_EXPORT enum qcow_status qcow_builder_finish(struct qcow_builder *builder,
 	struct qcow_error *err) QCOW_MUST_USE;
 

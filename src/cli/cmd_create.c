@@ -405,12 +405,10 @@ static enum qcow_status write_image(
 {
 	if (strcmp(job->format, "qcow2") == 0) {
 		job->opts.create.progress = *progress;
-		QK_TRY(qcow_create(job->store, job->data, &job->opts.create, err));
-	} else {
-		QK_TRY(create_raw(job, progress, err));
+		job->opts.create.durable = true;
+		return qcow_create(job->store, job->data, &job->opts.create, err);
 	}
-	if (job->data != NULL)
-		QK_TRY(qcow_store_flush(job->data, err));
+	QK_TRY(create_raw(job, progress, err));
 	return qcow_store_flush(job->store, err);
 }
 

@@ -5,6 +5,8 @@
  *
  * A growing store is emptied by a truncate and then reads zeros wherever nothing was written. A store of
  * fixed size (a block device) keeps old bytes: sector 0 is zeroed first, and whatever counts is written.
+ *
+ * With options.durable (|| is a flush): emptied || everything else || sector 0 ||.
  */
 #include "engine/build.h"
 
@@ -51,6 +53,16 @@ static enum qcow_status prepare_data_store(struct qcow_builder *b, struct qcow_e
 	return qcow_store_truncate(b->data_store, b->size, err);
 }
 
+/* What was written so far is stable before anything that follows. */
+static enum qcow_status barrier(struct qcow_builder *b, struct qcow_error *err)
+{
+	if (!b->options.durable)
+		return QCOW_OK;
+	if (b->data_store != NULL)
+		QK_TRY(qcow_store_flush(b->data_store, err));
+	return qcow_store_flush(b->store, err);
+}
+
 static enum qcow_status copy_text(const char *text, char **out, struct qcow_error *err)
 {
 	if (text == NULL)
@@ -81,6 +93,7 @@ static enum qcow_status prepare(struct qcow_builder *b, struct qcow_error *err)
 	qcow_store_caps(b->store, &caps);
 	b->can_grow = caps.can_grow;
 	QK_TRY(make_empty(b->store, &b->zeroed, err));
+	QK_TRY(barrier(b, err));
 	QK_TRY(prepare_data_store(b, err));
 	QK_TRY(qk_build_refs_init(&b->refs, b->store, &b->g, err));
 	QK_TRY(qk_build_map_init(&b->map, &b->refs, b->size, err));
@@ -154,7 +167,9 @@ static enum qcow_status write_header(
 	if (used > QK_SECTOR)
 		QK_TRY(qcow_store_write(
 			b->store, cluster0 + QK_SECTOR, used - QK_SECTOR, QK_SECTOR, err));
-	return qcow_store_write(b->store, cluster0, QK_SECTOR, 0, err);
+	QK_TRY(barrier(b, err));
+	QK_TRY(qcow_store_write(b->store, cluster0, QK_SECTOR, 0, err));
+	return barrier(b, err);
 }
 
 static enum qcow_status finish_all(struct qcow_builder *b, struct qcow_error *err)

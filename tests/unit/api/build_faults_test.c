@@ -164,6 +164,42 @@ static void every_store_call_that_fails_leaves_no_header(void **state)
 	}
 }
 
+/* Every state after a crash has no header, or all that it names: sector 0 is alone between two barriers. */
+static void a_durable_image_gets_its_header_after_a_barrier(void **state)
+{
+	(void)state;
+	for (unsigned with_data = 0; with_data < 2; with_data++) {
+		struct qkt_fault *f = qkt_fault_new();
+		struct qcow_store *store = NULL;
+		struct qcow_store *data = NULL;
+		struct qcow_error err = QCOW_ERROR_INIT;
+		struct qcow_create_options o = QCOW_CREATE_OPTIONS_INIT;
+		open_stores(f, &store, &data);
+		qkt_fault_log(f);
+		o.virtual_size = DISK_SIZE;
+		o.preallocation = QCOW_PREALLOC_FULL;
+		o.data_file_name = with_data == 1 ? "data" : NULL;
+		o.durable = true;
+		assert_ok(qcow_create(store, with_data == 1 ? data : NULL, &o, &err), err);
+		size_t n = qkt_fault_log_count(f);
+		assert_true(n > 8);
+		/* ... flush [flush] sector-0 [flush] flush */
+		assert_int_equal(qkt_fault_log_entry(f, n - 1)->call, QKT_FLUSH);
+		size_t header = n - 2 - with_data;
+		assert_int_equal(qkt_fault_log_entry(f, header)->call, QKT_WRITE);
+		assert_int_equal(qkt_fault_log_entry(f, header)->off, 0);
+		assert_int_equal(qkt_fault_log_entry(f, header)->len, 512);
+		for (size_t i = header - 1 - with_data; i < header; i++)
+			assert_int_equal(qkt_fault_log_entry(f, i)->call, QKT_FLUSH);
+		/* the old header goes first, and for good */
+		assert_int_equal(qkt_fault_log_entry(f, 0)->call, QKT_TRUNCATE);
+		assert_int_equal(qkt_fault_log_entry(f, 1)->call, QKT_FLUSH);
+		qcow_store_close(store);
+		qcow_store_close(data);
+		qkt_fault_free(f);
+	}
+}
+
 static void sweep_allocations(bool for_ever)
 {
 	for (unsigned scenario = 0; scenario < 3; scenario++) {
@@ -209,6 +245,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_store_call_that_fails_leaves_no_header),
+		cmocka_unit_test(a_durable_image_gets_its_header_after_a_barrier),
 		cmocka_unit_test(every_allocation_that_fails_once_leaves_no_header),
 		cmocka_unit_test(every_allocation_from_the_nth_on_leaves_no_header),
 	};
