@@ -84,9 +84,12 @@ static enum qcow_status check_driver(
 	if (*out != NULL)
 		return QCOW_OK;
 	if (cli->qemu)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "Unknown driver '%s'", name);
-	return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-		"the driver '%s' is not built in; file, host_device, raw and qcow2 are", name);
+		(void)QK_FAIL(err, QCOW_E_UNSUPPORTED, "Unknown driver '%s'", name);
+	else
+		(void)QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"the driver '%s' is not built in; file, host_device, raw and qcow2 are",
+			name);
+	return QCOW_E_UNSUPPORTED;
 }
 
 /* Every member is one that we honour, or one that changes nothing that a reader can see. */

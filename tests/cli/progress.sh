@@ -24,6 +24,24 @@ run bash -c '"$1" convert --progress=3 -f raw -O qcow2 disk.raw disk.qcow2 3>lin
 if [[ $rc == 0 && ! -s out && ! -s err && $(tail -n 1 lines) =~ ^([0-9]+)\ ([0-9]+)$ &&
 	${BASH_REMATCH[1]} == "${BASH_REMATCH[2]}" ]] && ! grep -qvE '^[0-9]+ [0-9]+$' lines
 then ok lines_for_programs; else bad lines_for_programs "$(shown) $(cat lines)"; fi
+# SIGUSR1 without -p: records that end with a newline, on stdout, and nothing else
+"$QCOW_QEMU_IMG" convert -r 4M -f raw -O qcow2 disk.raw disk.qcow2 >out 2>err &
+convert_pid=$!
+for _ in {1..40}; do
+	sleep 0.05
+	kill -USR1 $convert_pid 2>/dev/null || break
+done
+wait $convert_pid
+rc=$?
+if [[ $rc == 0 && -s out && ! -s err ]] && ! grep -qvE '^    \([0-9]{1,3}\.[0-9]{2}/100%\)$' out
+then ok a_signal_asks_for_a_record; else bad a_signal_asks_for_a_record "$(shown)"; fi
+
+# on a terminal: a line with rate and time left, wiped at the end
+if command -v script >/dev/null; then
+	script -qec "'$QCOW' convert -p -r 4M -f raw -O qcow2 disk.raw disk.qcow2" /dev/null </dev/null >out 2>err
+	if grep -qE '[0-9.]+%  [0-9.]+ [KM]iB of 8 MiB, [0-9.]+ [KM]iB/s' out && tail -c 5 out | grep -q $'\e\[K'
+	then ok a_line_on_a_terminal; else bad a_line_on_a_terminal "$(shown | cat -v)"; fi
+fi
 says a_descriptor_that_is_not_open 1 '*--progress=9: that descriptor is not open' \
 	bash -c '"$1" convert --progress=9 -f raw -O qcow2 disk.raw disk.qcow2 9>&-' - "$QCOW"
 finish
