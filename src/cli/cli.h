@@ -48,7 +48,7 @@ struct cli_option {
 	const char *name; /* the long name, required: also the key of cli_arg() */
 	const char *arg; /* what --help calls the argument, "FMT"; NULL: a flag */
 	const char *help; /* one line */
-	const char *choices; /* "human|json" is checked by the parser, "@file" "@format" completed only */
+	const char *choices; /* "human|json": checked; "@file", "@format": completed only */
 	const char *key; /* another option's name, for a second spelling of it */
 	unsigned flags;
 	char letter; /* 'f', or 0 */

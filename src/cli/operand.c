@@ -226,6 +226,29 @@ static enum qcow_status resolve_format(const struct refs *refs, const struct qco
 		ref->from, ref->name, ref->name, ref->from);
 }
 
+/* A recorded "json:{…}": a file and its format. What would need more than a store is refused. */
+static enum qcow_status resolve_json(struct refs *refs, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	static const char *const beyond[] = {"offset", "size", "backing", "data-file"};
+	json_t *spec = NULL;
+	struct node node = {0};
+	QK_TRY(cli_spec_parse_json(ref->name, &spec, err));
+	enum qcow_status status = QCOW_OK;
+	for (size_t i = 0; i < sizeof(beyond) / sizeof(beyond[0]) && status == QCOW_OK; i++)
+		if (json_object_get(spec, beyond[i]) != NULL)
+			status = QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"'%s' in the recorded name of a %s is not built in", beyond[i],
+				kind_text(ref->kind));
+	if (status == QCOW_OK)
+		status = open_node(refs->cli, spec, file_flags(refs->flags), &node, err);
+	json_decref(spec);
+	out->store = node.store;
+	if (node.format != NULL)
+		out->format = node.format;
+	return status;
+}
+
 /* A special name that QEMU would open: json:… and file:…. Others are refused by name. */
 static enum qcow_status resolve_special(struct refs *refs, const struct qcow_reference *ref,
 	size_t protocol_bytes, struct qcow_resolved *out, struct qcow_error *err)
@@ -237,22 +260,8 @@ static enum qcow_status resolve_special(struct refs *refs, const struct qcow_ref
 			"yourself (--image-opts driver=qcow2,file.filename=%s,%s.file.filename=…)",
 			ref->from, kind, ref->name, ref->from,
 			ref->kind == QCOW_REF_BACKING ? "backing" : "data-file");
-	if (strncmp(ref->name, "json:", strlen("json:")) == 0) {
-		json_t *spec = NULL;
-		struct node node = {0};
-		QK_TRY(cli_spec_parse_json(ref->name, &spec, err));
-		enum qcow_status status = open_node(
-			refs->cli, spec, file_flags(refs->flags), &node, err);
-		json_decref(spec);
-		QK_TRY(status);
-		out->store = node.store;
-		if (node.raw_offset != 0 || node.raw_size != 0)
-			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-				"offset and size in a recorded %s are not built in", kind);
-		if (node.format != NULL)
-			out->format = node.format;
-		return QCOW_OK;
-	}
+	if (strncmp(ref->name, "json:", strlen("json:")) == 0)
+		return resolve_json(refs, ref, out, err);
 	if (strncmp(ref->name, "file:", strlen("file:")) != 0)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"'%s' names a %s by a protocol that is not built in: '%.*s'", ref->from,

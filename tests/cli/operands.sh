@@ -75,6 +75,10 @@ name_backing() { # IMAGE NAME [FORMAT]
 name_backing json.qcow2 'json:{"driver":"raw","file":{"driver":"file","filename":"disk.raw"}}'
 name_backing nbd.qcow2 'nbd://127.0.0.1:1/x'
 name_backing proto.qcow2 'file:disk.raw'
+cp top.qcow2 jsonmore.qcow2
+"$QEMU_IMG" rebase -u -F qcow2 -b 'json:{"driver":"qcow2","backing":null,"file":{"filename":"base.qcow2"}}' jsonmore.qcow2
+says the_personality_refuses_what_it_would_ignore 1 "*'backing' in the recorded name of a backing file is not built in" \
+	"$QCOW_QEMU_IMG" map jsonmore.qcow2
 mkfifo canary
 name_backing fifo.qcow2 canary
 name_backing null.qcow2 /dev/null
