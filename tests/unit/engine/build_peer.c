@@ -6,7 +6,7 @@
 
 #include "cm.h"
 
-static char folder[] = "/tmp/qk-build-XXXXXX";
+static char folder[300];
 static char newest[512];
 static char distribution[512];
 
@@ -29,6 +29,9 @@ int peer_enter(void **state)
 		newest, sizeof(newest), "%s/qcowkit-peers/bin/qemu-img", getenv("XDG_CACHE_HOME"));
 	if (newest[0] == '\0')
 		(void)snprintf(newest, sizeof(newest), "%s", distribution);
+	const char *tmp = getenv("TMPDIR");
+	(void)snprintf(folder, sizeof(folder), "%s/qk-build-XXXXXX",
+		tmp != NULL && strlen(tmp) < 200 ? tmp : "/tmp");
 	return mkdtemp(folder) == NULL || chdir(folder) != 0;
 }
 
