@@ -125,7 +125,7 @@ name_backing loop.qcow2 loop.qcow2 qcow2
 says a_loop_is_refused 1 '*loop*' timeout 5 "$QCOW" map loop.qcow2
 
 # locks, against QEMU
-"$QEMU_IO" -c 'sleep 3000' base.qcow2 >/dev/null 2>&1 &
+"$QEMU_IO" -c 'sleep 120000' base.qcow2 >/dev/null 2>&1 &
 io_pid=$!
 for _ in {1..100}; do
 	"$QEMU_IMG" info base.qcow2 >/dev/null 2>&1 || break
