@@ -161,6 +161,21 @@ static enum qcow_status descend(
 	return QCOW_OK;
 }
 
+/* Clusters of the smallest size in the chain that a lookup walks before it looks further down. */
+#define FIRST_STRETCH_CLUSTERS 128U
+
+/* The stretch of each layer from `top` down, which the layers below it decide too. */
+static void set_stretches(struct qcow_image *top)
+{
+	for (struct qcow_image *image = top; image != NULL; image = image->backing) {
+		uint64_t smallest = QK_MIB(2);
+		for (const struct qcow_image *i = image; i != NULL; i = i->backing)
+			if (!i->is_raw)
+				smallest = qk_min(smallest, i->geometry.cluster_size);
+		image->first_stretch = smallest * FIRST_STRETCH_CLUSTERS;
+	}
+}
+
 /* Put the caller's chain below `top`. */
 static enum qcow_status adopt(
 	struct qcow_image *top, struct qcow_image *backing, struct qcow_error *err)
@@ -190,6 +205,7 @@ enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_
 		qk_chain_close(top);
 		return status;
 	}
+	set_stretches(top);
 	*out = top;
 	return QCOW_OK;
 }

@@ -28,6 +28,7 @@ struct qcow_image {
 	uint64_t file_size; /* of store, when it was opened */
 	uint64_t size; /* of the disk, or of the snapshot viewed */
 	uint64_t raw_offset; /* raw: where the disk starts in the store */
+	uint64_t first_stretch; /* bytes: 128 of the smallest clusters from here down; see map.c */
 	uint32_t flags; /* QCOW_OPEN_… */
 	struct qk_hostmap *hostmap; /* holes of the store that holds guest data */
 

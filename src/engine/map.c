@@ -30,16 +30,10 @@ static enum qcow_status find_stretch(
 
 /* A layer above is asked for no more than a first stretch at once, then for as much as the answer already
  * has: else a long hole on top of a busy layer would be walked again for every run below it. */
-static uint64_t first_stretch(const struct qcow_image *image)
-{
-	uint64_t clusters = image->is_raw ? 0 : image->geometry.cluster_size * 128;
-	return qk_max(clusters, QK_MIB(1));
-}
-
 static enum qcow_status find_long(
 	const struct qk_map_request *rq, struct qk_run *out, struct qcow_error *err)
 {
-	uint64_t asked = qk_min(rq->len, first_stretch(rq->image));
+	uint64_t asked = qk_min(rq->len, rq->image->first_stretch);
 	QK_TRY(find_stretch(rq, asked, out, err));
 	while (out->len == asked && asked < rq->len) {
 		struct qk_map_request rest = *rq;

@@ -144,6 +144,29 @@ static void loops_are_found_and_named(void **state)
 	expect_refusal("t", NULL, QCOW_E_LOOP, "loop");
 }
 
+static void a_data_file_that_was_not_opened_is_missed_by_name(void **state)
+{
+	(void)state;
+	sh("rm -f *; qemu-img create -q -f qcow2 -o data_file=d t 1M; qemu-io -c 'write -P 1 64k "
+	   "64k' t; rm d");
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	expect_refusal("t", &o, QCOW_E_NOENT, "data file 'd'");
+	o.flags = QCOW_OPEN_NO_DATA_FILE;
+	struct qcow_image *image = must_open("t", &o);
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_extent e;
+	uint8_t byte = 1;
+	assert_null(qcow_image_data_store(image));
+	assert_int_equal(qcow_pread(image, &byte, 1, 0, &err), QCOW_OK);
+	assert_int_equal(byte, 0);
+	assert_int_equal(qcow_pread(image, &byte, 1, 65536, &err), QCOW_E_POLICY);
+	assert_non_null(strstr(err.message, "'d'"));
+	assert_int_equal(err.guest_off, 65536);
+	assert_int_equal(qcow_map(image, 65536, 65536, 0, &e, &err), QCOW_OK);
+	assert_int_equal(e.host_off, 65536);
+	qcow_close(image);
+}
+
 static void chains_of_256_open_and_of_257_do_not(void **state)
 {
 	(void)state;
@@ -527,7 +550,7 @@ static void a_long_hole_above_a_busy_layer_is_not_walked_again_and_again(void **
 		assert_int_equal(
 			qcow_map(image, off, (64 << 20) - off, UINT32_MAX, &e, NULL), QCOW_OK);
 	assert_int_equal(extents, (64 << 20) / 512);
-	/* 131,072 answers: a second with room; walking the hole each time takes minutes */
+	/* 131,072 answers in a fraction of a second; walking the hole each time takes minutes */
 	assert_true(seconds() - start < 20.0);
 	qcow_close(image);
 }
@@ -541,6 +564,7 @@ int main(void)
 		cmocka_unit_test(references_need_a_resolver),
 		cmocka_unit_test(a_backing_file_without_a_recorded_format_is_not_guessed),
 		cmocka_unit_test(loops_are_found_and_named),
+		cmocka_unit_test(a_data_file_that_was_not_opened_is_missed_by_name),
 		cmocka_unit_test(chains_of_256_open_and_of_257_do_not),
 		cmocka_unit_test(a_given_backing_image_stands_in_for_the_named_one),
 		cmocka_unit_test(snapshots_are_listed_as_they_are_stored),

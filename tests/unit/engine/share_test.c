@@ -197,6 +197,45 @@ static void one_cluster_wanted_by_many_is_decoded_once(void **state)
 	free(truth);
 }
 
+static void *read_own_cluster(void *arg)
+{
+	struct reader *r = arg;
+	uint8_t buf[64];
+	memset(buf, 0, sizeof(buf));
+	r->is_good = qcow_pread(r->image, buf, 64, (r->seed << 21) + 1000, NULL) == QCOW_OK;
+	for (int i = 0; i < 64; i++)
+		r->is_good = r->is_good && buf[i] == r->seed + 1;
+	return NULL;
+}
+
+/* Eight threads in eight clusters of 2 MiB at once, where four decoded ones are kept. */
+static void more_clusters_at_once_than_are_kept_are_served(void **state)
+{
+	(void)state;
+	sh("rm -f t; qemu-img create -q -f qcow2 -o cluster_size=2M t 16M; for i in 0 1 2 3 4 5 6 "
+	   "7; do "
+	   "qemu-io -c \"write -c -P $((i+1)) $((i*2))M 2M\" t || exit 1; done");
+	struct spy spy = {.watch_len = 0};
+	struct qcow_image *image = open_spy(&spy, "t", 0);
+	pthread_t threads[8];
+	struct reader readers[8];
+	uint8_t byte = 0;
+	assert_int_equal(qcow_pread(image, &byte, 1, 0, NULL), QCOW_OK); /* the tables */
+	spy.watch_len = UINT64_MAX;
+	spy.delay_us = 30000;
+	for (unsigned i = 0; i < 8; i++) {
+		readers[i] = (struct reader){.image = image, .seed = i};
+		assert_int_equal(
+			pthread_create(&threads[i], NULL, read_own_cluster, &readers[i]), 0);
+	}
+	for (unsigned i = 0; i < 8; i++) {
+		assert_int_equal(pthread_join(threads[i], NULL), 0);
+		assert_true(readers[i].is_good);
+	}
+	qcow_close(image);
+	free(spy.data);
+}
+
 static void a_failed_decode_is_tried_again(void **state)
 {
 	(void)state;
@@ -291,6 +330,7 @@ int main(void)
 		cmocka_unit_test(readers_agree_while_the_cache_evicts),
 		cmocka_unit_test(readers_agree_on_compressed_clusters),
 		cmocka_unit_test(one_cluster_wanted_by_many_is_decoded_once),
+		cmocka_unit_test(more_clusters_at_once_than_are_kept_are_served),
 		cmocka_unit_test(a_failed_decode_is_tried_again),
 		cmocka_unit_test(a_table_that_cannot_be_read_costs_its_range_until_it_can),
 		cmocka_unit_test(a_read_that_must_not_wait_says_so),
