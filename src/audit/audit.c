@@ -59,6 +59,20 @@ static bool is_hole(struct qk_audit *a, size_t len, uint64_t off)
 	       e.len >= in_file;
 }
 
+/* Passes overlap where a block is looked at for two reasons: one failure is told once. */
+static void note_failure(
+	struct qk_audit *a, uint64_t off, const char *what, const struct qcow_error *err)
+{
+	if (a->quiet || (a->n_read_errors != 0 && a->failed_off == off))
+		return;
+	if (a->n_read_errors++ == 0)
+		a->first_failure = *err;
+	a->failed_off = off;
+	qk_audit_report(a,
+		&(struct qk_audit_note){QCOW_FINDING_TABLE_READ_FAILED, off, QCOW_NO_OFFSET, 0, 0},
+		"%s: %.60s", what, err->message);
+}
+
 bool qk_audit_read(
 	struct qk_audit *a, void *buf, size_t len, uint64_t off, bool *is_zero, const char *what)
 {
@@ -67,12 +81,7 @@ bool qk_audit_read(
 		return true;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	if (qcow_store_read_padded(a->store, buf, len, off, &err) != QCOW_OK) {
-		if (!a->quiet)
-			a->n_read_errors++;
-		qk_audit_report(a,
-			&(struct qk_audit_note){
-				QCOW_FINDING_TABLE_READ_FAILED, off, QCOW_NO_OFFSET, 0, 0},
-			"%s: %.60s", what, err.message);
+		note_failure(a, off, what, &err);
 		return false;
 	}
 	*is_zero = qk_is_zero(buf, len);

@@ -27,7 +27,9 @@ struct qk_audit {
 
 	/* kept by audit.c */
 	bool quiet; /* findings of the structures were reported by an earlier pass */
-	uint64_t n_read_errors; /* counted also while quiet is not set only */
+	uint64_t n_read_errors; /* while not quiet; a place that fails twice in a row counts once */
+	uint64_t failed_off; /* where the last read failed, if n_read_errors != 0 */
+	struct qcow_error first_failure; /* of the first of them */
 	unsigned zero_streak; /* reads in a row that held zeros only */
 };
 

@@ -101,6 +101,8 @@ static bool directory_is_usable(struct qk_audit *a)
 		why = "the directory is not aligned to clusters";
 	else if (!qk_in_range(b->directory_off, b->directory_size, qk_audit_end(a)))
 		why = "the directory lies beyond the end of the file";
+	else if (qk_bitmaps_ext_judge(a->geometry, b) != 0)
+		why = "the extension has a reserved field set, or a directory that cannot be one";
 	if (why != NULL)
 		bad_directory(a, b->directory_off, 0, why);
 	return why == NULL;

@@ -340,5 +340,10 @@ enum qcow_status qk_walk(struct qk_audit *a, unsigned flags,
 	a->report = ignore_finding;
 	enum qcow_status status = walk_all(&w, err);
 	qk_snaplist_release(&w.snaps);
-	return status;
+	if (status != QCOW_OK || w.stopped || a->n_read_errors == 0)
+		return status;
+	/* what could be read was visited, but the caller must not take it for the whole */
+	if (err != NULL)
+		*err = a->first_failure;
+	return a->first_failure.status;
 }

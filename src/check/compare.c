@@ -252,14 +252,11 @@ static bool counts_from(const struct qk_compare *c, uint64_t index)
 void qk_compare_past_end(struct qk_compare *c)
 {
 	unsigned bits = c->a->geometry->rb_bits;
-	bool was_quiet = c->a->quiet;
 	bool is_zero = false;
 
 	for (uint64_t i = c->n_clusters >> bits; i < c->rt->n; i++) {
 		uint64_t block_first = i << bits;
 		uint64_t from = c->n_clusters > block_first ? c->n_clusters - block_first : 0;
-		/* the pass that compares the rest of a block reports that it cannot be read */
-		c->a->quiet = from != 0;
 		if (c->rt->v[i] <= QK_REFTABLE_UNUSABLE ||
 			!qk_audit_read(c->a, c->block, (size_t)c->a->geometry->cluster_size,
 				c->rt->v[i], &is_zero, "refcount block") ||
@@ -271,5 +268,4 @@ void qk_compare_past_end(struct qk_compare *c)
 					QCOW_NO_OFFSET, 0, 0},
 				"refcount block %llu", (unsigned long long)i);
 	}
-	c->a->quiet = was_quiet;
 }

@@ -342,6 +342,7 @@ static bool run_to_target(struct convert_job *job)
 	if (progress == NULL)
 		return false;
 	job->options.create = job->opts.create;
+	job->options.create.durable = wants_sync(job);
 	if (job->opts.has_size)
 		job->options.create.virtual_size = job->opts.size;
 	job->options.progress = (struct qcow_progress){watch_report, watch_cancelled, &watch};

@@ -236,6 +236,17 @@ enum qcow_status qk_bitmaps_load(struct qcow_image *image, struct qcow_error *er
 		return QCOW_OK;
 	image->bitmaps.n = image->ext.bitmaps.n_bitmaps;
 	image->bitmaps.off = image->ext.bitmaps.directory_off;
+	if (qk_bitmaps_ext_judge(&image->geometry, &image->ext.bitmaps) != 0) {
+		image->bitmaps.is_bad = true;
+		(void)QK_FAIL_AT(&image->bitmaps.why, QCOW_E_CORRUPT, bitmap_kind.finding,
+			image->bitmaps.off, QCOW_NO_OFFSET,
+			"the bitmaps extension names %" PRIu32 " bitmaps in %" PRIu64
+			" bytes at %" PRIu64 ", with %" PRIu32
+			" in its reserved field: no such directory can be",
+			image->bitmaps.n, image->ext.bitmaps.directory_size, image->bitmaps.off,
+			image->ext.bitmaps.reserved);
+		return QCOW_OK;
+	}
 	return load(image, &image->bitmaps, &bitmap_kind, image->ext.bitmaps.directory_size, err);
 }
 
