@@ -309,8 +309,10 @@ def zeros_are_zeros(text, raw):
                 raise Mismatch("map: no extent for byte %d" % at)
             at += e["length"]
             f.seek(e["start"])
-            if e["zero"] and any(f.read(e["length"])):
-                raise Mismatch("map: [%d, %d) is not zero" % (e["start"], at))
+            while e["zero"] and f.tell() < at:
+                part = f.read(min(MIB, at - f.tell()))
+                if part.count(0) != len(part) or not part:
+                    raise Mismatch("map: [%d, %d) is not zero" % (e["start"], at))
     if at != os.path.getsize(raw):
         raise Mismatch("map: ends at %d, the disk at %d" % (at, os.path.getsize(raw)))
 
@@ -553,7 +555,7 @@ def create_ok(row):
 
 def create_case(ctx, row, rng, folder):
     size = {"zero": 0, "sector": 512, "odd": row["cluster"] * 3 + 512 * rng.randint(1, 3000),
-            "large": 3 * 1024 * MIB + 512}[row["size"]]
+            "large": 300 * MIB + 512}[row["size"]]
     want, target = os.path.join(folder, "want.raw"), os.path.join(folder, "target.qcow2")
     with open(want, "wb") as f:
         f.truncate(size)
