@@ -125,10 +125,11 @@ name_backing loop.qcow2 loop.qcow2 qcow2
 says a_loop_is_refused 1 '*loop*' timeout 5 "$QCOW" map loop.qcow2
 
 # locks, against QEMU
-"$QEMU_IO" -c 'sleep 120000' base.qcow2 >/dev/null 2>&1 &
+# (asking by a reader whether the lock is there could keep the writer out: it says so itself)
+stdbuf -oL "$QEMU_IO" -c length -c 'sleep 120000' base.qcow2 >opened 2>&1 &
 io_pid=$!
-for _ in {1..100}; do
-	"$QEMU_IMG" info base.qcow2 >/dev/null 2>&1 || break
+for _ in {1..500}; do
+	[[ ! -s opened ]] || break
 	sleep 0.02
 done
 says a_writer_locks_us_out 1 'qcow: cannot open *Failed to get shared "write" lock' "$QCOW" info base.qcow2
