@@ -32,7 +32,7 @@ struct qcow_convert_options {
 	bool salvage;	    /* unreadable ranges become zeros and are counted */
 	bool out_of_order;  /* -W: targets that allow it are written in any order (raw) */
 	bool no_clone;	    /* never share blocks by reflink */
-	unsigned n_workers; /* -m: 1 to 16; 0 = the number of processors, 4 to 16 */
+	unsigned n_workers; /* -m: 1 to 16; 0 = the number of processors, 2 to 16 */
 	uint64_t rate_bytes_per_sec; /* -r: 0 = unlimited */
 	void (*on_salvage)(void *ctx, uint64_t off, uint64_t len, const struct qcow_error *why);
 	void *salvage_ctx;

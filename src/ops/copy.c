@@ -19,8 +19,9 @@
 /* One shared run at most: the progress moves on, and a refusal is met early. */
 #define CLONE_RUN_BYTES QK_GIB(1)
 
-/* More than processors where those are few: a worker that waits for a disk leaves its processor free. */
-#define LEAST_WORKERS 4
+/* One reads while the other writes. More than processors cost wake-ups and gain nothing: the page cache
+ * reads ahead and writes behind. */
+#define LEAST_WORKERS 2
 
 unsigned qk_copy_workers(unsigned wanted)
 {
