@@ -27,7 +27,7 @@ demo:
 check:
 	tools/check $(ARGS)
 
-bench:
+bench: all
 	@tools/packages tests
 	bench/run $(ARGS)
 
@@ -50,7 +50,8 @@ install: all
 # Removes what the last install of this build folder listed.
 uninstall:
 	@test -f $(BUILD)/meson-logs/install-log.txt || { echo "nothing was installed from $(BUILD)"; exit 1; }
-	grep -v '^#' $(BUILD)/meson-logs/install-log.txt | while read -r f; do rm -f "$$f"; done
+	grep -v '^#' $(BUILD)/meson-logs/install-log.txt | tac | while read -r f; do \
+		if [ -d "$$f" ] && [ ! -L "$$f" ]; then rmdir "$$f" 2>/dev/null || true; else rm -f "$$f"; fi; done
 
 clean:
 	rm -rf $(BUILD) build-check
