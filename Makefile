@@ -50,7 +50,7 @@ install: all
 # Removes what the last install of this build folder listed.
 uninstall:
 	@test -f $(BUILD)/meson-logs/install-log.txt || { echo "nothing was installed from $(BUILD)"; exit 1; }
-	grep -v '^#' $(BUILD)/meson-logs/install-log.txt | tac | while read -r f; do \
+	@grep -v '^#' $(BUILD)/meson-logs/install-log.txt | sort -r | while read -r f; do \
 		if [ -d "$$f" ] && [ ! -L "$$f" ]; then rmdir "$$f" 2>/dev/null || true; else rm -f "$$f"; fi; done
 
 clean:
