@@ -126,20 +126,6 @@ static enum qcow_status check_secret(struct cli *cli, const json_t *spec, struct
 	return QCOW_OK;
 }
 
-static enum qcow_status open_path(
-	const char *path, unsigned flags, struct qcow_store **out, struct qcow_error *err)
-{
-	enum qcow_status status = qcow_file_open(path, flags, out, err);
-	if (status != QCOW_OK)
-		return status;
-	status = qcow_store_set_name(*out, path, err);
-	if (status != QCOW_OK) {
-		qcow_store_close(*out);
-		*out = NULL;
-	}
-	return status;
-}
-
 /* The file of a protocol node: {driver: file|host_device, filename, locking, cache.direct}. */
 static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsigned flags,
 	struct qcow_store **out, struct qcow_error *err)
@@ -169,7 +155,7 @@ static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsig
 		flags |= QCOW_FILE_SHARE;
 	if (locking != NULL && strcmp(locking, "off") == 0)
 		flags |= QCOW_FILE_NO_LOCK;
-	return open_path(path, flags, out, err);
+	return qcow_file_open(path, flags, out, err);
 }
 
 /* The store and format of a node, without what lies below it. */
@@ -266,7 +252,8 @@ static enum qcow_status resolve_special(struct refs *refs, const struct qcow_ref
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"'%s' names a %s by a protocol that is not built in: '%.*s'", ref->from,
 			kind, (int)protocol_bytes, ref->name);
-	return open_path(ref->name + strlen("file:"), file_flags(refs->flags), &out->store, err);
+	return qcow_file_open(
+		ref->name + strlen("file:"), file_flags(refs->flags), &out->store, err);
 }
 
 /* `qcow` opens regular files only by name from an image. Judged on the open descriptor, not the path. */
@@ -291,7 +278,7 @@ static enum qcow_status resolve_path(struct refs *refs, const struct qcow_refere
 	QK_AUTO_FREE char *path = cli_join_path(ref->from, ref->name);
 	if (path == NULL)
 		return QK_FAIL_NOMEM(err);
-	enum qcow_status status = open_path(path, file_flags(refs->flags), &out->store, err);
+	enum qcow_status status = qcow_file_open(path, file_flags(refs->flags), &out->store, err);
 	if (status == QCOW_OK)
 		status = check_file_kind(refs, ref, out->store, err);
 	return status;
