@@ -216,6 +216,8 @@ static bool count_is_right(struct parse *p)
 		return true;
 	if (cmd->min_operands == 1 && cmd->max_operands == 1)
 		(void)cli_usage(p->cli, "Expecting one image file name");
+	else if (p->n_operands > cmd->max_operands && p->cli->qemu)
+		(void)cli_usage(p->cli, "Unexpected argument: %s", p->operands[cmd->max_operands]);
 	else if (p->n_operands > cmd->max_operands)
 		(void)cli_usage(p->cli, "%s: '%s' is one operand too many", cmd->name,
 			p->operands[cmd->max_operands]);

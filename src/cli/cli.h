@@ -191,7 +191,12 @@ enum cli_sign {
 /* "123", "123b", "1.5G", "0x200", suffixes b k K M G T P E in powers of 1024. On failure false and a
  * precise sentence through cli_error: `what` is what the number is ("size", "option --max-length"). */
 bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_t *out);
-/* The same with an optional + or - in front. */
+/* The same without a word to anyone: NULL, or why `text` is no size. *out_of_range: it is a number, but none
+ * that a size may have. */
+const char *cli_read_size(const char *text, uint64_t *out, bool *out_of_range);
+/* The size of a new image; the personality says what is wrong in QEMU's words. */
+bool cli_parse_image_size(struct cli *cli, const char *text, uint64_t *out);
+/* As cli_parse_size with an optional + or - in front. */
 bool cli_parse_size_signed(
 	struct cli *cli, const char *what, const char *text, enum cli_sign *sign, uint64_t *out);
 /* A whole number in [min, max], decimal or 0x. */
@@ -199,6 +204,9 @@ bool cli_parse_number(struct cli *cli, const char *what, const char *text, uint6
 	uint64_t max, uint64_t *out);
 /* "on", "off" (also "true", "yes", …). */
 bool cli_parse_bool(struct cli *cli, const char *what, const char *text, bool *out);
+
+/* The same without a word to anyone. */
+bool cli_read_bool(const char *text, bool *out);
 
 /* ---- -o and other key=value lists ---- */
 
@@ -278,6 +286,10 @@ bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const c
  * reported; the status is for those who pick the exit code by it. */
 enum qcow_status cli_open(struct cli *cli, const struct cli_open_request *request,
 	struct qcow_image **out) QK_MUST_USE;
+
+/* The same, with the failure told to nobody but the caller. */
+enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *request,
+	struct qcow_image **out, struct qcow_error *err) QK_MUST_USE;
 
 /* What messages call an operand that is open: its path, or for a part of a raw disk the operand as
  * JSON, as QEMU prints it. NULL: out of memory. Free it. */

@@ -220,6 +220,8 @@ static int check_image(struct check *c, const struct cli_args *args,
 		return cli_fail(c->cli, &err, "Check failed");
 	if (c->as_json) {
 		char *name = cli_display_name(c->cli, operand, image);
+		if (name == NULL)
+			cli_error(c->cli, "out of memory");
 		int rc = name == NULL ? 1 : put_json(c, name, &result);
 		free(name);
 		if (rc != 0)

@@ -278,7 +278,8 @@ static bool read_options(struct convert_job *job)
 	if (!choose_format(job, target) ||
 		!cli_keyvals_from_args(job->cli, args, "options", &job->keyvals) ||
 		!cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts) ||
-		!check_together(job) || !check_new_image(job) || !read_numbers(job))
+		cli_create_opts_refused(job->cli, &job->opts, target) || !check_together(job) ||
+		!check_new_image(job) || !read_numbers(job))
 		return false;
 	const char *backing_format = cli_arg(args, "backing-format");
 	if (backing_format != NULL)
@@ -351,7 +352,10 @@ static bool run_to_target(struct convert_job *job)
 	bool ok = qcow_convert(job->target, job->data, &job->options, NULL, &err) == QCOW_OK &&
 		  sync_target(job, &err);
 	cli_progress_end(progress, ok);
-	if (!ok && caught == 0)
+	if (!ok && caught == 0 && job->cli->qemu)
+		(void)cli_fail(job->cli, &err, "%s: error while converting %s", job->target_path,
+			job->format);
+	else if (!ok && caught == 0)
 		(void)cli_fail(job->cli, &err, "error while converting to %s", job->target_path);
 	return ok;
 }

@@ -107,6 +107,7 @@ static bool read_options(struct job *job)
 	const char *backing = cli_arg(job->args, "backing");
 	const char *backing_format = cli_arg(job->args, "backing-format");
 
+	job->opts.path = job->path;
 	if (!choose_format(job) ||
 		!cli_keyvals_from_args(job->cli, job->args, "options", &job->keyvals) ||
 		!cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts))
@@ -124,15 +125,33 @@ static bool read_options(struct job *job)
 }
 
 /* A backing file whose format nobody recorded must be probed by every reader, and a guest that writes
- * into a raw one chooses what they find. */
-static bool check_backing_format(struct job *job)
+ * into a raw one chooses what they find. `found`: what it is now, or NULL. */
+static bool refuse_no_format(struct job *job, const char *found)
 {
-	if (job->opts.create.backing_format != NULL)
-		return true;
-	if (!job->cli->qemu && !cli_flag(job->args, "backing-unsafe"))
-		return true; /* it is opened, and what it is found to be is recorded */
 	cli_error(job->cli, "%s: Backing file specified without backing format", job->path);
-	cli_hint(job->cli, "say which with -F qcow2 or -F raw");
+	if (job->cli->qemu && found != NULL)
+		cli_more(job->cli, "Detected format of %s.", found);
+	if (!job->cli->qemu || found == NULL)
+		cli_hint(job->cli, "say which with -F qcow2 or -F raw");
+	return false;
+}
+
+static bool refuse_backing(struct job *job, const struct qcow_error *err)
+{
+	if (!job->cli->qemu) {
+		(void)cli_fail(job->cli, err, "cannot open '%s'", job->backing_path);
+		cli_hint(job->cli, "-u and a SIZE create the image without its backing file");
+	} else {
+		/* QEMU names the file where its system call failed, and only there */
+		if (err->os_errno != 0)
+			cli_error(job->cli, "%s: Could not open '%s': %s", job->path,
+				job->backing_path, strerror(err->os_errno));
+		else if (err->status == QCOW_E_NOT_QCOW2)
+			cli_error(job->cli, "%s: Image is not in qcow2 format", job->path);
+		else
+			(void)cli_fail(job->cli, err, "%s", job->path);
+		cli_more(job->cli, "Could not open backing image.");
+	}
 	return false;
 }
 
@@ -142,24 +161,26 @@ static bool look_at_backing(struct job *job, uint64_t *size)
 	struct cli_open_request request;
 	struct qcow_image *image = NULL;
 	struct qcow_info info;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	bool ok = true;
 
 	if (!cli_open_request_init(job->cli, job->args, job->backing_path, 0, &request))
 		return false;
 	request.operand.image_opts = false;
 	request.operand.format = job->opts.create.backing_format;
-	if (cli_open(job->cli, &request, &image) != QCOW_OK) {
-		cli_hint(job->cli,
-			"Could not open backing image; -u and a SIZE create the image without it");
-		return false;
-	}
+	if (cli_try_open(job->cli, &request, &image, &err) != QCOW_OK)
+		return refuse_backing(job, &err);
 	qcow_get_info(image, &info);
 	*size = qk_div_up(qcow_size(image), SECTOR_BYTES) * SECTOR_BYTES;
-	if (job->opts.create.backing_format == NULL) {
+	if (job->opts.create.backing_format == NULL && job->cli->qemu) {
+		ok = refuse_no_format(job, info.format);
+	} else if (job->opts.create.backing_format == NULL) {
 		job->found_format = qk_strndup(info.format, strlen(info.format));
 		job->opts.create.backing_format = job->found_format;
+		ok = job->found_format != NULL || out_of_memory(job);
 	}
 	qcow_close(image);
-	return job->opts.create.backing_format != NULL || out_of_memory(job);
+	return ok;
 }
 
 static bool read_backing(struct job *job, uint64_t *size, bool *has_size)
@@ -168,8 +189,12 @@ static bool read_backing(struct job *job, uint64_t *size, bool *has_size)
 
 	if (name == NULL)
 		return true;
-	if (!check_backing_format(job))
+	if (name[0] == '\0') {
+		cli_error(job->cli, "%s: Expected backing file name, got empty string", job->path);
 		return false;
+	}
+	if (job->opts.create.backing_format == NULL && cli_flag(job->args, "backing-unsafe"))
+		return refuse_no_format(job, NULL);
 	size_t protocol_bytes = 0;
 	bool is_path = !cli_path_protocol(name, &protocol_bytes);
 	job->backing_path = is_path ? cli_join_path(job->path, name)
@@ -203,7 +228,7 @@ static bool read_size(struct job *job)
 	if (!read_backing(job, &job->size, &has_size))
 		return false;
 	if (text != NULL)
-		return cli_parse_size(job->cli, "image size", text, &job->size);
+		return cli_parse_image_size(job->cli, text, &job->size);
 	if (job->opts.has_size)
 		job->size = job->opts.size;
 	else if (!has_size) {
@@ -267,11 +292,14 @@ static void put_qcow2_options(const struct job *job)
 {
 	const struct qcow_create_options *o = &job->opts.create;
 
+	if (typed(job, "encryption") != NULL)
+		put_text("encryption", typed(job, "encryption"));
 	put_number("cluster_size", o->cluster_size);
 	put_bool("extended_l2", o->extended_l2);
 	if (typed(job, "preallocation") != NULL)
 		put_text("preallocation", typed(job, "preallocation"));
-	put_text("compression_type", o->compression == QCOW_COMPRESSION_ZSTD ? "zstd" : "zlib");
+	const char *compression = typed(job, "compression_type");
+	put_text("compression_type", compression != NULL ? compression : "zlib");
 	if (typed(job, "keep_data_file") != NULL)
 		put_bool("keep_data_file", o->keep_data_file);
 	put_number("size", job->size);
@@ -435,11 +463,17 @@ static bool run_job(struct job *job)
 
 	if (!read_options(job) || !read_size(job) || !round_size(job))
 		return false;
+	/* QEMU has announced the image before its driver looks at the options */
+	if (job->cli->qemu)
+		announce(job);
+	if (cli_create_opts_refused(job->cli, &job->opts, job->path))
+		return false;
 	if (validate(job, &err) != QCOW_OK) {
 		(void)cli_fail(job->cli, &err, "%s", job->path);
 		return false;
 	}
-	announce(job);
+	if (!job->cli->qemu)
+		announce(job);
 	return make_image(job);
 }
 

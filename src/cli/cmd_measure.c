@@ -66,7 +66,7 @@ static bool read_operands(struct job *job)
 		return false;
 	}
 	if (size != NULL)
-		return cli_parse_size(job->cli, "image size", size, &job->opts.create.virtual_size);
+		return cli_parse_image_size(job->cli, size, &job->opts.create.virtual_size);
 	struct cli_open_request request;
 	if (!cli_open_request_init(job->cli, job->args, job->args->operands[0], 0, &request))
 		return false;
@@ -86,7 +86,8 @@ static bool read_options(struct job *job)
 		return false;
 	}
 	return cli_keyvals_from_args(job->cli, job->args, "options", &job->keyvals) &&
-	       cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts);
+	       cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts) &&
+	       !cli_create_opts_refused(job->cli, &job->opts, "");
 }
 
 static int print_json(struct cli *cli, const struct qcow_measure_result *r)

@@ -5,6 +5,7 @@
  */
 #include "cli/create_opts.h"
 
+#include <stdarg.h>
 #include <string.h>
 
 #include "base/num.h"
@@ -14,6 +15,71 @@ struct opt {
 	bool raw; /* raw targets take it too */
 	bool (*set)(struct cli *cli, struct cli_create_opts *out, const char *value);
 };
+
+/* A word that is none of the choices: the personality's is kept, for it is refused later. */
+static bool refuse_choice(struct cli *cli, struct cli_create_opts *out, const char *qemu_key,
+	const char *value, const char *choices)
+{
+	if (!cli->qemu) {
+		cli_error(cli, "invalid %s '%s': it must be %s", qemu_key, value, choices);
+		return false;
+	}
+	out->refused_key = qemu_key;
+	out->refused_value = value;
+	return true;
+}
+
+bool cli_create_opts_refused(struct cli *cli, const struct cli_create_opts *opts, const char *path)
+{
+	if (opts->refused_key == NULL)
+		return false;
+	cli_error(cli, "%s%sParameter '%s' does not accept value '%s'", path,
+		path[0] != '\0' ? ": " : "", opts->refused_key, opts->refused_value);
+	return true;
+}
+
+/* "FILE: " before the personality's errors. */
+static bool QK_PRINTF(3, 4)
+	refuse_value(struct cli *cli, const struct cli_create_opts *out, const char *fmt, ...)
+{
+	char why[512];
+	va_list ap;
+	va_start(ap, fmt);
+	(void)vsnprintf(why, sizeof(why), fmt, ap);
+	va_end(ap);
+	if (out->path != NULL)
+		cli_error(cli, "%s: %s", out->path, why);
+	else
+		cli_error(cli, "%s", why);
+	return false;
+}
+
+static bool parse_size(struct cli *cli, const struct cli_create_opts *out, const char *key,
+	const char *value, uint64_t *to)
+{
+	bool out_of_range = false;
+	if (!cli->qemu)
+		return cli_parse_size(cli, key, value, to);
+	if (cli_read_size(value, to, &out_of_range) == NULL)
+		return true;
+	if (out_of_range)
+		return refuse_value(
+			cli, out, "Value '%s' is out of range for parameter '%s'", value, key);
+	(void)refuse_value(
+		cli, out, "Parameter '%s' expects a non-negative number below 2^64", key);
+	cli_more(cli, "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-");
+	cli_more(cli, "and exabytes, respectively.");
+	return false;
+}
+
+static bool parse_bool(struct cli *cli, const struct cli_create_opts *out, const char *key,
+	const char *value, bool *to)
+{
+	if (!cli->qemu)
+		return cli_parse_bool(cli, key, value, to);
+	return cli_read_bool(value, to) ||
+	       refuse_value(cli, out, "Parameter '%s' expects 'on' or 'off'", key);
+}
 
 static bool set_backing_file(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
@@ -31,7 +97,7 @@ static bool set_backing_fmt(struct cli *cli, struct cli_create_opts *out, const 
 
 static bool set_cluster_size(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	return cli_parse_size(cli, "cluster size", value, &out->create.cluster_size);
+	return parse_size(cli, out, "cluster_size", value, &out->create.cluster_size);
 }
 
 static bool set_compat(struct cli *cli, struct cli_create_opts *out, const char *value)
@@ -40,10 +106,8 @@ static bool set_compat(struct cli *cli, struct cli_create_opts *out, const char 
 		out->create.version = 2;
 	else if (strcmp(value, "1.1") == 0 || strcmp(value, "v3") == 0)
 		out->create.version = 3;
-	else {
-		cli_error(cli, "Invalid compatibility level: '%s' (v2 or 0.10, v3 or 1.1)", value);
-		return false;
-	}
+	else
+		return refuse_choice(cli, out, "version", value, "v2 or 0.10, v3 or 1.1");
 	return true;
 }
 
@@ -53,10 +117,8 @@ static bool set_compression_type(struct cli *cli, struct cli_create_opts *out, c
 		out->create.compression = QCOW_COMPRESSION_ZLIB;
 	else if (strcmp(value, "zstd") == 0)
 		out->create.compression = QCOW_COMPRESSION_ZSTD;
-	else {
-		cli_error(cli, "invalid compression_type '%s': it must be zlib or zstd", value);
-		return false;
-	}
+	else
+		return refuse_choice(cli, out, "compression-type", value, "zlib or zstd");
 	return true;
 }
 
@@ -69,7 +131,7 @@ static bool set_data_file(struct cli *cli, struct cli_create_opts *out, const ch
 
 static bool set_data_file_raw(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	return cli_parse_bool(cli, "data_file_raw", value, &out->create.data_file_raw);
+	return parse_bool(cli, out, "data_file_raw", value, &out->create.data_file_raw);
 }
 
 static bool refuse_encryption(struct cli *cli, struct cli_create_opts *out, const char *value)
@@ -83,39 +145,37 @@ static bool refuse_encryption(struct cli *cli, struct cli_create_opts *out, cons
 static bool set_encryption(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
 	bool on = false;
-	if (!cli_parse_bool(cli, "encryption", value, &on))
+	if (!parse_bool(cli, out, "encryption", value, &on))
 		return false;
 	return !on || refuse_encryption(cli, out, value);
 }
 
 static bool set_extended_l2(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	return cli_parse_bool(cli, "extended_l2", value, &out->create.extended_l2);
+	return parse_bool(cli, out, "extended_l2", value, &out->create.extended_l2);
 }
 
 static bool set_keep_data_file(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	return cli_parse_bool(cli, "keep_data_file", value, &out->create.keep_data_file);
+	return parse_bool(cli, out, "keep_data_file", value, &out->create.keep_data_file);
 }
 
 static bool set_lazy_refcounts(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	return cli_parse_bool(cli, "lazy_refcounts", value, &out->create.lazy_refcounts);
+	return parse_bool(cli, out, "lazy_refcounts", value, &out->create.lazy_refcounts);
 }
 
 /* Hints for a host file system: they change no byte of an image. */
 static bool check_nocow(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
 	bool ignored = false;
-	(void)out;
-	return cli_parse_bool(cli, "nocow", value, &ignored);
+	return parse_bool(cli, out, "nocow", value, &ignored);
 }
 
 static bool check_extent_size_hint(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
 	uint64_t ignored = 0;
-	(void)out;
-	return cli_parse_size(cli, "extent_size_hint", value, &ignored);
+	return parse_size(cli, out, "extent_size_hint", value, &ignored);
 }
 
 static bool set_preallocation(struct cli *cli, struct cli_create_opts *out, const char *value)
@@ -132,24 +192,25 @@ static bool set_preallocation(struct cli *cli, struct cli_create_opts *out, cons
 		out->create.preallocation = (enum qcow_preallocation)i;
 		return true;
 	}
-	cli_error(
-		cli, "invalid preallocation '%s': it must be off, metadata, falloc or full", value);
-	return false;
+	return refuse_choice(cli, out, "preallocation", value, "off, metadata, falloc or full");
 }
 
 static bool set_refcount_bits(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
 	uint64_t bits = 0;
-	if (!cli_parse_number(cli, "refcount_bits", value, 1, 64, &bits))
+	bool out_of_range = false;
+	if (cli->qemu && cli_read_size(value, &bits, &out_of_range) != NULL)
+		return refuse_value(cli, out, "Parameter 'refcount_bits' expects a number");
+	if (!cli->qemu && !cli_parse_number(cli, "refcount_bits", value, 1, 64, &bits))
 		return false;
-	out->create.refcount_bits = (uint32_t)bits;
+	out->create.refcount_bits = (uint32_t)qk_min(bits, UINT32_MAX);
 	return true;
 }
 
 static bool set_size(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
 	out->has_size = true;
-	return cli_parse_size(cli, "size", value, &out->size);
+	return parse_size(cli, out, "size", value, &out->size);
 }
 
 static const struct opt opts[] = {
@@ -193,7 +254,8 @@ static const struct opt *find_opt(const char *key, bool is_raw)
 	return NULL;
 }
 
-static bool refuse_key(struct cli *cli, const char *format, const char *key, bool is_raw)
+static bool refuse_key(struct cli *cli, const struct cli_create_opts *out, const char *format,
+	const char *key, bool is_raw)
 {
 	const char *names[N_OPTS];
 	size_t n = 0;
@@ -201,7 +263,10 @@ static bool refuse_key(struct cli *cli, const char *format, const char *key, boo
 		if (opts[i].raw || !is_raw)
 			names[n++] = opts[i].key;
 	const char *near = cli_nearest(key, names, n);
-	cli_error(cli, "Invalid parameter '%s': format %s has no such option", key, format);
+	if (cli->qemu)
+		(void)refuse_value(cli, out, "Invalid parameter '%s'", key);
+	else
+		cli_error(cli, "Invalid parameter '%s': format %s has no such option", key, format);
 	if (near != NULL)
 		cli_hint(cli, "did you mean '%s'? '-o help' lists the options", near);
 	else
@@ -212,7 +277,7 @@ static bool refuse_key(struct cli *cli, const char *format, const char *key, boo
 bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli_keyvals *list,
 	struct cli_create_opts *out)
 {
-	*out = (struct cli_create_opts){.create = QCOW_CREATE_OPTIONS_INIT};
+	*out = (struct cli_create_opts){.create = QCOW_CREATE_OPTIONS_INIT, .path = out->path};
 	bool is_raw = strcmp(format, "raw") == 0;
 	for (size_t i = 0; i < list->n; i++) {
 		const char *key = list->v[i].key, *value = list->v[i].value;
@@ -220,7 +285,7 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 		if (opt == NULL && !is_raw && strncmp(key, "encrypt.", strlen("encrypt.")) == 0)
 			return refuse_encryption(cli, out, value);
 		if (opt == NULL)
-			return refuse_key(cli, format, key, is_raw);
+			return refuse_key(cli, out, format, key, is_raw);
 		/* "-o lazy_refcounts" is "-o lazy_refcounts=on" */
 		if (value == NULL && strncmp(opt->arg, "bool", strlen("bool")) == 0)
 			value = "on";

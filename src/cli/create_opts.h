@@ -13,12 +13,20 @@ struct cli_create_opts {
 	struct qcow_create_options create; /* strings point into the key=value list */
 	bool has_size;
 	uint64_t size;
+	const char
+		*path; /* of the new image, what the personality's errors begin with; may be NULL */
+	/* The personality: a key (as QEMU calls it) and its value that nothing allows. */
+	const char *refused_key, *refused_value;
 };
 
-/* Read `list` for a target of `format`. False: refused and reported. The list must live as long as the
- * result. Unknown keys are refused with the nearest known one. */
+/* Read `list` for a target of `format` into *out, whose `path` the caller has set. False: refused and
+ * reported. The list must live as long as the result. Unknown keys are refused with the nearest known one. */
 bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli_keyvals *list,
 	struct cli_create_opts *out);
+
+/* The personality, like QEMU, says "Formatting…" before it refuses the word of a choice. True: there is one,
+ * and it is reported for the image `path` ("": without its name). */
+bool cli_create_opts_refused(struct cli *cli, const struct cli_create_opts *opts, const char *path);
 
 /* Does some -o ask for help ("help" or "?")? */
 bool cli_create_opts_wants_help(const struct cli_keyvals *list);

@@ -450,18 +450,29 @@ static void report_open(struct cli *cli, const char *text, struct qcow_error *er
 		cli_hint(cli, "%s; -U reads it as it is", who + 2);
 }
 
+enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *request,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	struct refs refs = {.cli = cli, .flags = request->flags};
+	json_t *spec = NULL;
+	*out = NULL;
+	enum qcow_status status = cli_spec_parse(cli, &request->operand, &spec, err);
+	if (status == QCOW_OK)
+		status = open_chain(&refs, spec, request, out, err);
+	json_decref(spec);
+	return status;
+}
+
 enum qcow_status cli_open(
 	struct cli *cli, const struct cli_open_request *request, struct qcow_image **out)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct refs refs = {.cli = cli, .flags = request->flags};
-	json_t *spec = NULL;
-	*out = NULL;
-	enum qcow_status status = cli_spec_parse(cli, &request->operand, &spec, &err);
+	enum qcow_status status = cli_try_open(cli, request, out, &err);
 	if (status == QCOW_OK)
-		status = open_chain(&refs, spec, request, out, &err);
-	json_decref(spec);
-	if (status != QCOW_OK)
+		return QCOW_OK;
+	if (cli->qemu && request->snapshot != NULL && status == QCOW_E_NOENT && err.os_errno == 0)
+		cli_error(cli, "Failed to load snapshot: Can't find snapshot");
+	else
 		report_open(cli, request->operand.text, &err);
 	return status;
 }

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "compat/words.h"
 
 enum {
 	LINE_BYTES = 2048
@@ -90,6 +91,9 @@ int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...
 	int n = vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	const char *why = err->message[0] != '\0' ? err->message : qcow_status_text(err->status);
+	char words[QCOW_ERROR_MESSAGE_BYTES];
+	if (cli->qemu && qk_compat_words(why, words, sizeof(words)))
+		why = words;
 	if (n >= 0 && (size_t)n < sizeof(text))
 		(void)snprintf(text + n, sizeof(text) - (size_t)n, "%s%s", n > 0 ? ": " : "", why);
 	put_error(cli, text);

@@ -2,13 +2,14 @@
 /*
  * sizes: numbers as people type them: "123", "123b", "1.5G", "0x200", "+10M".
  *
- * A fraction needs a suffix above bytes and is rounded down; the largest value is 2^63 - 1, as the
+ * A fraction other than 0 needs a suffix above bytes and is rounded down; the largest value is 2^63 - 1, as the
  * largest disk is. Leading blanks are allowed, because `"-e 2"` may be one word of a command line.
  */
 #include "cli/cli.h"
 
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,31 +44,22 @@ static uint64_t fraction_bytes(const char *digits, size_t n, int shift)
 	return scaled / below * high + scaled % below * high / below;
 }
 
-static bool parse_hex(
-	struct cli *cli, const char *what, const char *text, const char *p, uint64_t *out)
+static const char *read_hex(const char *p, uint64_t *out, bool *out_of_range)
 {
 	char *end = NULL;
 	errno = 0;
 	unsigned long long v = strtoull(p, &end, 16);
 	if (end == p || *end != '\0' || !isxdigit((unsigned char)p[2]))
-		return refuse(cli, what, text, "not a hexadecimal number (it takes no suffix)");
-	if (errno == ERANGE || v > INT64_MAX)
-		return refuse(cli, what, text, "too large, the most is 2^63 - 1");
+		return "not a hexadecimal number (it takes no suffix)";
+	*out_of_range = errno == ERANGE || v > INT64_MAX;
+	if (*out_of_range)
+		return "too large, the most is 2^63 - 1";
 	*out = v;
-	return true;
+	return NULL;
 }
 
-bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_t *out)
+static const char *read_decimal(const char *p, uint64_t *out, bool *out_of_range)
 {
-	const char *p = text;
-	while (isblank((unsigned char)*p))
-		p++;
-	if (p[0] == '0' && (p[1] == 'x' || p[1] == 'X'))
-		return parse_hex(cli, what, text, p, out);
-	if (*p == '-')
-		return refuse(cli, what, text, "it must not be negative");
-	if (!isdigit((unsigned char)*p))
-		return refuse(cli, what, text, "not a number");
 	errno = 0;
 	char *end = NULL;
 	unsigned long long whole = strtoull(p, &end, 10);
@@ -77,16 +69,61 @@ bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_
 	const char *suffix = digits != NULL ? digits + n : end;
 	int shift = *suffix == '\0' ? 0 : suffix_shift(*suffix);
 	if (shift < 0 || (*suffix != '\0' && suffix[1] != '\0'))
-		return refuse(cli, what, text, "the suffix must be one of b k M G T P E");
-	if (digits != NULL && (shift == 0 || n == 0))
-		return refuse(cli, what, text, "a part of a byte: add a suffix k M G T P E");
+		return "the suffix must be one of b k M G T P E";
+	if (digits != NULL && n == 0)
+		return "digits are missing behind the point";
+	if (digits != NULL && shift == 0 && strspn(digits, "0") != n)
+		return "a part of a byte: add a suffix k M G T P E";
 	uint64_t bytes = 0;
-	if (over || !qk_mul(whole, UINT64_C(1) << shift, &bytes) ||
-		!qk_add(bytes, n != 0 ? fraction_bytes(digits, n, shift) : 0, &bytes) ||
-		bytes > INT64_MAX)
-		return refuse(cli, what, text, "too large, the most is 2^63 - 1 bytes");
+	*out_of_range = over || !qk_mul(whole, UINT64_C(1) << shift, &bytes) ||
+			!qk_add(bytes, n != 0 ? fraction_bytes(digits, n, shift) : 0, &bytes) ||
+			bytes > INT64_MAX;
+	if (*out_of_range)
+		return "too large, the most is 2^63 - 1 bytes";
 	*out = bytes;
-	return true;
+	return NULL;
+}
+
+const char *cli_read_size(const char *text, uint64_t *out, bool *out_of_range)
+{
+	const char *p = text;
+	*out_of_range = false;
+	while (isblank((unsigned char)*p))
+		p++;
+	if (p[0] == '0' && (p[1] == 'x' || p[1] == 'X'))
+		return read_hex(p, out, out_of_range);
+	if (*p == '-') {
+		*out_of_range = p[1] != '\0' && p[1 + strspn(p + 1, "0123456789")] == '\0';
+		return "it must not be negative";
+	}
+	if (!isdigit((unsigned char)*p))
+		return "not a number";
+	return read_decimal(p, out, out_of_range);
+}
+
+bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_t *out)
+{
+	bool out_of_range = false;
+	const char *why = cli_read_size(text, out, &out_of_range);
+	return why == NULL || refuse(cli, what, text, why);
+}
+
+bool cli_parse_image_size(struct cli *cli, const char *text, uint64_t *out)
+{
+	bool out_of_range = false;
+	const char *why = cli_read_size(text, out, &out_of_range);
+	if (why == NULL)
+		return true;
+	if (!cli->qemu)
+		return refuse(cli, "image size", text, why);
+	if (out_of_range) {
+		cli_error(cli, "Invalid image size specified. Must be between 0 and %" PRId64 ".",
+			INT64_MAX);
+		return false;
+	}
+	cli_error(cli, "Invalid image size specified. You may use k, M, G, T, P or E suffixes for");
+	cli_error(cli, "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+	return false;
 }
 
 bool cli_parse_size_signed(
@@ -117,7 +154,7 @@ bool cli_parse_number(struct cli *cli, const char *what, const char *text, uint6
 	return true;
 }
 
-bool cli_parse_bool(struct cli *cli, const char *what, const char *text, bool *out)
+bool cli_read_bool(const char *text, bool *out)
 {
 	static const struct {
 		const char *word;
@@ -129,5 +166,10 @@ bool cli_parse_bool(struct cli *cli, const char *what, const char *text, bool *o
 			*out = words[i].value;
 			return true;
 		}
-	return refuse(cli, what, text, "it must be on or off");
+	return false;
+}
+
+bool cli_parse_bool(struct cli *cli, const char *what, const char *text, bool *out)
+{
+	return cli_read_bool(text, out) || refuse(cli, what, text, "it must be on or off");
 }

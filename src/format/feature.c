@@ -56,12 +56,14 @@ void qk_feature_table_encode(struct qk_writer *w)
 
 struct qk_span qk_feature_name(struct qk_span table, unsigned kind, unsigned bit)
 {
-	for (size_t at = 0; table.n - at >= QK_FEATURE_ENTRY_BYTES; at += QK_FEATURE_ENTRY_BYTES) {
+	for (size_t at = 0; at < table.n; at += QK_FEATURE_ENTRY_BYTES) {
 		const uint8_t *entry = table.p + at;
-		if (entry[0] != kind || entry[1] != bit)
+		size_t n = table.n - at;
+		if (n > QK_FEATURE_ENTRY_BYTES)
+			n = QK_FEATURE_ENTRY_BYTES;
+		if (n <= 2 || entry[0] != kind || entry[1] != bit)
 			continue;
-		const char *name = (const char *)entry + 2;
-		return (struct qk_span){entry + 2, strnlen(name, QK_FEATURE_ENTRY_BYTES - 2)};
+		return (struct qk_span){entry + 2, strnlen((const char *)entry + 2, n - 2)};
 	}
 	return (struct qk_span){0};
 }

@@ -140,7 +140,8 @@ enum qcow_status qk_extensions_decode(struct qk_span cluster0, const struct qk_h
 /* The next extension at *at (start with 0) of ext->area; false at the end. */
 bool qk_ext_next(const struct qk_extensions *ext, size_t *at, struct qk_ext *out);
 
-/* The name that a feature name table gives bit `bit` of kind 0-2; empty if none. */
+/* The name that a feature name table gives bit `bit` of kind 0-2; empty if none. A last entry that is cut
+ * short still names its bit. */
 struct qk_span qk_feature_name(struct qk_span table, unsigned kind, unsigned bit);
 /* Bits of kind 0-2 that this implementation knows. */
 uint64_t qk_feature_known_mask(unsigned kind);

@@ -14,6 +14,20 @@ same_as_qemu() {
 	same "$name, the file" disk theirs
 }
 
+# fails_as_qemu NAME ARGS…: the personality fails with QEMU's words, our hints aside
+fails_as_qemu() {
+	local name=$1 want want_rc
+	shift
+	want=$("$QEMU_IMG_NEW" create "$@" 2>&1)
+	want_rc=$?
+	rm -f disk
+	run "$QCOW_QEMU_IMG" create "$@"
+	cat out err | grep -v '^hint: ' >said
+	if [[ $rc == "$want_rc" && $rc != 0 && $(<said) == "$want" ]]; then ok "$name"
+	else bad "$name" "QEMU says, with status $want_rc: $want $(shown)"; fi
+	rm -f disk
+}
+
 if have_new_qemu; then
 	truncate -s 3000000 base
 	"$QEMU_IMG_NEW" create -q -f qcow2 mid.qcow2 1M
@@ -37,6 +51,25 @@ if have_new_qemu; then
 	same_as_qemu raw disk 1000
 	same_as_qemu raw_full -f raw -o preallocation=full disk 1M
 	same_as_qemu quiet -q -f qcow2 disk 1M
+	same_as_qemu not_encrypted -f qcow2 -o encryption=off disk 1M
+	same_as_qemu whole_with_a_point -f qcow2 -o cluster_size=1024.0b disk 1.0M
+
+	fails_as_qemu backing_without_format -f qcow2 -b mid.qcow2 disk
+	fails_as_qemu raw_backing_without_format -f qcow2 -b base disk
+	fails_as_qemu backing_is_not_there -f qcow2 -b nope disk
+	fails_as_qemu backing_is_not_qcow2 -f qcow2 -b base -F qcow2 disk
+	fails_as_qemu backing_of_unknown_format -f qcow2 -b base -F foo disk
+	fails_as_qemu backing_without_name -f qcow2 -b '' disk
+	fails_as_qemu two_sizes -f qcow2 disk 1M 2M
+	fails_as_qemu too_large -f qcow2 disk 1048576T
+	for option in cluster_size=1T cluster_size=foo refcount_bits=99 refcount_bits=foo compat=x \
+		compression_type=lz preallocation=x lazy_refcounts=maybe nocow=x foo=bar \
+		extended_l2=on,cluster_size=4k lazy_refcounts=on,compat=0.10 \
+		refcount_bits=8,compat=0.10 compression_type=zstd,compat=0.10 data_file_raw=on \
+		data_file=x,compat=0.10 backing_fmt=qcow2 size=-1024 size=-1k size=foobar \
+		preallocation=full,backing_file=base,backing_fmt=raw; do
+		fails_as_qemu "option $option" -f qcow2 -o "$option" disk 1M
+	done
 fi
 
 for form in 3000P abc 8E; do
@@ -45,7 +78,7 @@ done
 says no_name 1 'qemu-img: Expecting image file name*' "$QCOW_QEMU_IMG" create -f qcow2
 says no_size 1 'qemu-img: none: Image creation needs a size parameter' "$QCOW_QEMU_IMG" create -f qcow2 none
 says size_twice 1 '*size must be specified only once' "$QCOW_QEMU_IMG" create -f qcow2 -o size=1M none 2M
-says no_format 1 '*Backing file specified without backing format' "$QCOW_QEMU_IMG" create -f qcow2 -b x none 1M
+says no_format 1 '*Backing file specified without backing format' "$QCOW_QEMU_IMG" create -u -f qcow2 -b x none 1M
 says no_backing 1 '*No such file or directory*' "$QCOW_QEMU_IMG" create -f qcow2 -b x -F raw none
 says itself 1 '*same filename as the backing file' "$QCOW_QEMU_IMG" create -u -f qcow2 -b none -F raw none 1M
 says raw_backing 1 '*Backing file not supported*' "$QCOW_QEMU_IMG" create -f raw -b x none 1M

@@ -314,7 +314,7 @@ static void qemus_feature_table_is_ours(void **state)
 	golden_one("v3-c65536", golden_feature_table);
 }
 
-static void feature_names_of_full_length_have_no_nul(void **state)
+static void feature_names_need_no_nul(void **state)
 {
 	(void)state;
 	uint8_t table[49];
@@ -323,7 +323,10 @@ static void feature_names_of_full_length_have_no_nul(void **state)
 	table[1] = 63;
 	assert_int_equal(qk_feature_name((struct qk_span){table, 48}, 0, 63).n, 46);
 	assert_int_equal(qk_feature_name((struct qk_span){table, 49}, 0, 63).n, 46);
-	assert_int_equal(qk_feature_name((struct qk_span){table, 47}, 0, 63).n, 0);
+	assert_int_equal(qk_feature_name((struct qk_span){table, 47}, 0, 63).n, 45);
+	assert_int_equal(qk_feature_name((struct qk_span){table, 3}, 0, 63).n, 1);
+	assert_int_equal(qk_feature_name((struct qk_span){table, 2}, 0, 63).n, 0);
+	assert_int_equal(qk_feature_name((struct qk_span){table, 1}, 0, 63).n, 0);
 	assert_int_equal(qk_feature_name((struct qk_span){NULL, 0}, 0, 63).n, 0);
 }
 
@@ -341,7 +344,7 @@ int main(void)
 		cmocka_unit_test(a_long_header_decodes_from_112_bytes),
 		cmocka_unit_test(known_features_have_qemus_names),
 		cmocka_unit_test(qemus_feature_table_is_ours),
-		cmocka_unit_test(feature_names_of_full_length_have_no_nul),
+		cmocka_unit_test(feature_names_need_no_nul),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
