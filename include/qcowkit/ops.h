@@ -77,6 +77,96 @@ QCOW_EXPORT enum qcow_status qcow_measure(struct qcow_image *source, const char 
 	const struct qcow_create_options *create, struct qcow_measure_result *out,
 	struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- vet ---- */
+
+/* What an image may use. X(bit, NAME, word) */
+#define QCOW_VET_FEATURES(X)                                         \
+	X(0, BACKING, "backing") /* names a backing file */          \
+	X(1, DATA_FILE, "data-file") /* names a data file */         \
+	X(2, CORRUPT, "corrupt") /* marked corrupt */                \
+	X(3, DIRTY, "dirty") /* refcounts are not up to date */      \
+	X(4, VERSION_2, "version-2")                                 \
+	X(5, LAZY_REFCOUNTS, "lazy-refcounts")                       \
+	X(6, EXTENDED_L2, "extended-l2")                             \
+	X(7, ZSTD, "zstd") /* compression type zstd */               \
+	X(8, COMPRESSED, "compressed") /* has compressed clusters */ \
+	X(9, SNAPSHOTS, "snapshots")                                 \
+	X(10, BITMAPS, "bitmaps")                                    \
+	X(11, AES, "aes")                                            \
+	X(12, LUKS, "luks")                                          \
+	X(13, UNKNOWN, "unknown") /* feature bits or header extensions that nobody here knows */
+
+enum qcow_vet_feature {
+#define QCOW_VET_FEATURE_ENUM(bit, name, word) QCOW_VET_##name = 1 << (bit),
+	QCOW_VET_FEATURES(QCOW_VET_FEATURE_ENUM)
+#undef QCOW_VET_FEATURE_ENUM
+	QCOW_VET_ALL = (1 << 14) - 1,
+	/* What a stranger's image may use: all but other files and a mark that says it is broken. */
+	QCOW_VET_DEFAULT = QCOW_VET_ALL &
+			   ~(QCOW_VET_BACKING | QCOW_VET_DATA_FILE | QCOW_VET_CORRUPT)
+};
+
+/* The word for one feature bit, "extended-l2", or NULL. Static storage. */
+QCOW_EXPORT const char *qcow_vet_feature_name(unsigned feature);
+
+enum qcow_refusal_kind {
+	QCOW_REFUSAL_HEADER = 1, /* it cannot be opened; rule is the status, "QCOW_E_FORMAT" */
+	QCOW_REFUSAL_FINDING, /* its tables are damaged; rule is the finding's name */
+	QCOW_REFUSAL_POLICY /* the options forbid it; rule is the option's word, "backing" */
+};
+
+/* Valid during the callback. `text` holds names as the image has them: escape what is printed. */
+struct qcow_refusal {
+	enum qcow_refusal_kind kind;
+	const char *rule;
+	const char *text; /* a sentence with the values */
+	const struct qcow_finding *finding; /* of QCOW_REFUSAL_FINDING, else NULL */
+};
+
+struct qcow_vet_options {
+	uint32_t struct_size;
+	uint32_t features; /* enum qcow_vet_feature bits that are allowed */
+	const char *format; /* "qcow2" or "raw" */
+	/* Refused above; UINT64_MAX and UINT32_MAX: no bound. */
+	uint64_t max_size; /* bytes of the virtual disk */
+	uint64_t max_ratio; /* bytes of the virtual disk for each byte of the file */
+	uint64_t
+		max_data_ratio; /* bytes that clusters in use stand for, for each byte of the file */
+	uint32_t max_snapshots, max_bitmaps;
+	uint64_t max_findings; /* findings told at most; totals are exact */
+	uint64_t memory_bytes; /* as in struct qcow_check_options */
+	void (*on_refusal)(void *ctx, const struct qcow_refusal *refusal);
+	void *ctx;
+	struct qcow_progress progress;
+};
+#define QCOW_VET_OPTIONS_INIT                                                                 \
+	{                                                                                     \
+		.struct_size = sizeof(struct qcow_vet_options), .features = QCOW_VET_DEFAULT, \
+		.format = "qcow2", .max_size = UINT64_MAX, .max_ratio = UINT64_MAX,           \
+		.max_data_ratio = UINT64_MAX, .max_snapshots = UINT32_MAX,                    \
+		.max_bitmaps = UINT32_MAX, .max_findings = 100                                \
+	}
+
+struct qcow_vet_result {
+	bool ok; /* nothing was refused */
+	uint64_t refusals; /* all of them, told or not */
+	struct qcow_image *image; /* to look at and close; NULL where it cannot be opened */
+	uint32_t features; /* that it uses */
+	uint64_t data_bytes; /* that clusters in use stand for */
+	uint64_t ratio, data_ratio; /* rounded up */
+	struct qcow_check_result check; /* zeros for raw */
+};
+
+/*
+ * May this image be let in? Judged by its header and its tables: no guest data is read and no other file
+ * opened. For raw there is nothing to judge but its size, and that its first bytes are no qcow2 header.
+ * `store` passes to the library. QCOW_OK is a verdict, `result->ok` says which; a failure is none:
+ * QCOW_E_INVAL, QCOW_E_IO, QCOW_E_NOMEM, QCOW_E_CANCELLED and other failures of the host.
+ */
+QCOW_EXPORT enum qcow_status qcow_vet(struct qcow_store *store,
+	const struct qcow_vet_options *options, struct qcow_vet_result *result,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 #ifdef __cplusplus
 }
 #endif

@@ -8,6 +8,7 @@ Each row of cases.txt is a base image made by qemu-img and a mutation of it. For
   open    info succeeds, or for REJ fails with a message that is no more than a sentence and a hint
   check   verdict, exit code and findings are those of the row
   beside  totals compare with those of qemu-img check as the row says
+  vet     refuses what check finds damaged, and what is marked corrupt, and nothing else
   dump    is JSON
   bounds  each command takes less than a second of processor time, and less than 64 MiB over the command on
           the base (not with --unbounded: for builds with sanitizers); the file is not changed
@@ -251,6 +252,24 @@ def check_check(case, args, path, folder, limit):
         check_beside(case, args, path, folder, ours)
 
 
+def check_vet(case, args, path, folder, limit):
+    run = bounded(Run([args.qcow, "vet", "--output=json", path], folder), limit)
+    marked = case.findings["CORRUPT_BIT"] > 0
+    # streams are data: it decodes none
+    damaged = case.verdict == "CHK" and set(case.findings) != {"COMPRESSED_STREAM"}
+    want = 2 if case.verdict == "REJ" or damaged or marked else 0
+    if run.code != want:
+        raise Wrong("vet: exit code %d, not %d\n%s" % (run.code, want, run.message()))
+    verdict = run.json()
+    if verdict["ok"] != (want == 0):
+        raise Wrong("vet: says ok: %s" % verdict["ok"])
+    kinds = {refusal["kind"] for refusal in verdict["refused"]}
+    right = ({"header"} if case.verdict == "REJ" else set()) | ({"finding"} if damaged else set()) | \
+        ({"policy"} if marked else set())
+    if kinds != right:
+        raise Wrong("vet: refuses by %s, not by %s" % (sorted(kinds), sorted(right)))
+
+
 def check_beside(case, args, path, folder, ours):
     theirs = totals(Run([args.qemu_img, "check", "-f", "qcow2", "--output=json", path], folder))
     how = "=" if theirs == ours else "~" if theirs[0] == ours[0] else "-"
@@ -281,6 +300,7 @@ def run_case(case, bases, limit, args, folder):
     before = digest(path)
     check_open(case, args, path, folder, limit)
     check_check(case, args, path, folder, limit)
+    check_vet(case, args, path, folder, limit)
     if case.verdict != "REJ":
         check_dump(args, path, folder, limit)
     if digest(path) != before:
