@@ -9,6 +9,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "cli/check_qemu.h"
+
 enum {
 	EXIT_CLEAN = 0,
 	EXIT_INCOMPLETE = 1,
@@ -22,7 +24,7 @@ enum {
 struct check {
 	struct cli *cli;
 	bool as_json, quiet;
-	uint64_t cluster_size;
+	struct check_qemu lines; /* for the personality */
 	json_t *findings; /* with JSON for programs of ours, else NULL */
 	uint64_t n_shown;
 };
@@ -35,32 +37,19 @@ static bool is_refcount(unsigned id)
 	       id == QCOW_FINDING_METADATA_OVERLAP;
 }
 
-/* QEMU's line for it, where QEMU has one. */
-static bool put_qemu_line(const struct check *c, const struct qcow_finding *f)
-{
-	if (is_refcount(f->id)) {
-		(void)fprintf(stderr,
-			"%s cluster %" PRIu64 " refcount=%" PRIu64 " reference=%" PRIu64 "\n",
-			f->severity == QCOW_SEVERITY_LEAK ? "Leaked" : "ERROR",
-			f->host_off / c->cluster_size, f->stored, f->expected);
-		return true;
-	}
-	return false;
-}
-
 static void put_offset(FILE *out, const char *name, uint64_t off)
 {
 	if (off != QCOW_NO_OFFSET)
 		(void)fprintf(out, ", %s 0x%" PRIx64, name, off);
 }
 
-static void put_line(const struct check *c, const struct qcow_finding *f)
+static void put_line(struct check *c, const struct qcow_finding *f)
 {
 	bool is_note = f->severity == QCOW_SEVERITY_NOTE;
 	FILE *out = is_note ? stdout : stderr;
 	const char *what = is_note ? "NOTE" : f->severity == QCOW_SEVERITY_LEAK ? "LEAK" : "ERROR";
 
-	if (c->cli->qemu && (is_note || put_qemu_line(c, f)))
+	if (c->cli->qemu && (is_note || check_qemu_put(&c->lines, f, stderr)))
 		return;
 	(void)fprintf(out, "%s %s: %s (", what, qcow_finding_name(f->id), qcow_finding_text(f->id));
 	cli_put_escaped(out, f->where);
@@ -241,7 +230,9 @@ static int check_operand(struct check *c, const struct cli_args *args,
 	if (cli_open(c->cli, request, &image) != QCOW_OK)
 		return EXIT_INCOMPLETE;
 	qcow_get_info(image, &info);
-	c->cluster_size = info.cluster_size;
+	c->lines.cluster_size = info.cluster_size;
+	c->lines.l1_offset = info.l1_offset;
+	c->lines.l1_entries = info.l1_entries;
 	int rc = EXIT_UNSUPPORTED;
 	if (strcmp(info.format, "qcow2") != 0)
 		cli_error(c->cli, "This image format does not support checks");
@@ -292,6 +283,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	options.on_finding = on_finding;
 	options.ctx = &c;
 	int rc = check_operand(&c, args, &request, &options);
+	check_qemu_release(&c.lines);
 	json_decref(c.findings);
 	return rc;
 }
