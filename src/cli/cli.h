@@ -262,7 +262,8 @@ enum {
 	CLI_OPEN_PROBE = 8, /* --probe */
 	CLI_OPEN_UNTRUSTED = 16, /* --untrusted: refuse whatever the image names */
 	CLI_OPEN_DIRECT = 32, /* cache=none */
-	CLI_OPEN_NO_DATA = 64 /* no data files: guest data is not read */
+	CLI_OPEN_NO_DATA = 64, /* no data files: guest data is not read */
+	CLI_OPEN_UNSHARED = 128 /* what is read must not change: raw disks are not shared either */
 };
 
 struct cli_operand {

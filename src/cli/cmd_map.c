@@ -81,21 +81,26 @@ static void put_json(struct map *map, const struct run *r)
 	(void)putchar('}');
 }
 
-/* False: the run has no plain place to name, which the human form cannot show; reported. */
+/* False: the run has no plain place to name, which QEMU's human form cannot show; reported. */
 static bool put_human(struct map *map, const struct run *r)
 {
+	bool is_plain = (r->flags & QCOW_EXTENT_OFFSET) != 0;
+	bool is_compressed = (r->flags & QCOW_EXTENT_COMPRESSED) != 0;
 	if ((r->flags & QCOW_EXTENT_DATA) == 0)
 		return true;
-	if ((r->flags & QCOW_EXTENT_OFFSET) == 0) {
+	if (!is_plain && map->cli->qemu) {
 		cli_error(map->cli, "File contains external, encrypted or compressed clusters.");
 		cli_hint(map->cli, "'%s map --output json' shows them", map->cli->prog);
 		return false;
 	}
-	if ((r->flags & QCOW_EXTENT_ZERO) != 0)
+	if (is_plain && (r->flags & QCOW_EXTENT_ZERO) != 0)
 		return true;
 	struct qcow_store *data = qcow_image_data_store(r->layer);
-	(void)printf("%#-16llx%#-16llx%#-16llx", (unsigned long long)r->start,
-		(unsigned long long)r->len, (unsigned long long)r->host_off);
+	(void)printf("%#-16llx%#-16llx", (unsigned long long)r->start, (unsigned long long)r->len);
+	if (is_plain)
+		(void)printf("%#-16llx", (unsigned long long)r->host_off);
+	else
+		(void)printf("%-16s", is_compressed ? "compressed" : "not plain");
 	cli_put_escaped(stdout, qcow_store_name(data != NULL ? data : qcow_image_store(r->layer)));
 	(void)putchar('\n');
 	return true;
@@ -232,7 +237,8 @@ const struct cli_command cli_cmd_map = {
 	.summary = "Show which file holds which range of the disk, and where",
 	.synopsis = "[-f FMT | --image-opts] [--start-offset OFFSET] [--max-length LENGTH] "
 		    "[--output human|json] [-U] FILE",
-	.about = "The human form lists stored data only. JSON covers the whole range: depth is the "
+	.about = "The human form lists stored data only, compressed data as such. JSON covers the "
+		 "whole range: depth is the "
 		 "layer\n"
 		 "(0 = FILE itself), present says that some layer decides the range, zero that it "
 		 "reads\n"

@@ -177,7 +177,7 @@ static bool open_source(struct convert_job *job, const char *operand, struct qco
 	struct cli_open_request request;
 	if (!job->cli->qemu && strcmp(operand, "-") == 0)
 		return open_stdin_image(job, out);
-	if (!cli_open_request_init(job->cli, job->args, operand, 0, &request))
+	if (!cli_open_request_init(job->cli, job->args, operand, CLI_OPEN_UNSHARED, &request))
 		return false;
 	request.snapshot = cli_arg(job->args, "snapshot");
 	if ((cli_cache_file_flags(cli_arg(job->args, "source-cache")) & QCOW_FILE_DIRECT) != 0)
@@ -212,7 +212,8 @@ bool convert_open_backing(struct convert_job *job, const char *name)
 	job->backing_path = cli_join_path(job->target_path, name);
 	if (job->backing_path == NULL)
 		return out_of_memory(job->cli);
-	if (!cli_open_request_init(job->cli, job->args, job->backing_path, 0, &request))
+	if (!cli_open_request_init(
+		    job->cli, job->args, job->backing_path, CLI_OPEN_UNSHARED, &request))
 		return false;
 	request.operand.image_opts = false;
 	request.operand.format = format;

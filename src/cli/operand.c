@@ -278,7 +278,12 @@ static enum qcow_status resolve_path(struct refs *refs, const struct qcow_refere
 	QK_AUTO_FREE char *path = cli_join_path(ref->from, ref->name);
 	if (path == NULL)
 		return QK_FAIL_NOMEM(err);
-	enum qcow_status status = qcow_file_open(path, file_flags(refs->flags), &out->store, err);
+	unsigned flags = file_flags(refs->flags);
+	enum qcow_status status = qcow_file_open(path, flags, &out->store, err);
+	bool is_raw = out->format != NULL && strcmp(out->format, "raw") == 0;
+	if (status == QCOW_E_LOCKED && is_raw && refs->cli->traits->shares_raw &&
+		ref->kind == QCOW_REF_BACKING && (refs->flags & CLI_OPEN_UNSHARED) == 0)
+		status = qcow_file_open(path, flags | QCOW_FILE_SHARE, &out->store, err);
 	if (status == QCOW_OK)
 		status = check_file_kind(refs, ref, out->store, err);
 	return status;
@@ -377,6 +382,32 @@ static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
 	return qcow_open(node.store, &options, out, err);
 }
 
+/*
+ * QEMU shares raw disks with their writers: whoever reads one reads what is there. A qcow2 layer needs its
+ * file alone, for its tables change under a writer. As the format is known only once the file is open, an
+ * open that a lock refuses is tried again without asking the locks, and holds where the layer is raw.
+ */
+static enum qcow_status open_layer_shared(struct refs *refs, const struct layer *layer,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	enum qcow_status status = open_layer(refs, layer, out, err);
+	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
+		(refs->flags & CLI_OPEN_UNSHARED) != 0)
+		return status;
+	struct refs again = {.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE};
+	struct qcow_image *image = NULL;
+	struct qcow_info info = {0};
+	if (open_layer(&again, layer, &image, NULL) != QCOW_OK)
+		return status;
+	qcow_get_info(image, &info);
+	if (info.version != 0) {
+		qcow_close(image);
+		return status;
+	}
+	*out = image;
+	return QCOW_OK;
+}
+
 /* The layers that the operand itself spells out (backing={…} at each), opened from the lowest. */
 static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 	const struct cli_open_request *request, struct qcow_image **out, struct qcow_error *err)
@@ -400,7 +431,7 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 			layer.snapshot = request->snapshot;
 		}
 		struct qcow_image *above = NULL;
-		enum qcow_status status = open_layer(refs, &layer, &above, err);
+		enum qcow_status status = open_layer_shared(refs, &layer, &above, err);
 		if (status != QCOW_OK) {
 			qcow_close(image);
 			return status;

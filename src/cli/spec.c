@@ -2,6 +2,7 @@
 #include "cli/spec.h"
 
 #include <ctype.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -96,10 +97,41 @@ static enum qcow_status unfold(json_t *to, json_t *from, unsigned depth, struct 
 	return QCOW_OK;
 }
 
+/* QEMU's JSON also has strings in single quotes. The same text with double ones; NULL: out of memory. */
+static char *double_quotes(const char *text)
+{
+	size_t n = strlen(text), used = 0;
+	char *out = n < SIZE_MAX / 2 ? qk_malloc((uint64_t)n * 2 + 1, 1) : NULL;
+	char inside = '\0';
+	for (size_t i = 0; out != NULL && i < n; i++) {
+		char c = text[i];
+		if (inside != '\0' && c == '\\' && text[i + 1] != '\0') {
+			/* \' is no escape of JSON proper */
+			if (text[++i] != '\'')
+				out[used++] = '\\';
+			out[used++] = text[i];
+			continue;
+		}
+		if (inside == '\'' && c == '"')
+			out[used++] = '\\';
+		bool is_quote = c == '"' || c == '\'';
+		bool turns = inside == '\0' ? is_quote : c == inside;
+		out[used++] = turns ? '"' : c;
+		if (turns)
+			inside = inside == '\0' ? c : '\0';
+	}
+	if (out != NULL)
+		out[used] = '\0';
+	return out;
+}
+
 enum qcow_status cli_spec_parse_json(const char *text, json_t **out, struct qcow_error *err)
 {
 	json_error_t why;
-	json_t *typed = json_loads(text + strlen("json:"), JSON_REJECT_DUPLICATES, &why);
+	QK_AUTO_FREE char *standard = double_quotes(text + strlen("json:"));
+	if (standard == NULL)
+		return QK_FAIL_NOMEM(err);
+	json_t *typed = json_loads(standard, JSON_REJECT_DUPLICATES, &why);
 	if (typed == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"Could not parse the JSON options: %s at character %d", why.text,
@@ -158,8 +190,10 @@ static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_e
 				(int)n, path, path);
 		path += n + 1;
 	}
+	/* what "file:" leaves may look like another protocol: then it is shown as the path that it is */
+	bool ambiguous = cli_path_protocol(path, &n);
 	json_t *spec = json_object();
-	json_t *name = json_string_nocheck(path);
+	json_t *name = ambiguous ? json_sprintf("./%s", path) : json_string_nocheck(path);
 	if (spec == NULL || json_object_set_new(spec, "filename", name) != 0) {
 		json_decref(spec);
 		return QK_FAIL_NOMEM(err);

@@ -17,6 +17,7 @@ static const struct compat_traits traits[] = {
 		.qemu = true,
 		.probe_backing = true,
 		.special_references = true,
+		.shares_raw = true,
 		.percent_records = true,
 	},
 };

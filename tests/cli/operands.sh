@@ -63,6 +63,9 @@ says refused_secret_file 1 "*cannot read the secret 's' from 'nx': No such file*
 says refused_base64 1 "*'s' is not base64" "$QCOW" info --object 'secret,id=s,data=a?b=,format=base64' disk.raw
 says a_secret_that_is_not_defined 1 "*No secret with id 's'" "$QCOW" info --image-opts driver=qcow2,encrypt.key-secret=s,file.filename=top.qcow2
 says bad_json 1 '*Could not parse the JSON options*' "$QCOW" info 'json:{x}'
+expect json_in_single_quotes 0 "$QCOW" info "json:{'driver':'qcow2','file':{'driver':'file','filename':'top.qcow2'}}"
+says an_escaped_quote_in_single_quotes 1 "*a'b\"c: No such file*" "$QCOW" info "json:{'file.filename':'a\\'b\"c'}"
+says a_single_quote_that_does_not_end 1 '*Could not parse the JSON options*' "$QCOW" info "json:{'a"
 says json_of_a_list 1 '*JSON object*' "$QCOW" info 'json:[1]'
 says deep_json 1 '*nested*deep*' "$QCOW" info "json:$(printf '{"a":%.0s' {1..40})1$(printf '}%.0s' {1..40})"
 says format_and_image_opts 1 '*mutually exclusive' "$QCOW" info -f raw --image-opts driver=raw,file.filename=disk.raw
@@ -136,6 +139,10 @@ says a_writer_locks_us_out 1 'qcow: cannot open *Failed to get shared "write" lo
 if grep -qx 'Is another process using the image \[base.qcow2\]?' err; then ok the_question_of_qemu
 else bad the_question_of_qemu "$(shown)"; fi
 says a_writer_of_the_backing_file_locks_us_out 1 '*Failed to get shared "write" lock' "$QCOW" map top.qcow2
+says not_even_as_raw 1 '*Failed to get shared "write" lock' "$QCOW" info -f raw base.qcow2
+says the_personality_wants_tables_that_stay 1 '*Failed to get shared "write" lock' "$QCOW_QEMU_IMG" info base.qcow2
+expect the_personality_shares_raw_disks 0 "$QCOW_QEMU_IMG" info -f raw base.qcow2
+says but_does_not_convert_them 1 '*Failed to get shared "write" lock' "$QCOW_QEMU_IMG" convert -f raw -O raw base.qcow2 none
 expect force_share_reads_all_the_same 0 "$QCOW" info -U base.qcow2
 expect force_share_reads_the_chain 0 "$QCOW" map -U top.qcow2
 kill $io_pid 2>/dev/null
