@@ -163,16 +163,29 @@ bool qk_build_refs_raise(struct qk_build_refs *refs, qk_hoff cluster)
 	return true;
 }
 
-/* A table of more than one cluster goes to the end. Taking its clusters may add blocks, hence the slack:
- * entries of refcount blocks for the table itself and the blocks added. */
+/* Refcount blocks once n more clusters are taken: those that are added count themselves. */
+static uint64_t blocks_after(const struct qk_build_refs *refs, uint64_t n)
+{
+	uint64_t blocks = refs->n_blocks;
+
+	while (blocks << refs->g->rb_bits < refs->next + n + (blocks - refs->n_blocks))
+		blocks++;
+	return blocks;
+}
+
+/* A table of more than one cluster goes to the end. Taking its clusters may add blocks, and their entries
+ * may take one more cluster of it: each round adds at least one, a few rounds. */
 static enum qcow_status move_table(struct qk_build_refs *refs, qk_hoff *table_off,
 	uint32_t *table_clusters, struct qcow_error *err)
 {
 	uint64_t per_cluster = refs->g->cluster_size / 8;
 	uint64_t n = qk_div_up(refs->n_blocks, per_cluster);
-	uint64_t added = 2 + n / refs->g->rb_entries;
+	uint64_t before = 0;
 
-	n = qk_div_up(refs->n_blocks + added, per_cluster);
+	do {
+		before = n;
+		n = qk_div_up(blocks_after(refs, n), per_cluster);
+	} while (n != before);
 	QK_TRY(qk_build_refs_take(refs, n, table_off, err));
 	QK_ASSERT(B1, refs->n_blocks <= n * per_cluster);
 	QK_ASSERT(B2, refs->g->rb_entries > TABLE_CLUSTER);

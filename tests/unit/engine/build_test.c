@@ -10,6 +10,7 @@
 
 #include "build_peer.h"
 #include "cm.h"
+#include "engine/build.h"
 #include "rng.h"
 
 struct job {
@@ -324,6 +325,74 @@ static void a_refcount_table_that_grows_leaves_no_leak(void **state)
 	}
 }
 
+static enum qcow_status forget(
+	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
+{
+	(void)ctx, (void)iov, (void)n_iov, (void)off, (void)err;
+	return QCOW_OK;
+}
+
+static enum qcow_status forget_flush(void *ctx, struct qcow_error *err)
+{
+	(void)ctx, (void)err;
+	return QCOW_OK;
+}
+
+static enum qcow_status forget_size(void *ctx, uint64_t *size, struct qcow_error *err)
+{
+	(void)ctx, (void)err;
+	*size = 0;
+	return QCOW_OK;
+}
+
+static enum qcow_status forget_truncate(void *ctx, uint64_t size, struct qcow_error *err)
+{
+	(void)ctx, (void)size, (void)err;
+	return QCOW_OK;
+}
+
+static void forget_close(void *ctx)
+{
+	(void)ctx;
+}
+
+/* 64 refcounts a block: a table of thousands of clusters needs many blocks, which need blocks. The first
+ * number of blocks filled the table to its last entry by an estimate that counted the first ones alone. */
+static void a_refcount_table_has_room_for_the_blocks_that_count_it(void **state)
+{
+	static const struct qcow_store_ops ops = {.abi = QCOW_STORE_ABI,
+		.name = "nowhere",
+		.preadv = forget,
+		.pwritev = forget,
+		.flush = forget_flush,
+		.size = forget_size,
+		.truncate = forget_truncate,
+		.close = forget_close};
+	static const uint64_t n_blocks[] = {262079, 262080, 266110, 266174, 270141};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *store = NULL;
+	struct qk_geometry g;
+	(void)state;
+
+	assert_ok(qcow_store_new(&ops, &err, &store, &err), err);
+	qk_geometry_init(&g, 3, 9, 6, false);
+	for (size_t i = 0; i < sizeof(n_blocks) / sizeof(n_blocks[0]); i++) {
+		struct qk_build_refs refs;
+		qk_hoff at = {0};
+		uint32_t clusters = 0;
+		assert_ok(qk_build_refs_init(&refs, store, &g, &err), err);
+		/* so many clusters that all entries of the blocks are in use */
+		uint64_t n = n_blocks[i] * g.rb_entries - refs.next - (n_blocks[i] - refs.n_blocks);
+		assert_ok(qk_build_refs_take(&refs, n, &at, &err), err);
+		assert_int_equal(refs.n_blocks, n_blocks[i]);
+		assert_int_equal(refs.next, refs.n_blocks * g.rb_entries);
+		assert_ok(qk_build_refs_finish(&refs, &at, &clusters, &err), err);
+		assert_true(refs.n_blocks <= clusters * (g.cluster_size / 8));
+		qk_build_refs_release(&refs);
+	}
+	qcow_store_close(store);
+}
+
 /* ---- a store of fixed size that is full of old bytes, and fails where it is told to ---- */
 
 struct device {
@@ -561,6 +630,7 @@ int main(void)
 		cmocka_unit_test(nothing_can_open_the_file_before_the_finish),
 		cmocka_unit_test(calls_out_of_order_are_refused_and_spoil_the_image),
 		cmocka_unit_test(without_space_there_is_no_image),
+		cmocka_unit_test(a_refcount_table_has_room_for_the_blocks_that_count_it),
 	};
 	const struct CMUnitTest judged[] = {
 		cmocka_unit_test(random_content_is_what_qemu_reads),
