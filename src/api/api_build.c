@@ -44,7 +44,7 @@ enum qcow_status qcow_builder_new(struct qcow_store *store, struct qcow_store *d
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_builder_new: an argument is NULL");
 	QK_TRY(take_options(options, &o, err));
 	/* how far a builder is only its caller knows */
-	o.progress = (struct qcow_progress){NULL, NULL, NULL};
+	o.progress.report = NULL;
 	return qk_build_new(store, data_store, &o, out, err);
 }
 

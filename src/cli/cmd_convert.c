@@ -3,7 +3,8 @@
  * qcow convert: copy disks into a new image or onto a raw target.
  *
  * This file reads the options and runs the copy; convert_io.c opens and removes files. After SIGINT,
- * SIGTERM or SIGHUP the copy stops, what was made is removed, and the signal then ends the process.
+ * SIGTERM or SIGHUP the copy stops, what was made is removed, and the signal then ends the process; a
+ * stream to standard output leaves nothing to remove and is ended at once.
  */
 #include "cli/convert_io.h"
 
@@ -365,8 +366,10 @@ static bool run_job(struct convert_job *job)
 	const char *target = job->args->operands[job->args->n_operands - 1];
 	if (!read_options(job) || !convert_open_sources(job))
 		return false;
+	/* A stream leaves nothing to remove, and its reader may never read on: signals end it as they are. */
 	if (job->to_stdout)
 		return run_to_stdout(job);
+	catch_signals();
 	job->target_path = convert_path_of(
 		job->cli, target, cli_flag(job->args, "target-image-opts"));
 	if (job->target_path == NULL)
@@ -400,7 +403,6 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return 0;
 	if (args->n_operands < 2)
 		return cli_usage(cli, "Must specify image file name");
-	catch_signals();
 	bool ok = run_job(&job);
 	convert_close(&job, ok);
 	if (!ok)

@@ -328,6 +328,7 @@ enum qcow_status qk_build_data_zero(
 			QK_TRY(store_zeros(b, off, n, err));
 		off.v = qk_min(off.v + (n << b->g.cluster_bits), end);
 		b->cursor = off.v;
+		QK_TRY(report_progress(b, err));
 	}
 	return QCOW_OK;
 }

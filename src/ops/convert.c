@@ -7,6 +7,7 @@
  */
 #include <qcowkit/ops.h>
 
+#include <pthread.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -175,22 +176,20 @@ static enum qcow_status open_sink(
 	}
 	QK_TRY(qk_sink_open_qcow2(
 		&copy->sink, request->target, request->target_data, &request->create, err));
+	/* A backing file that is only named may hold anything, at any length. */
 	if (options->backing != NULL)
 		copy->sink.explicit_zero_bytes = qcow_size(options->backing);
+	else if (request->create.backing_name != NULL)
+		copy->sink.explicit_zero_bytes = UINT64_MAX;
 	return QCOW_OK;
 }
 
-/* Sizes: QEMU reads a qcow2 disk in whole sectors and would drop the rest of an odd one, so the disk
- * of a new image ends at a sector. A raw target has the sources' bytes. */
 static enum qcow_status choose_size(
 	struct request *request, struct qk_copy *copy, struct qcow_error *err)
 {
 	const struct qcow_convert_options *options = request->options;
 	QK_TRY(qk_source_init(&copy->source, options->sources, options->n_sources,
 		options->create.virtual_size, err));
-	if (!request->is_raw && options->create.virtual_size == 0 &&
-		!qk_align_up(copy->source.size, 512, &copy->source.size))
-		return QK_FAIL(err, QCOW_E_RANGE, "the sources together exceed 2^63 bytes");
 	request->create.virtual_size = copy->source.size;
 	return QCOW_OK;
 }
@@ -216,12 +215,51 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 	return status;
 }
 
+/* ---- the caller's callbacks, one at a time: the pipe asks, and the builder where it fills long gaps ---- */
+
+struct turn {
+	pthread_mutex_t lock;
+	struct qcow_progress theirs;
+};
+
+static void report_in_turn(void *ctx, uint64_t done, uint64_t total)
+{
+	struct turn *turn = ctx;
+	(void)pthread_mutex_lock(&turn->lock);
+	turn->theirs.report(turn->theirs.ctx, done, total);
+	(void)pthread_mutex_unlock(&turn->lock);
+}
+
+static bool cancelled_in_turn(void *ctx)
+{
+	struct turn *turn = ctx;
+	(void)pthread_mutex_lock(&turn->lock);
+	bool is_cancelled = turn->theirs.cancelled(turn->theirs.ctx);
+	(void)pthread_mutex_unlock(&turn->lock);
+	return is_cancelled;
+}
+
+static struct qcow_progress take_turns(struct turn *turn)
+{
+	struct qcow_progress ours = {.ctx = turn};
+	if (turn->theirs.report != NULL)
+		ours.report = report_in_turn;
+	if (turn->theirs.cancelled != NULL)
+		ours.cancelled = cancelled_in_turn;
+	return ours;
+}
+
 enum qcow_status qcow_convert(struct qcow_store *target, struct qcow_store *target_data,
 	const struct qcow_convert_options *options, struct qcow_convert_result *result,
 	struct qcow_error *err)
 {
-	if (options == NULL || options->sources == NULL || options->n_sources == 0)
-		return QK_FAIL(err, QCOW_E_INVAL, "convert needs options and at least one source");
+	if (options == NULL || options->sources == NULL || options->n_sources == 0 ||
+		options->format == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"convert needs options, at least one source and a format");
+	struct turn turn = {.theirs = options->progress};
+	if (pthread_mutex_init(&turn.lock, NULL) != 0)
+		return QK_FAIL_NOMEM(err);
 	struct request request = {.options = options,
 		.target = target,
 		.target_data = target_data,
@@ -234,12 +272,12 @@ enum qcow_status qcow_convert(struct qcow_store *target, struct qcow_store *targ
 		.rate_bytes_per_sec = options->rate_bytes_per_sec,
 		.on_salvage = options->on_salvage,
 		.salvage_ctx = options->salvage_ctx,
-		.progress = options->progress,
+		.progress = take_turns(&turn),
 	};
-	/* The pipe reports; the builder has nothing to add. */
-	request.create.progress = (struct qcow_progress){0};
+	request.create.progress = copy.progress;
 	enum qcow_status status = run(&request, &copy, err);
 	qk_source_release(&copy.source);
+	(void)pthread_mutex_destroy(&turn.lock);
 	if (status == QCOW_OK && result != NULL)
 		*result = copy.result;
 	return status;

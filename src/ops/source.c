@@ -26,6 +26,8 @@ enum qcow_status qk_source_init(struct qk_source *source, struct qcow_image *con
 		return QK_FAIL_NOMEM(err);
 	for (unsigned i = 0; i < n_images; i++)
 		if (!qk_add(source->starts[i], qcow_size(images[i]), &source->starts[i + 1]) ||
+			!qk_align_up(
+				source->starts[i + 1], QK_SOURCE_SECTOR, &source->starts[i + 1]) ||
 			source->starts[i + 1] > INT64_MAX)
 			return QK_FAIL(err, QCOW_E_RANGE, "the sources together exceed 2^63 bytes");
 	source->size = size != 0 ? size : source->starts[n_images];
@@ -85,9 +87,13 @@ enum qcow_status qk_source_read(const struct qk_source *source, void *buf, uint6
 			return QCOW_OK;
 		}
 		uint64_t n = qk_min(len, source->starts[i + 1] - off);
+		uint64_t at = off - source->starts[i], size = qcow_size(source->images[i]);
 		if (n == 0)
 			continue;
-		QK_TRY(qcow_pread(source->images[i], p, n, off - source->starts[i], err));
+		/* of a last sector that the image does not fill, the rest is zeros */
+		uint64_t held = at < size ? qk_min(n, size - at) : 0;
+		QK_TRY(qcow_pread(source->images[i], p, held, at, err));
+		memset(p + held, 0, n - held);
 		p += n;
 		off += n;
 		len -= n;
@@ -177,6 +183,12 @@ static enum qcow_status map_segment(
 		return QCOW_OK;
 	}
 	uint64_t end = qk_min(source->starts[i + 1], source->size);
+	uint64_t held = qk_min(source->starts[i] + qcow_size(source->images[i]), source->size);
+	if (off >= held) {
+		*out = (struct qk_segment){.off = off, .len = end - off, .kind = QK_SEGMENT_ZERO};
+		return QCOW_OK;
+	}
+	end = held;
 	bool has_backing = i == 0 && source->backing_depth != 0;
 	uint32_t depth = has_backing ? source->backing_depth - 1 : UINT32_MAX;
 	struct qcow_extent extent;

@@ -35,7 +35,8 @@ struct qk_source_layer {
 struct qk_source {
 	struct qcow_image *const *images;
 	unsigned n_images;
-	uint64_t *starts; /* of each image in the disk; starts[n_images] = the sum of the sizes */
+	uint64_t *
+		starts; /* of each image in the disk, at a sector; starts[n_images]: where all end */
 	uint64_t size; /* of the disk: zeros from starts[n_images] up to it */
 	/* Layers of the first image at this depth and below hold what the target's backing file holds;
 	 * 0 = there is none. */
@@ -47,7 +48,10 @@ struct qk_source {
 	struct qk_source_layer layers[QK_SOURCE_LAYERS];
 };
 
-/* `size` 0: the sum of the images. QCOW_E_NOMEM, QCOW_E_RANGE (sizes that overflow). */
+/* QEMU reads disks in whole sectors: each image begins at one, and what the one before lacks is zeros. */
+#define QK_SOURCE_SECTOR ((uint64_t)512)
+
+/* `size` 0: the sum of the images, each to the end of its last sector. QCOW_E_NOMEM, QCOW_E_RANGE (sizes that overflow). */
 enum qcow_status qk_source_init(struct qk_source *source, struct qcow_image *const *images,
 	unsigned n_images, uint64_t size, struct qcow_error *err);
 void qk_source_release(struct qk_source *source);

@@ -22,7 +22,8 @@ enum qcow_status qcow_convert_to_fd(struct qcow_image *source, int fd,
 	};
 	if (progress != NULL)
 		copy.progress = *progress;
-	enum qcow_status status = qk_source_init(&copy.source, images, 1, 0, err);
+	/* its bytes and no more, also where the last sector is not full */
+	enum qcow_status status = qk_source_init(&copy.source, images, 1, qcow_size(source), err);
 	if (status == QCOW_OK)
 		status = qk_sink_open_stream(&copy.sink, fd, err);
 	copy.sink.unit_bytes = copy.policy.unit_bytes;

@@ -314,6 +314,32 @@ interrupted_convert_removes_only_what_it_made() {
 	[[ -e old.qcow2 ]] || fail "a file that was there before is gone"
 }
 
+a_signal_ends_a_stream_whose_reader_waits() {
+	local pid i
+	truncate -s 200M d.raw
+	mkfifo pipe
+	sleep 30 <pipe &
+	local reader=$!
+	"$qcow" convert -f raw d.raw - >pipe 2>stderr &
+	pid=$!
+	sleep 0.5
+	kill -TERM $pid
+	for ((i = 0; i < 50; i++)); do
+		kill -0 $pid 2>/dev/null || break
+		sleep 0.1
+	done
+	kill -KILL $pid 2>/dev/null && { kill $reader; fail "SIGTERM did not end it"; return 1; }
+	kill $reader
+}
+
+sources_of_odd_sizes_are_joined_as_by_qemu() {
+	head -c 1000 /dev/urandom >a.raw
+	head -c 700 /dev/urandom >b.raw
+	qemu-img convert -f raw -O raw a.raw b.raw want.raw
+	ok "$qcow" convert -f raw -O raw a.raw b.raw out.raw && cmp want.raw out.raw || return 1
+	ok "$qcow" convert -f raw -O qcow2 a.raw b.raw out.qcow2 && image_is want.raw out.qcow2
+}
+
 rate_limit_holds() {
 	head -c 3000320 /dev/urandom >d.raw
 	local start=$EPOCHREALTIME took

@@ -329,6 +329,95 @@ static void cancelling_stops_and_says_so(void **state)
 	qcow_close(source);
 }
 
+static bool cancelled_after_a_while(void *ctx)
+{
+	unsigned *left = ctx;
+	return *left == 0 || --*left == 0;
+}
+
+/* A long hole is one piece of work: the preallocation of its clusters has to ask as well. */
+static void cancelling_stops_preallocation_too(void **state)
+{
+	(void)state;
+	struct qcow_store *sparse = NULL, *target = memory();
+	assert_ok(qcow_memory_open(UINT64_C(8) << 30, &sparse, &err), err);
+	struct qcow_image *source = open_raw(sparse, 1);
+	struct qcow_convert_options options = QCOW_CONVERT_OPTIONS_INIT;
+	unsigned left = 200;
+	options.sources = &source;
+	options.n_sources = 1;
+	options.create.cluster_size = 4096;
+	options.create.preallocation = QCOW_PREALLOC_METADATA;
+	options.progress = (struct qcow_progress){NULL, cancelled_after_a_while, &left};
+	assert_status(qcow_convert(target, NULL, &options, NULL, &err), QCOW_E_CANCELLED, err);
+	qcow_store_close(target);
+	qcow_close(source);
+}
+
+/* As in QEMU, whose disks are whole sectors: what follows a source of an odd size begins at the next. */
+static void sources_begin_at_sectors(void **state)
+{
+	(void)state;
+	static const size_t sizes[] = {1000, 512, 1, 70001};
+	make_disk(6);
+	for (unsigned is_qcow2 = 0; is_qcow2 < 2; is_qcow2++) {
+		struct qcow_convert_options options = QCOW_CONVERT_OPTIONS_INIT;
+		struct qcow_image *sources[4], *made = NULL;
+		struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
+		struct qcow_store *target = memory();
+		uint8_t want[73216] = {0}, got[73216];
+		for (size_t i = 0, at = 0; i < 4; i++) {
+			sources[i] = open_raw(memory(), sizes[i]);
+			memcpy(want + at, disk, sizes[i]);
+			at += (sizes[i] + 511) / 512 * 512;
+		}
+		options.sources = sources;
+		options.n_sources = 4;
+		options.format = open.format = is_qcow2 != 0 ? "qcow2" : "raw";
+		assert_ok(qcow_convert(target, NULL, &options, NULL, &err), err);
+		assert_ok(qcow_open(target, &open, &made, &err), err);
+		assert_int_equal(qcow_size(made), 1024 + 512 + 512 + 70144);
+		assert_ok(qcow_pread(made, got, qcow_size(made), 0, &err), err);
+		assert_memory_equal(got, want, qcow_size(made));
+		qcow_close(made);
+		for (size_t i = 0; i < 4; i++)
+			qcow_close(sources[i]);
+	}
+}
+
+/* The content of the named file is not known here: the zeros of the source must not be left to it. */
+static void zeros_are_kept_over_a_backing_file_that_is_only_named(void **state)
+{
+	(void)state;
+	struct qcow_store *target = memory(), *old = memory();
+	struct qcow_convert_options options = QCOW_CONVERT_OPTIONS_INIT;
+	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_image *below = NULL;
+	make_disk(7);
+	memset(disk + 65536, 0, 1 << 20);
+	struct qcow_image *source = open_raw(memory(), DISK_BYTES);
+	options.sources = &source;
+	options.n_sources = 1;
+	options.create.backing_name = "old";
+	options.create.backing_format = "raw";
+	assert_ok(qcow_convert(target, NULL, &options, NULL, &err), err);
+	uint8_t *junk = malloc(DISK_BYTES);
+	assert_non_null(junk);
+	memset(junk, 0x5a, DISK_BYTES);
+	assert_ok(qcow_store_write(old, junk, DISK_BYTES, 0, &err), err);
+	open.format = "raw";
+	assert_ok(qcow_open(old, &open, &below, &err), err);
+	open = (struct qcow_open_options)QCOW_OPEN_OPTIONS_INIT;
+	open.backing = below;
+	struct qcow_image *made = NULL;
+	assert_ok(qcow_open(target, &open, &made, &err), err);
+	assert_ok(qcow_pread(made, junk, DISK_BYTES, 0, &err), err);
+	assert_memory_equal(junk, disk, DISK_BYTES);
+	free(junk);
+	qcow_close(made);
+	qcow_close(source);
+}
+
 static void bad_options_are_refused_before_anything_is_written(void **state)
 {
 	(void)state;
@@ -364,6 +453,9 @@ int main(void)
 		cmocka_unit_test(raw_target_gets_every_byte_whatever_was_there),
 		cmocka_unit_test(failing_call_ends_the_run_and_leaves_no_image),
 		cmocka_unit_test(cancelling_stops_and_says_so),
+		cmocka_unit_test(cancelling_stops_preallocation_too),
+		cmocka_unit_test(sources_begin_at_sectors),
+		cmocka_unit_test(zeros_are_kept_over_a_backing_file_that_is_only_named),
 		cmocka_unit_test(bad_options_are_refused_before_anything_is_written),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
