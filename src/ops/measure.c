@@ -15,7 +15,8 @@
 #include "base/err.h"
 #include "base/num.h"
 
-#define BITMAP_ENTRY_BYTES 24U /* of the bitmap directory, before the name */
+#define BITMAP_ENTRY_BYTES   24U /* of the bitmap directory, before the name */
+#define MAX_GRANULARITY_BITS 31U /* of a bitmap that is not broken */
 
 /* Refcount blocks and table for n clusters, which they count in, until nothing changes: each round adds
  * clusters, and a block counts at least 64 of them, so it ends. */
@@ -102,7 +103,7 @@ static enum qcow_status count_bitmaps(struct qcow_image *source, const struct qc
 	for (uint32_t i = 0; i < info->n_bitmaps; i++) {
 		struct qcow_bitmap b;
 		QK_TRY(qcow_get_bitmap(source, i, &b, err));
-		if (b.in_use)
+		if (b.in_use || b.granularity_bits > MAX_GRANULARITY_BITS)
 			continue;
 		uint64_t bits = qk_div_up(info->virtual_size, UINT64_C(1) << b.granularity_bits);
 		uint64_t n = qk_div_up(qk_div_up(bits, 8), cluster_size);

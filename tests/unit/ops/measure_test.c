@@ -185,6 +185,38 @@ static void images_measure_as_with_qemu(void **state)
 	image_measures_as_with_qemu("p", "qcow2");
 }
 
+/* A granularity that no bitmap has is no shift: like one in use, such a bitmap is not copied. */
+static void broken_bitmaps_are_not_measured(void **state)
+{
+	static const uint8_t granularities[] = {32, 63, 64, 255};
+	(void)state;
+
+	assert_true(peer_run("%s create -q -f qcow2 x 12M && %s bitmap --add x b", peer_newest(),
+		peer_newest()));
+	for (size_t i = 0; i < sizeof(granularities); i++) {
+		struct qcow_create_options o = QCOW_CREATE_OPTIONS_INIT;
+		struct qcow_measure_result result = {.bitmaps = 1};
+		struct qcow_error err = QCOW_ERROR_INIT;
+		struct qcow_store *store = NULL;
+		struct qcow_image *image = NULL;
+		struct qcow_info info;
+		for (int pass = 0; pass < 2; pass++) {
+			assert_ok(qcow_file_open("x", QCOW_FILE_WRITE, &store, &err), err);
+			assert_ok(qcow_open(store, NULL, &image, &err), err);
+			qcow_get_info(image, &info);
+			assert_int_equal(info.n_bitmaps, 1);
+			if (pass == 0) /* behind table offset, entries, flags and type */
+				assert_ok(qcow_store_write(store, &granularities[i], 1,
+						  info.bitmap_directory_offset + 17, &err),
+					err);
+			else
+				assert_ok(qcow_measure(image, "qcow2", &o, &result, &err), err);
+			qcow_close(image);
+		}
+		assert_int_equal(result.bitmaps, 0);
+	}
+}
+
 /* What is measured as full holds a full image: with preallocation the file is exactly as long. */
 static void a_full_image_is_no_larger_than_measured(void **state)
 {
@@ -216,6 +248,7 @@ int main(void)
 	const struct CMUnitTest judged[] = {
 		cmocka_unit_test(empty_disks_measure_as_with_qemu),
 		cmocka_unit_test(images_measure_as_with_qemu),
+		cmocka_unit_test(broken_bitmaps_are_not_measured),
 	};
 	int failed = cmocka_run_group_tests(alone, NULL, NULL);
 
