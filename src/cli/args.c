@@ -239,7 +239,7 @@ int cli_args_parse(struct cli *cli, const struct cli_command *cmd, int argc, cha
 	*args = (struct cli_args){.given = p.given, .operands = p.operands};
 	int rc = -1;
 	if (p.given == NULL || p.operands == NULL)
-		cli_error(cli, "out of memory");
+		cli_error(cli, "Cannot allocate memory");
 	else
 		rc = parse_words(&p);
 	args->n_given = p.n_given;

@@ -167,7 +167,7 @@ void cli_more(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 /* "qcow: WHAT: the library's sentence", then the hint that fits its status. Returns 1. */
 int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...) QK_PRINTF(3, 4);
-/* End the program: "out of memory", exit code 1. For what only prints; a command that has begun to write
+/* End the program: "Cannot allocate memory", exit code 1. For what only prints; a command that has begun to write
  * returns its failure instead. */
 void cli_out_of_memory(void) __attribute__((noreturn));
 /* A usage error: the sentence, and "Try 'qcow NAME --help'". Returns the command's usage exit code. */

@@ -210,7 +210,7 @@ static int check_image(struct check *c, const struct cli_args *args,
 	if (c->as_json) {
 		char *name = cli_display_name(c->cli, operand, image);
 		if (name == NULL)
-			cli_error(c->cli, "out of memory");
+			cli_error(c->cli, "Cannot allocate memory");
 		int rc = name == NULL ? 1 : put_json(c, name, &result);
 		free(name);
 		if (rc != 0)

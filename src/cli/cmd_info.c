@@ -409,7 +409,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	QK_AUTO_FREE char *name = cli_display_name(cli, &request.operand, image);
 	int rc = 1;
 	if (name == NULL)
-		cli_error(cli, "out of memory");
+		cli_error(cli, "Cannot allocate memory");
 	else
 		rc = show(&info, image, name, args);
 	qcow_close(image);

@@ -66,7 +66,7 @@ bool cli_keyvals_add(struct cli *cli, struct cli_keyvals *list, const char *text
 			return false;
 		}
 		if (!append(list, p, n)) {
-			cli_error(cli, "out of memory");
+			cli_error(cli, "Cannot allocate memory");
 			return false;
 		}
 		p += n;

@@ -56,7 +56,7 @@ static bool read_file(struct cli *cli, const char *path, struct cli_secret *s)
 	bool failed = ferror(f) != 0;
 	(void)fclose(f);
 	if (s->data == NULL)
-		cli_error(cli, "out of memory");
+		cli_error(cli, "Cannot allocate memory");
 	else if (failed)
 		cli_error(cli, "cannot read the secret '%s' from '%s'", s->id, path);
 	else if (s->bytes > SECRET_FILE_BYTES)
@@ -119,7 +119,7 @@ static bool fill_secret(struct cli *cli, const struct cli_keyvals *kv, struct cl
 	}
 	s->id = strdup(id);
 	if (s->id == NULL) {
-		cli_error(cli, "out of memory");
+		cli_error(cli, "Cannot allocate memory");
 		return false;
 	}
 	if (cli_secret_find(cli, id) != NULL) {
@@ -140,7 +140,7 @@ static bool fill_secret(struct cli *cli, const struct cli_keyvals *kv, struct cl
 		s->data = strdup(data);
 		s->bytes = strlen(data);
 		if (s->data == NULL) {
-			cli_error(cli, "out of memory");
+			cli_error(cli, "Cannot allocate memory");
 			return false;
 		}
 	}
@@ -182,7 +182,7 @@ static bool add_object(struct cli *cli, const char *text)
 	if (ok && keys_are_known(cli, &kv)) {
 		s = qk_calloc(1, sizeof(*s));
 		if (s == NULL)
-			cli_error(cli, "out of memory");
+			cli_error(cli, "Cannot allocate memory");
 		ok = s != NULL && fill_secret(cli, &kv, s);
 	} else {
 		ok = false;

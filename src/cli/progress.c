@@ -137,7 +137,7 @@ struct cli_progress *cli_progress_begin(
 		return NULL;
 	struct cli_progress *p = qk_calloc(1, sizeof(*p));
 	if (p == NULL) {
-		cli_error(cli, "out of memory");
+		cli_error(cli, "Cannot allocate memory");
 		return NULL;
 	}
 	bool wanted = cli_flag(args, "progress") && !cli_flag(args, "quiet");

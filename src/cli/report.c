@@ -24,7 +24,7 @@ static void put_line(const struct cli *cli, const char *label, const char *colou
 	char *safe = cli_escape(text, strlen(text));
 	(void)fflush(stdout);
 	(void)fprintf(stderr, "%s%s%s%s\n", cli->colour ? colour : "", label,
-		cli->colour ? "\033[0m" : "", safe != NULL ? safe : "out of memory");
+		cli->colour ? "\033[0m" : "", safe != NULL ? safe : "Cannot allocate memory");
 	free(safe);
 }
 
@@ -120,7 +120,7 @@ int cli_usage(struct cli *cli, const char *fmt, ...)
 
 void cli_out_of_memory(void)
 {
-	(void)fprintf(stderr, "%s: out of memory\n", program_invocation_short_name);
+	(void)fprintf(stderr, "%s: Cannot allocate memory\n", program_invocation_short_name);
 	exit(1);
 }
 

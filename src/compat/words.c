@@ -42,6 +42,7 @@ static const struct {
 };
 
 static const char unknown_bits[] = "incompatible_features has bits that are not supported: ";
+static const char no_memory[] = "out of memory";
 static const char short_l1[] = "l1_size is ";
 
 /* The bit of one item of the list, `"name" (bit 5)` or `bit 5`; its name, if it has one. *next: behind it.
@@ -96,6 +97,12 @@ static bool put_features(const char *list, char *out, size_t room)
 
 bool qk_compat_words(const char *sentence, char *out, size_t room)
 {
+	/* "backing file 'x' of 'y': out of memory" keeps its front */
+	size_t n = strlen(sentence), end = strlen(no_memory);
+	if (n >= end && strcmp(sentence + n - end, no_memory) == 0) {
+		(void)snprintf(out, room, "%.*sCannot allocate memory", (int)(n - end), sentence);
+		return true;
+	}
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
 		if (strncmp(sentence, rows[i].begins, strlen(rows[i].begins)) == 0) {
 			(void)snprintf(out, room, "%s", rows[i].qemu);

@@ -2,6 +2,7 @@
 /*
  * fail_nth: preloaded into a program, makes its allocation number FAIL_AT (from 0) fail, once.
  */
+#include <errno.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -15,7 +16,10 @@ static atomic_long count;
 static int fails(void)
 {
 	const char *at = getenv("FAIL_AT");
-	return at != NULL && atomic_fetch_add(&count, 1) == strtol(at, NULL, 10);
+	if (at == NULL || atomic_fetch_add(&count, 1) != strtol(at, NULL, 10))
+		return 0;
+	errno = ENOMEM; /* pthread_create counts on it */
+	return 1;
 }
 
 __attribute__((visibility("default"))) void *malloc(size_t bytes)
