@@ -132,14 +132,14 @@ struct window {
 	size_t n;
 };
 
-/* Make [off, off + WINDOW_BYTES) visible, as far as the file goes. */
-static enum qcow_status refill(
-	const struct qcow_image *image, struct window *w, uint64_t off, struct qcow_error *err)
+/* Make [off, off + most) visible, as far as the file goes; most <= WINDOW_BYTES. */
+static enum qcow_status refill(const struct qcow_image *image, struct window *w, uint64_t off,
+	uint64_t most, struct qcow_error *err)
 {
 	/* Up to 7 bytes of padding of the last entry may lie past the end of the file. */
 	uint64_t left = off < image->file_size ? image->file_size - off + 7 : 0;
 	w->off = off;
-	w->n = (size_t)qk_min(left, WINDOW_BYTES);
+	w->n = (size_t)qk_min(left, most);
 	return w->n == 0 ? QCOW_OK : qcow_store_read_padded(image->store, w->p, w->n, off, err);
 }
 
@@ -158,7 +158,7 @@ static enum qcow_status step(const struct qcow_image *image, const struct kind *
 			}
 		}
 		if (attempt == 0)
-			QK_TRY(refill(image, w, *off, err));
+			QK_TRY(refill(image, w, *off, WINDOW_BYTES, err));
 	}
 	return QK_FAIL_AT(err, QCOW_E_CORRUPT, kind->finding, *off, QCOW_NO_OFFSET,
 		"an entry of the %s at %" PRIu64 " overruns the file (%" PRIu64
@@ -266,11 +266,14 @@ static enum qcow_status make_record(const struct qcow_image *image, struct qk_ta
 	const struct kind *kind, uint32_t index, struct qcow_error *err)
 {
 	uint64_t off = list->off + list->starts[index];
-	uint8_t *buffer QK_AUTO_FREE = qk_malloc(WINDOW_BYTES, 1);
+	/* up to the next entry: a table may have 65536 of them, and somebody asks for each */
+	bool is_last = index + 1 == list->n;
+	uint64_t most = is_last ? WINDOW_BYTES : list->starts[index + 1] - list->starts[index];
+	uint8_t *buffer QK_AUTO_FREE = qk_malloc(most, 1);
 	if (buffer == NULL)
 		return QK_FAIL_NOMEM(err);
 	struct window w = {.p = buffer};
-	QK_TRY(refill(image, &w, off, err));
+	QK_TRY(refill(image, &w, off, most, err));
 	struct qk_reader r = qk_reader_init(w.p, w.n);
 	list->records[index] = kind->make(image, &r);
 	if (list->records[index] == NULL && r.bad)
