@@ -51,6 +51,21 @@ static bool is_same_file(struct qcow_store *a, struct qcow_store *b)
 	       sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
+/* Do two chains hold the same files in the same formats? An operand may have cut or replaced what an image
+ * names; what the target records is what its readers will find. */
+static bool is_same_chain(const struct qcow_image *a, const struct qcow_image *b)
+{
+	for (; a != NULL && b != NULL; a = qcow_backing(a), b = qcow_backing(b)) {
+		struct qcow_info info_a, info_b;
+		qcow_get_info(a, &info_a);
+		qcow_get_info(b, &info_b);
+		if (!is_same_file(qcow_image_store(a), qcow_image_store(b)) ||
+			strcmp(info_a.format, info_b.format) != 0 || qcow_size(a) != qcow_size(b))
+			return false;
+	}
+	return a == NULL && b == NULL;
+}
+
 bool qk_source_find_backing(struct qk_source *source, const struct qcow_image *backing)
 {
 	/* A layer is visible no further than the shortest one between it and the top. */
@@ -59,8 +74,7 @@ bool qk_source_find_backing(struct qk_source *source, const struct qcow_image *b
 	for (struct qcow_image *layer = source->n_images > 0 ? source->images[0] : NULL;
 		layer != NULL; layer = qcow_backing(layer), depth++) {
 		limit = qk_min(limit, qcow_size(layer));
-		if (depth > 0 && is_same_file(qcow_image_store(layer), qcow_image_store(backing)) &&
-			qcow_size(layer) == qcow_size(backing)) {
+		if (depth > 0 && is_same_chain(layer, backing)) {
 			source->backing_depth = depth;
 			source->backing_limit = limit;
 			return true;

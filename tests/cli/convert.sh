@@ -175,6 +175,18 @@ overlay_holds_only_what_differs() {
 	"${peers[-1]}" info new.qcow2 | grep -q '^backing file: base.qcow2' || fail "no backing file recorded"
 }
 
+overlay_knows_a_chain_that_the_operand_cut() {
+	head -c 1M /dev/urandom >base.raw
+	qemu-img create -q -f qcow2 -b base.raw -F raw mid.qcow2
+	qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2
+	qemu-io -c 'write -P 7 128k 64k' top.qcow2 >/dev/null
+	# without the base, mid reads as zeros; as the backing file of a new image it does not
+	local mid='{"driver":"qcow2","file":{"driver":"file","filename":"mid.qcow2"},"backing":null}'
+	local cut='json:{"driver":"qcow2","file":{"driver":"file","filename":"top.qcow2"},"backing":'$mid'}'
+	qemu-img convert -O raw "$cut" want.raw
+	ok "$qcow" convert -O qcow2 -B mid.qcow2 -F qcow2 "$cut" new.qcow2 && image_is want.raw new.qcow2
+}
+
 sparse_size_decides_what_is_stored() {
 	dd if=/dev/zero of=d.raw bs=1M count=1 status=none
 	printf x | dd of=d.raw bs=1 seek=0 conv=notrunc status=none
