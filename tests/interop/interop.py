@@ -237,8 +237,16 @@ def make_chain(row, rng, folder, qemu, size):
             argv += ["-b", below[0], "-F", below[1]]
         run(argv + [path, str(layer_size)])
         qemu.write(path, random_writes(rng, folder, layer_size, cluster or 65536, bool(cluster), 12))
+        if not cluster:
+            settle(path)
         below = (name, "qcow2" if cluster else "raw")
     return below
+
+
+def settle(path):
+    """a file without preallocated blocks: whether SEEK_DATA calls those data depends on what was read before"""
+    run(["cp", "--sparse=always", path, path + ".settled"])
+    os.replace(path + ".settled", path)
 
 
 def make_image(row, rng, folder, qemu):
