@@ -5,13 +5,14 @@
  * The library's extents are joined into the runs that QEMU prints: neighbours with the same answer whose
  * places follow each other. Output is written as it is found; memory does not grow with the image.
  */
-#include "cli/cli.h"
+#include "cli/map.h"
 
 #include <string.h>
 #include <sys/stat.h>
 
 #include "base/mem.h"
 #include "base/num.h"
+#include "cli/cli.h"
 
 struct run {
 	uint64_t start, len, host_off;
@@ -24,36 +25,35 @@ struct map {
 	struct qcow_image *image;
 	bool json;
 	uint64_t printed, most_runs;
-	const struct qcow_image *judged; /* the layer that `sparse` is about */
-	bool sparse;
+	struct map_judge judge;
 };
 
 /*
  * May plain data of this layer be reported as known zeros where the host's file has holes? QEMU does so
  * only for images whose metadata was preallocated; it shows as a file that is mostly holes.
  */
-static bool is_preallocated(struct map *map, struct qcow_image *layer)
+static bool is_preallocated(struct map_judge *judge, struct qcow_image *layer)
 {
-	if (map->judged == layer)
-		return map->sparse;
+	if (judge->layer == layer)
+		return judge->sparse;
 	struct stat st;
 	int fd = qcow_store_fd(qcow_image_store(layer));
-	map->judged = layer;
-	map->sparse = qcow_image_data_store(layer) == NULL && fd >= 0 && fstat(fd, &st) == 0 &&
-		      (uint64_t)st.st_blocks * 512 < (uint64_t)st.st_size / 10 * 9;
-	return map->sparse;
+	judge->layer = layer;
+	judge->sparse = qcow_image_data_store(layer) == NULL && fd >= 0 && fstat(fd, &st) == 0 &&
+			(uint64_t)st.st_blocks * 512 < (uint64_t)st.st_size / 10 * 9;
+	return judge->sparse;
 }
 
-static uint32_t shown_flags(struct map *map, const struct qcow_extent *e)
+uint32_t map_shown_flags(struct map_judge *judge, const struct qcow_extent *extent)
 {
 	uint32_t both = QCOW_EXTENT_DATA | QCOW_EXTENT_ZERO;
 	struct qcow_info in;
-	if ((e->flags & both) != both)
-		return e->flags;
-	qcow_get_info(e->layer, &in);
-	if (in.version == 0 || is_preallocated(map, e->layer))
-		return e->flags;
-	return e->flags & ~(uint32_t)QCOW_EXTENT_ZERO;
+	if ((extent->flags & both) != both)
+		return extent->flags;
+	qcow_get_info(extent->layer, &in);
+	if (in.version == 0 || is_preallocated(judge, extent->layer))
+		return extent->flags;
+	return extent->flags & ~(uint32_t)QCOW_EXTENT_ZERO;
 }
 
 static bool continues(const struct run *run, const struct run *next)
@@ -153,7 +153,7 @@ static bool find_run(struct map *map, uint64_t off, uint64_t len, struct run *ou
 		.len = e.len,
 		.host_off = e.host_off,
 		.depth = e.depth,
-		.flags = shown_flags(map, &e),
+		.flags = map_shown_flags(&map->judge, &e),
 		.layer = e.layer};
 	return true;
 }
