@@ -34,6 +34,7 @@ struct qcow_convert_options {
 	bool no_clone;	    /* never share blocks by reflink */
 	unsigned n_workers; /* -m: 1 to 16; 0 = the number of processors, 2 to 16 */
 	uint64_t rate_bytes_per_sec; /* -r: 0 = unlimited */
+	/* runs on the calling thread or a worker's, like the progress: one at a time */
 	void (*on_salvage)(void *ctx, uint64_t off, uint64_t len, const struct qcow_error *why);
 	void *salvage_ctx;
 	struct qcow_progress progress;

@@ -220,7 +220,17 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 struct turn {
 	pthread_mutex_t lock;
 	struct qcow_progress theirs;
+	void (*on_salvage)(void *ctx, uint64_t off, uint64_t len, const struct qcow_error *why);
+	void *salvage_ctx;
 };
+
+static void salvage_in_turn(void *ctx, uint64_t off, uint64_t len, const struct qcow_error *why)
+{
+	struct turn *turn = ctx;
+	(void)pthread_mutex_lock(&turn->lock);
+	turn->on_salvage(turn->salvage_ctx, off, len, why);
+	(void)pthread_mutex_unlock(&turn->lock);
+}
 
 static void report_in_turn(void *ctx, uint64_t done, uint64_t total)
 {
@@ -257,7 +267,9 @@ enum qcow_status qcow_convert(struct qcow_store *target, struct qcow_store *targ
 		options->format == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"convert needs options, at least one source and a format");
-	struct turn turn = {.theirs = options->progress};
+	struct turn turn = {.theirs = options->progress,
+		.on_salvage = options->on_salvage,
+		.salvage_ctx = options->salvage_ctx};
 	if (pthread_mutex_init(&turn.lock, NULL) != 0)
 		return QK_FAIL_NOMEM(err);
 	struct request request = {.options = options,
@@ -270,8 +282,8 @@ enum qcow_status qcow_convert(struct qcow_store *target, struct qcow_store *targ
 		.n_workers = options->n_workers,
 		.any_order = options->out_of_order && strcmp(options->format, "raw") == 0,
 		.rate_bytes_per_sec = options->rate_bytes_per_sec,
-		.on_salvage = options->on_salvage,
-		.salvage_ctx = options->salvage_ctx,
+		.on_salvage = options->on_salvage != NULL ? salvage_in_turn : NULL,
+		.salvage_ctx = &turn,
 		.progress = take_turns(&turn),
 	};
 	request.create.progress = copy.progress;
