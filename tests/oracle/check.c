@@ -96,7 +96,7 @@ static uint64_t refcount_in(const struct image *img, const uint8_t *block, uint6
 	if (bits >= 8)
 		return be(block + i * (bits / 8), bits / 8);
 	uint64_t bit = i * bits; /* bit 0 of a byte is its least significant one */
-	return (block[bit / 8] >> (bit % 8)) & ((1u << bits) - 1);
+	return ((unsigned)block[bit / 8] >> (bit % 8)) & ((1u << bits) - 1);
 }
 
 static void load_block(struct count *c, uint64_t index, uint64_t off, uint8_t *block)
