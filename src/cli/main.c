@@ -6,6 +6,7 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,8 +87,20 @@ static int finish(struct cli *cli, int rc)
 	return rc != 0 ? rc : 1;
 }
 
+/* A closed 0, 1 or 2 would be the descriptor of the next file that is opened, an image, and what is printed
+ * would land in it. Here it becomes one that can be neither read nor written. */
+static bool hold_standard_descriptors(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/", O_PATH | O_DIRECTORY) != fd)
+			return false;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
+	if (!hold_standard_descriptors())
+		return 1;
 	const struct compat_traits *traits = qk_compat_traits(argc > 0 ? argv[0] : NULL);
 	struct cli cli = {.traits = traits, .qemu = traits->qemu, .prog = traits->program};
 	const char *no_colour = getenv("NO_COLOR");

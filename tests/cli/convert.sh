@@ -352,6 +352,18 @@ sources_of_odd_sizes_are_joined_as_by_qemu() {
 	ok "$qcow" convert -f raw -O qcow2 a.raw b.raw out.qcow2 && image_is want.raw out.qcow2
 }
 
+messages_never_land_in_an_image() {
+	head -c 3M /dev/urandom >d.raw
+	# the next files opened would be descriptors 0 and 1, and the personality prints progress
+	(exec -a qemu-img "$qcow" convert -p -f raw -O raw d.raw out.raw <&- >&- 2>stderr)
+	cmp d.raw out.raw || { fail "standard output is in the image"; return 1; }
+	ok "$qcow" convert -f raw -O raw d.raw out.raw <&- && cmp d.raw out.raw || return 1
+	"$qcow" convert -f raw -O raw d.raw - >&- 2>stderr && { fail "a closed standard output"; return 1; }
+	"$qcow" convert -f raw -O raw - out.raw <&- 2>stderr && { fail "a closed standard input"; return 1; }
+	"$qcow" info out.raw >&- 2>stderr && fail "info without standard output"
+	return 0
+}
+
 rate_limit_holds() {
 	head -c 3000320 /dev/urandom >d.raw
 	local start=$EPOCHREALTIME took
