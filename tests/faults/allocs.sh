@@ -63,6 +63,8 @@ sweep map_is_right_or_fails 1 "$QCOW" map flat.qcow2
 sweep map_json_is_right_or_fails 1 "$QCOW" map --output=json top.qcow2
 sweep check_is_right_or_fails 1 "$QCOW" check top.qcow2
 sweep check_json_is_right_or_fails 1 "$QCOW" check --output=json top.qcow2
+sweep compare_is_right_or_fails 1 "$QCOW" compare top.qcow2 top.qcow2
+sweep compare_json_is_right_or_fails 1 "$QCOW" compare --output=json flat.qcow2 flat.qcow2
 sweep convert_to_raw_is_right_or_fails 1 "$QCOW" convert -O raw top.qcow2 target
 sweep convert_compressed_is_right_or_fails 1 "$QCOW" convert -c -O qcow2 top.qcow2 target
 finish
