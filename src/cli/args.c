@@ -78,6 +78,11 @@ static void report_choice(
 	struct parse *p, const struct cli_option *option, const char *choices, const char *value)
 {
 	char list[256] = "";
+	if (p->cli->qemu && strstr(option->name, "cache") != NULL) {
+		cli_error(p->cli, "Invalid %scache option: %s",
+			option->letter == 'T' ? "source " : "", value);
+		return;
+	}
 	size_t used = 0;
 	for (const char *c = choices; *c != '\0' && used + 16 < sizeof(list); c++) {
 		bool is_last = strchr(c + 1, '|') == NULL;

@@ -194,8 +194,6 @@ bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_
 /* The same without a word to anyone: NULL, or why `text` is no size. *out_of_range: it is a number, but none
  * that a size may have. */
 const char *cli_read_size(const char *text, uint64_t *out, bool *out_of_range);
-/* The size of a new image; the personality says what is wrong in QEMU's words. */
-bool cli_parse_image_size(struct cli *cli, const char *text, uint64_t *out);
 /* As cli_parse_size with an optional + or - in front. */
 bool cli_parse_size_signed(
 	struct cli *cli, const char *what, const char *text, enum cli_sign *sign, uint64_t *out);

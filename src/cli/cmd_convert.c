@@ -234,8 +234,6 @@ static bool check_together(struct convert_job *job)
 			"--target-is-zero requires use of -n flag"},
 		{cli_flag(args, "target-image-opts") && !cli_flag(args, "no-create"),
 			"--target-image-opts requires use of -n flag"},
-		{cli_flag(args, "compress") && cli_flag(args, "oob-writes"),
-			"Out of order write and compress are mutually exclusive"},
 		{cli_flag(args, "compress") && strcmp(job->format, "raw") == 0,
 			"Compression not supported for this file format"},
 		{cli_flag(args, "compress") && cli_flag(args, "no-create"),
@@ -278,9 +276,10 @@ static bool read_options(struct convert_job *job)
 	job->options = (struct qcow_convert_options)QCOW_CONVERT_OPTIONS_INIT;
 	if (!choose_format(job, target) ||
 		!cli_keyvals_from_args(job->cli, args, "options", &job->keyvals) ||
+		!check_together(job) ||
 		!cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts) ||
-		cli_create_opts_refused(job->cli, &job->opts, target) || !check_together(job) ||
-		!check_new_image(job) || !read_numbers(job))
+		cli_create_opts_refused(job->cli, &job->opts, target) || !check_new_image(job) ||
+		!read_numbers(job))
 		return false;
 	const char *backing_format = cli_arg(args, "backing-format");
 	if (backing_format != NULL)
@@ -290,7 +289,8 @@ static bool read_options(struct convert_job *job)
 	job->options.keep_target = cli_flag(args, "no-create");
 	job->options.target_is_zero = cli_flag(args, "target-is-zero");
 	job->options.salvage = cli_flag(args, "salvage");
-	job->options.out_of_order = cli_flag(args, "oob-writes");
+	/* a permission, not an order: compressed clusters are written one behind the other */
+	job->options.out_of_order = cli_flag(args, "oob-writes") && !job->options.compress;
 	job->to_stdout = !job->cli->qemu && strcmp(target, "-") == 0;
 	if (job->to_stdout && (strcmp(job->format, "raw") != 0 || isatty(STDOUT_FILENO) != 0)) {
 		cli_error(job->cli, "standard output takes a raw disk, and not on a terminal");

@@ -228,7 +228,7 @@ static bool read_size(struct job *job)
 	if (!read_backing(job, &job->size, &has_size))
 		return false;
 	if (text != NULL)
-		return cli_parse_image_size(job->cli, text, &job->size);
+		return cli_parse_size(job->cli, "image size", text, &job->size);
 	if (job->opts.has_size)
 		job->size = job->opts.size;
 	else if (!has_size) {

@@ -66,7 +66,7 @@ static bool read_operands(struct job *job)
 		return false;
 	}
 	if (size != NULL)
-		return cli_parse_image_size(job->cli, size, &job->opts.create.virtual_size);
+		return cli_parse_size(job->cli, "image size", size, &job->opts.create.virtual_size);
 	struct cli_open_request request;
 	if (!cli_open_request_init(job->cli, job->args, job->args->operands[0], 0, &request))
 		return false;

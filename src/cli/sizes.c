@@ -105,23 +105,16 @@ bool cli_parse_size(struct cli *cli, const char *what, const char *text, uint64_
 {
 	bool out_of_range = false;
 	const char *why = cli_read_size(text, out, &out_of_range);
-	return why == NULL || refuse(cli, what, text, why);
-}
-
-bool cli_parse_image_size(struct cli *cli, const char *text, uint64_t *out)
-{
-	bool out_of_range = false;
-	const char *why = cli_read_size(text, out, &out_of_range);
 	if (why == NULL)
 		return true;
 	if (!cli->qemu)
-		return refuse(cli, "image size", text, why);
+		return refuse(cli, what, text, why);
 	if (out_of_range) {
-		cli_error(cli, "Invalid image size specified. Must be between 0 and %" PRId64 ".",
+		cli_error(cli, "Invalid %s specified. Must be between 0 and %" PRId64 ".", what,
 			INT64_MAX);
 		return false;
 	}
-	cli_error(cli, "Invalid image size specified. You may use k, M, G, T, P or E suffixes for");
+	cli_error(cli, "Invalid %s specified. You may use k, M, G, T, P or E suffixes for", what);
 	cli_error(cli, "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
 	return false;
 }
@@ -146,8 +139,14 @@ bool cli_parse_number(struct cli *cli, const char *what, const char *text, uint6
 	if (end == NULL || end == p || *end != '\0')
 		return refuse(cli, what, text, "not a whole number");
 	if (errno == ERANGE || v < min || v > max) {
-		cli_error(cli, "invalid %s '%s': it must be %llu to %llu", what, text,
-			(unsigned long long)min, (unsigned long long)max);
+		if (cli->qemu)
+			cli_error(cli,
+				"Invalid %s specified. Must be between %" PRIu64 " and %" PRIu64
+				".",
+				what, min, max);
+		else
+			cli_error(cli, "invalid %s '%s': it must be %" PRIu64 " to %" PRIu64, what,
+				text, min, max);
 		return false;
 	}
 	*out = v;

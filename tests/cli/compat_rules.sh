@@ -43,6 +43,14 @@ assert o["format"] == "qcow2" and o["virtual-size"] == 3 << 29 and o["cluster-si
 assert o["format-specific"]["data"]["compat"] == "0.10", o'; then ok '3 the last -f wins, -o adds up'
 else bad '3 the last -f wins, -o adds up' "$(<a.json)"; fi
 cp order2.qcow2 ./-dash
+expect '3 -W is a permission, also with -c' 0 "$img" convert -c -W -O qcow2 top.qcow2 any-order.qcow2
+run "$QEMU_IMG" compare top.qcow2 any-order.qcow2
+[[ $rc == 0 ]] && ok '3 and the disk is the same' || bad '3 and the disk is the same' "$(shown)"
+says '3 -o with -n' 1 'qemu-img: -o has no effect when skipping image creation' \
+	"$img" convert -n -O raw -o cluster_size=4k odd.raw copy.raw
+says '3 workers' 1 'qemu-img: Invalid number of coroutines specified. Must be between 1 and 16.' \
+	"$img" convert -m 17 odd.raw copy.raw
+says '3 cache mode' 1 'qemu-img: Invalid source cache option: foo' "$img" convert -T foo odd.raw copy.raw
 expect '3 -- ends the options' 0 "$img" info -f qcow2 -- -dash
 for list in 'help' '?'; do
 	run "$img" create -f qcow2 -o "$list" x

@@ -285,7 +285,6 @@ refusals_name_the_reason_and_leave_nothing() {
 	refused 'later version' "$qcow" convert --bitmaps -O qcow2 i.qcow2 out.qcow2 &&
 	refused 'Compression not supported' "$qcow" convert -c -O raw i.qcow2 out.raw &&
 	refused 'Compression and preallocation' "$qcow" convert -c -o preallocation=full -O qcow2 d.raw out.qcow2 &&
-	refused 'mutually exclusive' "$qcow" convert -c -W -O qcow2 d.raw out.qcow2 &&
 	refused '1 to 16' "$qcow" convert -m 17 -O qcow2 d.raw out.qcow2 &&
 	refused 'requires use of -n' "$qcow" convert --target-is-zero -O raw d.raw out.raw &&
 	refused "Invalid parameter 'clustersize'" "$qcow" convert -O qcow2 -o clustersize=4k d.raw out.qcow2 &&
