@@ -85,10 +85,28 @@ enum {
 
 #define QCOW_MAX_CHAIN_DEPTH 256
 
+enum qcow_encryption {
+	QCOW_ENCRYPTION_NONE = 0,
+	QCOW_ENCRYPTION_AES = 1,
+	QCOW_ENCRYPTION_LUKS = 2
+};
+
+/* A passphrase: any bytes. It stays its owner's, who wipes it. */
+struct qcow_secret {
+	const void *data;
+	size_t len;
+};
+
+/* What a secret is wanted for. */
+struct qcow_secret_request {
+	const char *name; /* of the store of the image */
+	enum qcow_encryption encryption;
+};
+
 struct qcow_open_options {
 	uint32_t struct_size;
 	uint32_t flags;
-	const char *format;   /* "qcow2", "raw", or NULL: probe by magic */
+	const char *format;   /* "qcow2", "raw", "luks" (version 1), or NULL: probe by magic */
 	const char *snapshot; /* id or name of an internal snapshot to view read-only, or NULL */
 	bool snapshot_by_id;  /* `snapshot` is an id only / */
 	bool snapshot_by_name; /* … a name only; neither: id first, then name */
@@ -103,6 +121,19 @@ struct qcow_open_options {
 	void *resolve_ctx;
 	/* A backing image to use instead of the one named; passes to the new image on success. */
 	struct qcow_image *backing;
+	/* The passphrase of the image itself, where it is encrypted. data NULL: none. */
+	struct qcow_secret secret;
+	/* Asked for the passphrase of an encrypted layer that `secret` is not for; NULL: such layers are
+	 * refused (QCOW_E_KEY). What it gives must stay until it is called again or the open returns. Never
+	 * called with QCOW_OPEN_CHECK, which opens such layers without their key. */
+	enum qcow_status (*get_secret)(void *ctx, const struct qcow_secret_request *request,
+		struct qcow_secret *out, struct qcow_error *err);
+	void *secret_ctx;
+	/* Deriving a key may take seconds: true ends the open with QCOW_E_CANCELLED. NULL: never. */
+	bool (*cancelled)(void *ctx);
+	void *cancel_ctx;
+	/* Iterations of a key derivation that are worked off for an image; more is QCOW_E_LIMIT. 0 = 10^8. */
+	uint32_t max_iterations;
 };
 #define QCOW_OPEN_OPTIONS_INIT                                                                     \
 	{                                                                                          \
@@ -130,12 +161,6 @@ enum qcow_compression {
 	QCOW_COMPRESSION_ZSTD = 1
 };
 
-enum qcow_encryption {
-	QCOW_ENCRYPTION_NONE = 0,
-	QCOW_ENCRYPTION_AES = 1,
-	QCOW_ENCRYPTION_LUKS = 2
-};
-
 #define QCOW_INCOMPAT_DIRTY	  (UINT64_C(1) << 0)
 #define QCOW_INCOMPAT_CORRUPT	  (UINT64_C(1) << 1)
 #define QCOW_INCOMPAT_DATA_FILE	  (UINT64_C(1) << 2)
@@ -147,10 +172,10 @@ enum qcow_encryption {
 
 /* All strings belong to the image and live until qcow_close. */
 struct qcow_info {
-	const char *format; /* "qcow2" or "raw" */
+	const char *format; /* "qcow2", "raw" or "luks" */
 	uint64_t virtual_size;
 	uint64_t file_size; /* bytes of the store */
-	/* qcow2 only, 0 or NULL for raw: */
+	/* qcow2 only (encryption and crypto_… luks too), 0 or NULL for raw: */
 	uint32_t version;
 	uint64_t cluster_size;
 	uint32_t refcount_bits;

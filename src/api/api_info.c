@@ -48,6 +48,11 @@ void qcow_get_info(const struct qcow_image *image, struct qcow_info *out)
 		.format = "raw", .virtual_size = image->size, .file_size = image->file_size};
 	if (!image->is_raw)
 		fill_qcow2(image, out);
+	if (image->is_luks) {
+		out->format = "luks";
+		out->encryption = QCOW_ENCRYPTION_LUKS;
+		out->crypto_length = image->raw_offset;
+	}
 }
 
 uint64_t qcow_size(const struct qcow_image *image)

@@ -34,6 +34,8 @@ struct cli {
 	bool colour; /* stderr is a terminal and NO_COLOR is not set */
 	bool objects_added; /* --object has been looked at */
 	struct cli_secret *secrets; /* of --object secret, a list */
+	bool (*cancelled)(
+		void *ctx); /* does somebody want the run to end? NULL: nobody can say so */
 };
 
 /* ---- option tables ---- */
@@ -83,6 +85,11 @@ struct cli_option {
 	{                                                                                      \
 		.name = "object", .arg = "OBJDEF",                                             \
 		.help = "define an object: secret,id=ID,(data=…|file=F)[,format=raw|base64]" \
+	}
+#define CLI_OPT_SECRET_FILE                                                                      \
+	{                                                                                        \
+		.name = "secret-file", .arg = "FILE", .flags = CLI_OPT_QCOW, .choices = "@file", \
+		.help = "the passphrase of encrypted images"                                     \
 	}
 #define CLI_OPT_PROBE                                                               \
 	{                                                                           \

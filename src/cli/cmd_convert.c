@@ -97,6 +97,7 @@ static const struct cli_option options[] = {
 	CLI_OPT_PROGRESS,
 	CLI_OPT_QUIET,
 	CLI_OPT_OBJECT,
+	CLI_OPT_SECRET_FILE,
 	CLI_OPT_PROBE,
 	CLI_OPT_UNTRUSTED,
 	CLI_OPTIONS_END,
@@ -134,6 +135,13 @@ static void end_by_signal(void)
 	(void)fflush(stdout);
 	(void)signal(caught, SIG_DFL);
 	(void)raise(caught);
+}
+
+/* struct cli.cancelled */
+static bool is_caught(void *ctx)
+{
+	(void)ctx;
+	return caught != 0;
 }
 
 struct watch {
@@ -403,6 +411,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return 0;
 	if (args->n_operands < 2)
 		return cli_usage(cli, "Must specify image file name");
+	cli->cancelled = is_caught;
 	bool ok = run_job(&job);
 	convert_close(&job, ok);
 	if (!ok)

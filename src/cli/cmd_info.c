@@ -207,6 +207,8 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 		cli_json_set(specific, "data", data);
 		cli_json_set(o, "format-specific", specific);
 	}
+	if (strcmp(in.format, "luks") == 0)
+		cli_json_set(o, "format-specific", cli_info_luks(image, &in));
 	if (in.backing_name != NULL)
 		cli_json_set(o, "full-backing-filename",
 			full_backing_name(qcow_store_name(store), in.backing_name));

@@ -38,6 +38,7 @@ static const struct cli_option options[] = {
 	CLI_OPT_OUTPUT,
 	CLI_OPT_FORCE_SHARE,
 	CLI_OPT_OBJECT,
+	CLI_OPT_SECRET_FILE,
 	CLI_OPT_PROBE,
 	CLI_OPT_UNTRUSTED,
 	CLI_OPTIONS_END,

@@ -17,6 +17,7 @@
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "base/num.h"
+#include "cli/object.h"
 #include "cli/spec.h"
 
 #define SPOOL_BYTES	  ((size_t)1 << 20)
@@ -166,6 +167,9 @@ static bool open_stdin_image(struct convert_job *job, struct qcow_image **out)
 	options.format = cli_arg(job->args, "format");
 	if (options.format == NULL)
 		options.format = "raw";
+	options.get_secret = cli_passphrase;
+	options.secret_ctx = job->cli;
+	options.cancelled = job->cli->cancelled;
 	if (qcow_open(store, &options, out, &err) == QCOW_OK)
 		return true;
 	(void)cli_fail(job->cli, &err, "standard input");

@@ -8,4 +8,7 @@
  * Reads the header from the image's store; a header that is not readable shows the format alone. */
 json_t *cli_info_encryption(struct qcow_image *image, const struct qcow_info *in);
 
+/* "format-specific" of a LUKS file. Read from the image, printed as it is. */
+json_t *cli_info_luks(struct qcow_image *image, const struct qcow_info *in);
+
 #endif

@@ -75,7 +75,8 @@ static json_t *describe_slot(struct qk_reader *r)
 	return slot;
 }
 
-static void describe_header(const uint8_t *bytes, json_t *o)
+/* `inside` another format, which names this one */
+static void describe_header(const uint8_t *bytes, bool inside, json_t *o)
 {
 	struct qk_reader r = qk_reader_init(bytes, LUKS_HEADER_BYTES);
 	qk_read_skip(&r, 8);
@@ -93,7 +94,8 @@ static void describe_header(const uint8_t *bytes, json_t *o)
 	cli_json_set(o, "uuid", field(uuid));
 	if (mode.ivhash.n != 0)
 		cli_json_set(o, "ivgen-hash-alg", field(mode.ivhash));
-	cli_json_set(o, "format", json_string("luks"));
+	if (inside)
+		cli_json_set(o, "format", json_string("luks"));
 	cli_json_set(o, "cipher-mode", field(mode.chain));
 	json_t *slots = json_array();
 	for (int i = 0; i < LUKS_SLOTS; i++)
@@ -104,21 +106,36 @@ static void describe_header(const uint8_t *bytes, json_t *o)
 	cli_json_set(o, "master-key-iters", cli_json_u64(iterations));
 }
 
-json_t *cli_info_encryption(struct qcow_image *image, const struct qcow_info *in)
+/* False: there is no header. */
+static bool read_header(struct qcow_image *image, const struct qcow_info *in, uint8_t *bytes)
 {
 	static const uint8_t magic[8] = {'L', 'U', 'K', 'S', 0xba, 0xbe, 0, 1};
+	return in->crypto_length >= LUKS_HEADER_BYTES &&
+	       qcow_store_read(qcow_image_store(image), bytes, LUKS_HEADER_BYTES, in->crypto_offset,
+		       NULL) == QCOW_OK &&
+	       memcmp(bytes, magic, sizeof(magic)) == 0;
+}
+
+json_t *cli_info_encryption(struct qcow_image *image, const struct qcow_info *in)
+{
 	uint8_t bytes[LUKS_HEADER_BYTES];
 	json_t *o = json_object();
-	if (in->encryption == QCOW_ENCRYPTION_AES) {
+	if (in->encryption == QCOW_ENCRYPTION_AES)
 		cli_json_set(o, "format", json_string("aes"));
-		return o;
-	}
-	bool read = in->crypto_length >= sizeof(bytes) &&
-		    qcow_store_read(qcow_image_store(image), bytes, sizeof(bytes),
-			    in->crypto_offset, NULL) == QCOW_OK;
-	if (read && memcmp(bytes, magic, sizeof(magic)) == 0)
-		describe_header(bytes, o);
+	else if (read_header(image, in, bytes))
+		describe_header(bytes, true, o);
 	else
 		cli_json_set(o, "format", json_string("luks"));
+	return o;
+}
+
+json_t *cli_info_luks(struct qcow_image *image, const struct qcow_info *in)
+{
+	uint8_t bytes[LUKS_HEADER_BYTES];
+	json_t *o = json_object(), *data = json_object();
+	if (read_header(image, in, bytes))
+		describe_header(bytes, false, data);
+	cli_json_set(o, "type", json_string("luks"));
+	cli_json_set(o, "data", data);
 	return o;
 }

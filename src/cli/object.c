@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * object: --object. Secrets are parsed, checked and kept for the images that name them; every other type
+ * object: --object and --secret-file. Secrets are parsed, checked and kept for the images that name them; every other type
  * of object is refused by name.
  *
  * Key material lives in memory of its own and is wiped before it is freed.
@@ -41,6 +41,24 @@ const struct cli_secret *cli_secret_find(const struct cli *cli, const char *id)
 		if (strcmp(s->id, id) == 0)
 			return s;
 	return NULL;
+}
+
+const struct cli_secret *cli_secret_add(struct cli *cli, const char *id, const char *data, size_t n)
+{
+	struct cli_secret *s = qk_calloc(1, sizeof(*s));
+	if (s == NULL)
+		return NULL;
+	s->id = strdup(id);
+	s->data = qk_malloc((uint64_t)n + 1, 1);
+	if (s->id == NULL || s->data == NULL) {
+		free_secret(s);
+		return NULL;
+	}
+	memcpy(s->data, data, n);
+	s->bytes = n;
+	s->next = cli->secrets;
+	cli->secrets = s;
+	return s;
 }
 
 static bool read_file(struct cli *cli, const char *path, struct cli_secret *s)
@@ -200,6 +218,24 @@ static bool add_object(struct cli *cli, const char *text)
 	return ok;
 }
 
+/* --secret-file: the bytes of a file, without the newline that an editor leaves at its end. */
+static bool add_secret_file(struct cli *cli, const char *path)
+{
+	struct cli_secret read = {.id = (char *)path};
+	bool ok = read_file(cli, path, &read);
+	size_t n = read.bytes;
+	if (ok && n > 0 && read.data[n - 1] == '\n')
+		n--;
+	if (ok && cli_secret_add(cli, CLI_SECRET_FILE, read.data, n) == NULL) {
+		cli_error(cli, "out of memory");
+		ok = false;
+	}
+	if (read.data != NULL)
+		explicit_bzero(read.data, read.bytes);
+	free(read.data);
+	return ok;
+}
+
 bool cli_objects_add_all(struct cli *cli, const struct cli_args *args)
 {
 	if (cli->objects_added)
@@ -210,5 +246,6 @@ bool cli_objects_add_all(struct cli *cli, const struct cli_args *args)
 		text = cli_arg_next(args, "object", &at))
 		if (!add_object(cli, text))
 			return false;
-	return true;
+	const char *path = cli_arg(args, "secret-file");
+	return path == NULL || add_secret_file(cli, path);
 }

@@ -15,4 +15,17 @@ struct cli_secret {
 /* The secret with this id, or NULL. It lives until cli_objects_release. */
 const struct cli_secret *cli_secret_find(const struct cli *cli, const char *id);
 
+/* Ids that no --object can have: that of --secret-file, and of passphrases typed. */
+#define CLI_SECRET_FILE	 ""
+#define CLI_SECRET_TYPED "\n"
+
+/* Keep a copy of `n` bytes. NULL: out of memory. */
+const struct cli_secret *cli_secret_add(
+	struct cli *cli, const char *id, const char *data, size_t n);
+
+/* struct qcow_open_options.get_secret with the struct cli as context: --secret-file, else a prompt where
+ * there is a terminal, else QCOW_E_KEY that says what to do. */
+enum qcow_status cli_passphrase(void *ctx, const struct qcow_secret_request *rq,
+	struct qcow_secret *out, struct qcow_error *err);
+
 #endif

@@ -9,7 +9,7 @@
  * with --probe. The qemu-img personality follows QEMU's rules. With --untrusted nothing that an image
  * names is opened.
  *
- * A node is {driver, store, where a raw disk lies in it}. Drivers: file, host_device, raw, qcow2.
+ * A node is {driver, store, where a raw disk lies in it}. Drivers: file, host_device, raw, qcow2, luks.
  */
 #include "cli/cli.h"
 
@@ -22,7 +22,8 @@
 
 struct node {
 	struct qcow_store *store;
-	const char *format; /* "qcow2", "raw" or NULL: probe */
+	const char *format; /* "qcow2", "raw", "luks" or NULL: probe */
+	const struct cli_secret *secret; /* that the node names, or NULL */
 	uint64_t raw_offset, raw_size;
 };
 
@@ -65,7 +66,7 @@ static unsigned file_flags(unsigned flags)
 /* The name of a driver that we have, as a static string; NULL: another one. */
 static const char *known_driver(const char *name)
 {
-	static const char *const known[] = {"file", "host_device", "raw", "qcow2"};
+	static const char *const known[] = {"file", "host_device", "raw", "qcow2", "luks"};
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (strcmp(known[i], name) == 0)
 			return known[i];
@@ -87,7 +88,8 @@ static enum qcow_status check_driver(
 		(void)QK_FAIL(err, QCOW_E_UNSUPPORTED, "Unknown driver '%s'", name);
 	else
 		(void)QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the driver '%s' is not built in; file, host_device, raw and qcow2 are",
+			"the driver '%s' is not built in; file, host_device, raw, qcow2 and luks "
+			"are",
 			name);
 	return QCOW_E_UNSUPPORTED;
 }
@@ -96,10 +98,10 @@ static enum qcow_status check_driver(
 static enum qcow_status check_members(const json_t *spec, struct qcow_error *err)
 {
 	static const char *const known[] = {"driver", "file", "filename", "backing", "data-file",
-		"offset", "size", "cache", "locking", "force-share", "encrypt", "node-name",
-		"read-only", "auto-read-only", "discard", "detect-zeroes", "aio", "drop-cache",
-		"x-check-cache-dropped", "lazy-refcounts", "overlap-check", "cache-size",
-		"l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
+		"offset", "size", "cache", "locking", "force-share", "encrypt", "key-secret",
+		"node-name", "read-only", "auto-read-only", "discard", "detect-zeroes", "aio",
+		"drop-cache", "x-check-cache-dropped", "lazy-refcounts", "overlap-check",
+		"cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
 		"cache-clean-interval", "pass-discard-request", "pass-discard-snapshot",
 		"pass-discard-other", "discard-no-unref"};
 	const char *key = NULL;
@@ -116,14 +118,18 @@ static enum qcow_status check_members(const json_t *spec, struct qcow_error *err
 	return QCOW_OK;
 }
 
-/* A secret that is named must exist. */
-static enum qcow_status check_secret(struct cli *cli, const json_t *spec, struct qcow_error *err)
+/* A secret that is named must exist. In luks nodes the name stands at the top. */
+static enum qcow_status find_secret(
+	struct cli *cli, const json_t *spec, const struct cli_secret **out, struct qcow_error *err)
 {
 	const char *id = NULL;
 	QK_TRY(cli_spec_string(json_object_get(spec, "encrypt"), "key-secret", &id, err));
-	if (id != NULL && cli_secret_find(cli, id) == NULL)
-		return QK_FAIL(err, QCOW_E_KEY, "No secret with id '%s'", id);
-	return QCOW_OK;
+	if (id == NULL)
+		QK_TRY(cli_spec_string(spec, "key-secret", &id, err));
+	if (id == NULL)
+		return QCOW_OK;
+	*out = id[0] != '\0' ? cli_secret_find(cli, id) : NULL;
+	return *out != NULL ? QCOW_OK : QK_FAIL(err, QCOW_E_KEY, "No secret with id '%s'", id);
 }
 
 /* The file of a protocol node: {driver: file|host_device, filename, locking, cache.direct}. */
@@ -164,7 +170,7 @@ static enum qcow_status open_node(struct cli *cli, const json_t *spec, unsigned 
 {
 	const char *driver = NULL;
 	QK_TRY(check_members(spec, err));
-	QK_TRY(check_secret(cli, spec, err));
+	QK_TRY(find_secret(cli, spec, &out->secret, err));
 	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
 	if (driver != NULL)
 		QK_TRY(check_driver(cli, driver, &driver, err));
@@ -355,6 +361,11 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 	options->raw_offset = node->raw_offset;
 	options->raw_size = node->raw_size;
 	options->backing = layer->backing;
+	if (node->secret != NULL)
+		options->secret = (struct qcow_secret){node->secret->data, node->secret->bytes};
+	options->get_secret = cli_passphrase;
+	options->secret_ctx = refs->cli;
+	options->cancelled = refs->cli->cancelled;
 	if (alone || json_is_null(json_object_get(layer->spec, "backing")))
 		options->flags |= QCOW_OPEN_NO_BACKING;
 	if (alone || (flags & CLI_OPEN_NO_DATA) != 0)
@@ -462,6 +473,10 @@ static void report_open(struct cli *cli, const char *text, struct qcow_error *er
 	bool is_own = drop_path(text, err);
 	if (cli->qemu && err->status == QCOW_E_NOT_QCOW2)
 		(void)snprintf(err->message, sizeof(err->message), "Image is not in qcow2 format");
+	if (cli->qemu && err->status == QCOW_E_KEY &&
+		strstr(err->message, "wrong passphrase") != NULL)
+		(void)snprintf(err->message, sizeof(err->message),
+			"Invalid password, cannot unlock any keyslot");
 	if (cli->qemu && err->os_errno != 0 && is_own)
 		qk_err_context(err, "Could not open '%s'", text);
 	char *asks = strstr(err->message, ". Is another process using the image [");

@@ -139,6 +139,11 @@ static enum qcow_status open_backing(struct qcow_image *top, struct qcow_image *
 	below.flags = o->flags;
 	below.format = format;
 	below.cache_bytes = o->cache_bytes;
+	below.get_secret = o->get_secret;
+	below.secret_ctx = o->secret_ctx;
+	below.cancelled = o->cancelled;
+	below.cancel_ctx = o->cancel_ctx;
+	below.max_iterations = o->max_iterations;
 	status = qk_layer_open(got.store, &below, &layer->backing, err);
 	if (status != QCOW_OK)
 		qk_err_context(err, "backing file '%s' of '%s'", ref.name, ref.from);

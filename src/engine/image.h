@@ -16,12 +16,14 @@
 struct qk_meta;
 struct qk_decode;
 struct qk_hostmap;
+struct qk_crypt;
 
 #define QK_FEATURE_KINDS 3U
 #define QK_FEATURE_BITS	 64U
 
 struct qcow_image {
-	bool is_raw;
+	bool is_raw; /* the store is the disk, from raw_offset on: raw, and luks */
+	bool is_luks; /* raw_offset is the payload's */
 	struct qcow_store *store;
 	struct qcow_store *data_store; /* external data file, or NULL */
 	struct qcow_image *backing; /* or NULL */
@@ -31,6 +33,9 @@ struct qcow_image {
 	uint64_t first_stretch; /* bytes: 128 of the smallest clusters from here down; see map.c */
 	uint32_t flags; /* QCOW_OPEN_… */
 	struct qk_hostmap *hostmap; /* holes of the store that holds guest data */
+	bool is_encrypted;
+	bool is_locked; /* encrypted, and opened without its key: guest data is refused */
+	struct qk_crypt *crypt; /* of guest data, NULL where it is plain or locked */
 
 	/* qcow2 only */
 	uint8_t *cluster0; /* what ext and header.tail point into */
@@ -45,7 +50,6 @@ struct qcow_image {
 	bool is_snapshot_view;
 
 	bool read_only_at_most; /* damage was seen that forbids writing */
-	bool is_locked; /* encrypted, and opened without its key: guest data is refused */
 
 	char *backing_name, *backing_format, *data_file_name; /* NUL terminated copies, or NULL */
 	char *feature_names[QK_FEATURE_KINDS]

@@ -150,7 +150,10 @@ enum qcow_status qk_map_extent(
 		.compressed_bytes = run.kind == QK_RUN_COMPRESSED ? run.compressed_bytes : 0,
 	};
 	stop_above(&run, out);
-	if (run.kind == QK_RUN_PLAIN && run.store != NULL)
+	/* what lies on the host is not what the guest sees: neither its place nor its holes say anything */
+	if (run.layer->is_encrypted)
+		out->flags &= ~(uint32_t)QCOW_EXTENT_OFFSET;
+	else if (run.kind == QK_RUN_PLAIN && run.store != NULL)
 		QK_TRY(look_at_host(&run, out, err));
 	return QCOW_OK;
 }

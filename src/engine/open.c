@@ -10,6 +10,9 @@
 
 #include "base/err.h"
 #include "base/mem.h"
+#include "crypto/aes_legacy.h"
+#include "crypto/secmem.h"
+#include "engine/crypt.h"
 #include "engine/decode.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
@@ -18,10 +21,15 @@
 /* Enough for every fixed header, and for the first look of the probe. */
 #define FIRST_BYTES 512U
 
+/* Only version 1 is found by a probe: what else has the magic is a disk that its guest encrypted. */
+#define LUKS_VERSION_OFF 6U
+#define LUKS_PROBE_BYTES 8U
+
 enum layer_format {
 	LAYER_PROBE,
 	LAYER_QCOW2,
-	LAYER_RAW
+	LAYER_RAW,
+	LAYER_LUKS
 };
 
 static enum qcow_status parse_format(
@@ -33,9 +41,11 @@ static enum qcow_status parse_format(
 		*out = LAYER_QCOW2;
 	else if (strcmp(name, "raw") == 0)
 		*out = LAYER_RAW;
+	else if (strcmp(name, "luks") == 0)
+		*out = LAYER_LUKS;
 	else
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"image format '%s' is not supported: qcow2 and raw are", name);
+			"image format '%s' is not supported: qcow2, raw and luks are", name);
 	return QCOW_OK;
 }
 
@@ -62,6 +72,93 @@ static enum qcow_status open_raw(
 			"raw size %" PRIu64 " at offset %" PRIu64
 			" goes past the end of the file (%" PRIu64 " bytes)",
 			o->raw_size, o->raw_offset, image->file_size);
+	return QCOW_OK;
+}
+
+/* ---- keys ---- */
+
+/* The passphrase for this layer; none with CHECK, which needs no guest data. */
+static enum qcow_status find_secret(struct qcow_image *image, const struct qcow_open_options *o,
+	enum qcow_encryption encryption, struct qk_span *out, struct qcow_error *err)
+{
+	const struct qcow_secret_request rq = {qcow_store_name(image->store), encryption};
+	struct qcow_secret secret = o->secret;
+
+	*out = (struct qk_span){NULL, 0};
+	image->is_encrypted = true;
+	image->is_locked = (image->flags & QCOW_OPEN_CHECK) != 0;
+	if (image->is_locked)
+		return QCOW_OK;
+	if (secret.data == NULL && o->get_secret != NULL)
+		QK_TRY(o->get_secret(o->secret_ctx, &rq, &secret, err));
+	if (secret.data == NULL)
+		return QK_FAIL(err, QCOW_E_KEY,
+			"the image is encrypted (%s) and no passphrase was given",
+			encryption == QCOW_ENCRYPTION_LUKS ? "LUKS" : "AES");
+	*out = (struct qk_span){secret.data, secret.len};
+	return QCOW_OK;
+}
+
+static enum qcow_status unlock_aes(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	struct qk_span secret;
+	struct qk_cipher_spec spec;
+	uint8_t key[QK_AES_LEGACY_KEY_BYTES];
+
+	QK_TRY(find_secret(image, o, QCOW_ENCRYPTION_AES, &secret, err));
+	if (image->is_locked)
+		return QCOW_OK;
+	qk_aes_legacy(secret, &spec, key);
+	enum qcow_status status = qk_crypt_new(&spec, key, true, &image->crypt, err);
+	explicit_bzero(key, sizeof(key));
+	return status;
+}
+
+/* The header at `off` is judged in any case, its slots only where there is a passphrase. */
+static enum qcow_status unlock_luks(struct qcow_image *image, const struct qcow_open_options *o,
+	uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	struct qk_luks luks;
+	struct qk_crypt_luks_request rq = {.store = image->store,
+		.off = off,
+		.len = len,
+		.cancel = {o->cancelled, o->cancel_ctx},
+		.max_iterations = o->max_iterations,
+		.by_guest = image->is_luks};
+
+	QK_TRY(qk_crypt_luks_header(&rq, &luks, err));
+	if (image->is_luks)
+		image->raw_offset = luks.payload_off;
+	QK_TRY(find_secret(image, o, QCOW_ENCRYPTION_LUKS, &rq.passphrase, err));
+	if (image->is_locked)
+		return QCOW_OK;
+	return qk_crypt_luks_unlock(&rq, &luks, &image->crypt, err);
+}
+
+/* ---- luks: an encrypted disk behind its header ---- */
+
+static enum qcow_status open_luks(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	if (o->snapshot != NULL)
+		return QK_FAIL(err, QCOW_E_NOENT, "snapshot '%s' not found: a LUKS image has none",
+			o->snapshot);
+	if (o->raw_offset != 0 || o->raw_size != 0)
+		return QK_FAIL(err, QCOW_E_INVAL, "raw offset and size go with format raw only");
+	if (image->file_size < QK_LUKS_HEADER_BYTES)
+		return QK_FAIL(err, QCOW_E_FORMAT,
+			"the file has %" PRIu64 " bytes, a LUKS header alone has %u",
+			image->file_size, QK_LUKS_HEADER_BYTES);
+	image->is_raw = true;
+	image->is_luks = true;
+	QK_TRY(unlock_luks(image, o, 0, image->file_size, err));
+	if (image->raw_offset > image->file_size)
+		return QK_FAIL(err, QCOW_E_FORMAT,
+			"the LUKS payload at %" PRIu64 " lies past the end of the file (%" PRIu64
+			" bytes)",
+			image->raw_offset, image->file_size);
+	image->size = qk_align_down(image->file_size - image->raw_offset, QK_CRYPT_SECTOR);
 	return QCOW_OK;
 }
 
@@ -163,15 +260,25 @@ static enum qcow_status load_lists(struct qcow_image *image, struct qcow_error *
 	return QCOW_OK;
 }
 
-static enum qcow_status judge_encryption(struct qcow_image *image, struct qcow_error *err)
+static enum qcow_status judge_encryption(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
 {
-	image->is_locked = image->header.crypt_method != QCOW_ENCRYPTION_NONE;
-	if (image->is_locked && (image->flags & QCOW_OPEN_CHECK) == 0)
-		return QK_FAIL(err, QCOW_E_KEY,
-			"the image is encrypted (method %" PRIu32
-			") and this version has no way to give a key",
-			image->header.crypt_method);
-	return QCOW_OK;
+	uint64_t off = image->ext.crypto_off, len = image->ext.crypto_len;
+
+	if (image->header.crypt_method == QCOW_ENCRYPTION_NONE)
+		return QCOW_OK;
+	if (image->header.crypt_method == QCOW_ENCRYPTION_AES)
+		return unlock_aes(image, o, err);
+	if (qk_in_range(off, len, image->file_size))
+		return unlock_luks(image, o, off, len, err);
+	image->is_encrypted = true;
+	image->is_locked = true;
+	if ((image->flags & QCOW_OPEN_CHECK) != 0)
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_CRYPTO_HEADER, off, QCOW_NO_OFFSET,
+		"the %" PRIu64 " bytes of encryption header at %" PRIu64
+		" lie past the end of the file (%" PRIu64 " bytes)",
+		len, off, image->file_size);
 }
 
 static bool is_l1_place(const struct qcow_image *image, uint64_t off, uint32_t entries)
@@ -238,7 +345,7 @@ static enum qcow_status open_qcow2(
 	QK_TRY(decode_cluster0(image, err));
 	QK_TRY(copy_names(image, err));
 	judge_tables(image);
-	QK_TRY(judge_encryption(image, err));
+	QK_TRY(judge_encryption(image, o, err));
 	QK_TRY(load_lists(image, err));
 	QK_TRY(choose_tree(image, o, err));
 	return make_engine(image, o, err);
@@ -259,6 +366,10 @@ static enum qcow_status open_probed(
 			"its bytes as a disk, give the format raw");
 	case QK_PROBE_OTHER:
 	default:
+		if (qk_luks_probe((struct qk_span){image->cluster0, image->cluster0_bytes}) &&
+			image->cluster0_bytes >= LUKS_PROBE_BYTES &&
+			qk_load16(image->cluster0 + LUKS_VERSION_OFF) == 1)
+			return open_luks(image, o, err);
 		return open_raw(image, o, err);
 	}
 }
@@ -272,6 +383,8 @@ static enum qcow_status open_format(
 	QK_TRY(qk_hostmap_new(&image->hostmap, err));
 	if (format == LAYER_RAW)
 		return open_raw(image, o, err);
+	if (format == LAYER_LUKS)
+		return open_luks(image, o, err);
 	QK_TRY(read_start(image, FIRST_BYTES, err));
 	return format == LAYER_QCOW2 ? open_qcow2(image, o, err) : open_probed(image, o, err);
 }
@@ -302,6 +415,7 @@ void qk_layer_close(struct qcow_image *image)
 	qk_hostmap_free(image->hostmap);
 	qk_meta_free(image->meta);
 	qk_decode_free(image->decode);
+	qk_crypt_free(image->crypt);
 	qk_tablist_release(&image->snapshots);
 	qk_tablist_release(&image->bitmaps);
 	for (unsigned kind = 0; kind < QK_FEATURE_KINDS; kind++)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "engine/crypt.h"
 #include "engine/decode.h"
 #include "engine/image.h"
 #include "engine/map.h"
@@ -20,6 +21,10 @@ static enum qcow_status read_plain(const struct qk_run *run, uint8_t *buf, struc
 			"guest offset %" PRIu64
 			" is stored in the data file '%s', which was not opened",
 			run->guest.v, layer->data_file_name != NULL ? layer->data_file_name : "");
+	if (layer->crypt != NULL) {
+		const struct qk_crypt_place at = {run->store, run->host_off, run->guest};
+		return qk_crypt_read(layer->crypt, &at, buf, (size_t)run->len, err);
+	}
 	/* the end of a file may cut its last cluster short, a data file may end anywhere */
 	bool is_inside = run->store == layer->store &&
 			 qk_in_range(run->host_off.v, run->len, layer->file_size);

@@ -48,7 +48,7 @@ for operand in nbd://host/x nbd+unix:///x?socket=s http://host/x rbd:x ssh://x f
 	says "refused: $operand" 1 "qcow: cannot open '*': the protocol '${operand%%:*}' is not built in*" \
 		"$QCOW" info "$operand"
 done
-for driver in nbd luks compress vmdk quorum; do
+for driver in nbd vdi compress vmdk quorum; do
 	says "refused: driver $driver" 1 "*the driver '$driver' is not built in*" \
 		"$QCOW" info "json:{\"driver\":\"$driver\",\"file\":{\"filename\":\"disk.raw\"}}"
 done
