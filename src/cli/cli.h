@@ -101,6 +101,18 @@ struct cli_option {
 		.name = "untrusted", .flags = CLI_OPT_QCOW, \
 		.help = "open nothing that the image names" \
 	}
+/* With both of these the command also locks itself down: cli_sandbox_from_args. */
+#define CLI_OPT_SANDBOX                                                             \
+	{                                                                           \
+		.name = "untrusted", .flags = CLI_OPT_QCOW,                         \
+		.help = "open nothing that the image names, and lock this process " \
+			"down before it is read"                                    \
+	}
+#define CLI_OPT_VERBOSE                                                    \
+	{                                                                  \
+		.letter = 'v', .name = "verbose", .flags = CLI_OPT_QCOW,   \
+		.help = "with --untrusted: say on stderr what is in force" \
+	}
 #define CLI_OPT_QUIET                                                              \
 	{                                                                          \
 		.letter = 'q', .name = "quiet", .help = "write nothing but errors" \
@@ -277,11 +289,30 @@ struct cli_operand {
 	bool image_opts;
 };
 
+/* How --untrusted locks the process down. */
+struct cli_sandbox {
+	bool wanted, verbose;
+	uint64_t memory_bytes, cpu_seconds; /* 0: no limit */
+};
+
 struct cli_open_request {
 	struct cli_operand operand;
 	unsigned flags; /* CLI_OPEN_… */
 	const char *snapshot; /* "NAME", "snapshot.id=…", "snapshot.name=…", or NULL */
+	/* Called when the file is open and nothing of it read: open here what the sandbox will forbid.
+	 * QCOW_E_CANCELLED: it failed and has reported it. */
+	enum qcow_status (*ready)(void *ctx, struct qcow_error *err);
+	void *ready_ctx;
+	struct cli_sandbox sandbox; /* entered after `ready` */
 };
+
+/* What --untrusted and --verbose of `args` ask for, with the command's bounds. */
+struct cli_sandbox cli_sandbox_from_args(
+	const struct cli_args *args, uint64_t memory_bytes, uint64_t cpu_seconds);
+
+/* Enter the sandbox, for ever. QCOW_E_NOTSUP: the kernel gives none. */
+enum qcow_status cli_lock_down(
+	struct cli *cli, const struct cli_sandbox *sandbox, struct qcow_error *err) QK_MUST_USE;
 
 /* Fill operand.image_opts, operand.format, flags from -f, --image-opts, -U, --probe of `args`, and keep
  * every --object. False: refused and reported. */

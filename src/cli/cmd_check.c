@@ -9,6 +9,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/num.h"
+
 #include "cli/check_qemu.h"
 
 enum {
@@ -278,6 +280,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		!cli_open_request_init(cli, args, args->operands[0],
 			CLI_OPEN_ALONE | CLI_OPEN_CHECK | CLI_OPEN_NO_DATA, &request))
 		return EXIT_INCOMPLETE;
+	request.sandbox = cli_sandbox_from_args(args, QK_MIB(192), 600);
 	/* a damaged image has many lines: one write each, not one a piece */
 	(void)setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
 	options.on_finding = on_finding;
@@ -315,6 +318,8 @@ static const struct cli_option options[] = {
 	CLI_OPT_FORCE_SHARE,
 	CLI_OPT_QUIET,
 	CLI_OPT_OBJECT,
+	CLI_OPT_SANDBOX,
+	CLI_OPT_VERBOSE,
 	CLI_OPTIONS_END,
 };
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/num.h"
 
 #define MAX_SPARSE_BYTES ((uint64_t)16 << 20)
 
@@ -99,7 +100,8 @@ static const struct cli_option options[] = {
 	CLI_OPT_OBJECT,
 	CLI_OPT_SECRET_FILE,
 	CLI_OPT_PROBE,
-	CLI_OPT_UNTRUSTED,
+	CLI_OPT_SANDBOX,
+	CLI_OPT_VERBOSE,
 	CLI_OPTIONS_END,
 };
 
@@ -257,6 +259,13 @@ static bool check_together(struct convert_job *job)
 			"multiple input images"},
 		{cli_arg(args, "backing") != NULL && cli_flag(args, "no-create"),
 			"-B makes a new image, -n keeps the target: they do not go together"},
+		{cli_flag(args, "untrusted") && args->n_operands > 2,
+			"with --untrusted there is one source"},
+		{cli_flag(args, "untrusted") && strcmp(args->operands[0], "-") == 0,
+			"--untrusted reads a file, not standard input"},
+		{cli_flag(args, "untrusted") && (cli_arg(args, "backing") != NULL ||
+							job->opts.create.backing_name != NULL),
+			"with --untrusted the target has no backing file"},
 	};
 	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
 		if (!rules[i].wrong)
@@ -369,27 +378,41 @@ static bool run_to_target(struct convert_job *job)
 	return ok;
 }
 
-static bool run_job(struct convert_job *job)
+static bool find_target_path(struct convert_job *job)
 {
 	const char *target = job->args->operands[job->args->n_operands - 1];
-	if (!read_options(job) || !convert_open_sources(job))
-		return false;
-	/* A stream leaves nothing to remove, and its reader may never read on: signals end it as they are. */
-	if (job->to_stdout)
-		return run_to_stdout(job);
-	catch_signals();
 	job->target_path = convert_path_of(
 		job->cli, target, cli_flag(job->args, "target-image-opts"));
-	if (job->target_path == NULL)
-		return false;
+	return job->target_path != NULL;
+}
+
+static bool open_target(struct convert_job *job)
+{
 	const char *backing = cli_arg(job->args, "backing");
 	if (backing == NULL)
 		backing = job->opts.create.backing_name;
 	if (backing != NULL && !convert_open_backing(job, backing))
 		return false;
-	if (!convert_open_target(job))
+	return convert_open_target(job);
+}
+
+static bool run_job(struct convert_job *job)
+{
+	bool sandboxed = job->sandbox.wanted;
+	if (!read_options(job))
 		return false;
-	return run_to_target(job);
+	/* A stream leaves nothing to remove, and its reader may never read on: signals end it as they are. */
+	if (job->to_stdout)
+		return convert_open_sources(job) && run_to_stdout(job);
+	if (sandboxed) {
+		catch_signals();
+		return find_target_path(job) && convert_open_sources(job) &&
+		       convert_check_target(job) && run_to_target(job);
+	}
+	if (!convert_open_sources(job))
+		return false;
+	catch_signals();
+	return find_target_path(job) && open_target(job) && run_to_target(job);
 }
 
 static bool wants_help(struct cli *cli, const struct cli_args *args)
@@ -412,6 +435,10 @@ static int run(struct cli *cli, const struct cli_args *args)
 	if (args->n_operands < 2)
 		return cli_usage(cli, "Must specify image file name");
 	cli->cancelled = is_caught;
+	job.sandbox = cli_sandbox_from_args(args, QK_GIB(1), 0);
+	int rc = 1;
+	if (job.sandbox.wanted && !cli_keeper_split(cli, &job.keeper, &rc))
+		return rc;
 	bool ok = run_job(&job);
 	convert_close(&job, ok);
 	if (!ok)

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "base/mem.h"
+#include "base/num.h"
 #include "cli/info.h"
 #include "cli/snaplist.h"
 
@@ -401,6 +402,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		flags |= CLI_OPEN_ALONE;
 	if (!cli_open_request_init(cli, args, args->operands[0], flags, &request))
 		return 1;
+	request.sandbox = cli_sandbox_from_args(args, QK_MIB(128), 10);
 	struct info info = {.cli = cli,
 		.limits = cli_flag(args, "limits"),
 		.direct = (request.flags & CLI_OPEN_DIRECT) != 0,
@@ -428,7 +430,8 @@ static const struct cli_option options[] = {
 	CLI_OPT_CACHE,
 	CLI_OPT_OBJECT,
 	CLI_OPT_PROBE,
-	CLI_OPT_UNTRUSTED,
+	CLI_OPT_SANDBOX,
+	CLI_OPT_VERBOSE,
 	CLI_OPTIONS_END,
 };
 

@@ -200,8 +200,10 @@ static int run(struct cli *cli, const struct cli_args *args)
 	struct map map = {.cli = cli, .json = cli_wants_json(args), .most_runs = UINT64_MAX};
 	struct cli_open_request request;
 	if (!parse_range(cli, args, &start, &len, &map.most_runs) ||
-		!cli_open_request_init(cli, args, args->operands[0], 0, &request) ||
-		cli_open(cli, &request, &map.image) != QCOW_OK)
+		!cli_open_request_init(cli, args, args->operands[0], 0, &request))
+		return 1;
+	request.sandbox = cli_sandbox_from_args(args, QK_MIB(128), 600);
+	if (cli_open(cli, &request, &map.image) != QCOW_OK)
 		return 1;
 	uint64_t size = shown_size(&map);
 	uint64_t end = start > size ? start : start + qk_min(len, size - start);
@@ -229,7 +231,8 @@ static const struct cli_option options[] = {
 	CLI_OPT_OBJECT,
 	CLI_OPT_SECRET_FILE,
 	CLI_OPT_PROBE,
-	CLI_OPT_UNTRUSTED,
+	CLI_OPT_SANDBOX,
+	CLI_OPT_VERBOSE,
 	CLI_OPTIONS_END,
 };
 

@@ -10,7 +10,7 @@
 
 #include <qcowkit/ops.h>
 
-#include "base/mem.h"
+#include "base/num.h"
 #include "cli/vet.h"
 
 enum {
@@ -360,6 +360,11 @@ static int run(struct cli *cli, const struct cli_args *args)
 		(void)cli_fail(cli, &err, "cannot open");
 		return EXIT_NO_VERDICT;
 	}
+	const struct cli_sandbox sandbox = cli_sandbox_from_args(args, QK_MIB(192), 600);
+	if (sandbox.wanted && cli_lock_down(cli, &sandbox, &err) != QCOW_OK) {
+		qcow_store_close(store);
+		return cli_fail(cli, &err, "'%s'", args->operands[0]);
+	}
 	return vet(cli, args, store, &options);
 }
 
@@ -373,6 +378,8 @@ static const struct cli_option options[] = {
 	CLI_VET_POLICY_OPTIONS,
 	CLI_OPT_FORCE_SHARE,
 	CLI_OPT_QUIET,
+	CLI_OPT_SANDBOX,
+	CLI_OPT_VERBOSE,
 	CLI_OPTIONS_END,
 };
 

@@ -176,6 +176,15 @@ static bool open_stdin_image(struct convert_job *job, struct qcow_image **out)
 	return false;
 }
 
+/* The source is open and nothing of it has been read: the target has to be opened now. */
+static enum qcow_status open_target_first(void *ctx, struct qcow_error *err)
+{
+	struct convert_job *job = ctx;
+	if (job->to_stdout || convert_open_target(job))
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_CANCELLED, "the target cannot be opened");
+}
+
 static bool open_source(struct convert_job *job, const char *operand, struct qcow_image **out)
 {
 	struct cli_open_request request;
@@ -184,6 +193,11 @@ static bool open_source(struct convert_job *job, const char *operand, struct qco
 	if (!cli_open_request_init(job->cli, job->args, operand, CLI_OPEN_UNSHARED, &request))
 		return false;
 	request.snapshot = cli_arg(job->args, "snapshot");
+	request.sandbox = job->sandbox;
+	if (job->sandbox.wanted) {
+		request.ready = open_target_first;
+		request.ready_ctx = job;
+	}
 	if ((cli_cache_file_flags(cli_arg(job->args, "source-cache")) & QCOW_FILE_DIRECT) != 0)
 		request.flags |= CLI_OPEN_DIRECT;
 	return cli_open(job->cli, &request, out) == QCOW_OK;
@@ -279,6 +293,7 @@ static bool open_file(struct convert_job *job, const struct cli_operand *operand
 	if (cli_open_target(job->cli, operand, flags, out, &format) != QCOW_OK)
 		return false;
 	*made = !exists;
+	cli_keeper_note(job->keeper, made == &job->made_data, path, *made);
 	return true;
 }
 
@@ -311,12 +326,20 @@ bool convert_open_target(struct convert_job *job)
 	       open_data_file(job);
 }
 
+bool convert_check_target(struct convert_job *job)
+{
+	struct stat st;
+	int fd = qcow_store_fd(job->target);
+	return fd < 0 || fstat(fd, &st) != 0 || check_not_read(job, job->target_path, &st);
+}
+
 void convert_close(struct convert_job *job, bool ok)
 {
-	if (!ok && job->made_target)
-		(void)unlink(job->target_path);
-	if (!ok && job->made_data)
-		(void)unlink(job->data_path);
+	/* in a sandbox neither works, and the keeper does it */
+	if (!ok && job->made_target && unlink(job->target_path) == 0)
+		cli_keeper_note(job->keeper, 0, job->target_path, false);
+	if (!ok && job->made_data && unlink(job->data_path) == 0)
+		cli_keeper_note(job->keeper, 1, job->data_path, false);
 	qcow_store_close(job->target);
 	qcow_store_close(job->data);
 	qcow_close(job->backing);

@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "cli/create_opts.h"
+#include "cli/keeper.h"
 
 #include <qcowkit/ops.h>
 
@@ -25,12 +26,15 @@ struct convert_job {
 	char *backing_format;
 	struct qcow_image *backing;
 	bool to_stdout, made_target, made_data;
+	struct cli_sandbox sandbox;
+	struct cli_keeper *keeper; /* in a sandbox: who removes what was made; else NULL */
 };
 
 /* The path in an operand, whatever way it is written. NULL: refused and reported. Free it. */
 char *convert_path_of(struct cli *cli, const char *text, bool image_opts);
 
-/* Open every source; "-" is standard input (not in the personality). False: reported. */
+/* Open every source; "-" is standard input (not in the personality). With a sandbox: the target too, and then
+ * the sandbox is entered before the source is looked at. False: reported. */
 bool convert_open_sources(struct convert_job *job);
 
 /* Open the backing image of -B and fill in its name and format. False: reported. */
@@ -39,6 +43,9 @@ bool convert_open_backing(struct convert_job *job, const char *name);
 /* Open or make the target, and the data file that -o data_file names; refuses a target that is also a
  * source or part of one. False: reported. */
 bool convert_open_target(struct convert_job *job);
+
+/* The target is open, the sources were opened after it: is it none of them? False: reported. */
+bool convert_check_target(struct convert_job *job);
 
 /* Close everything; `ok` false: remove the files that this run made. */
 void convert_close(struct convert_job *job, bool ok);

@@ -32,6 +32,7 @@ struct refs {
 	struct cli *cli;
 	unsigned flags; /* CLI_OPEN_… */
 	const json_t *data_file; /* that the operand names for the layer being opened, or NULL */
+	const struct cli_open_request *request;
 };
 
 char *cli_join_path(const char *from, const char *name)
@@ -376,6 +377,15 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 		options->flags |= QCOW_OPEN_PROBE;
 }
 
+/* The file is open, and nothing of it has been looked at. */
+static enum qcow_status be_ready(const struct refs *refs, struct qcow_error *err)
+{
+	const struct cli_open_request *request = refs->request;
+	if (request->ready != NULL)
+		QK_TRY(request->ready(request->ready_ctx, err));
+	return request->sandbox.wanted ? cli_lock_down(refs->cli, &request->sandbox, err) : QCOW_OK;
+}
+
 static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
 	struct qcow_image **out, struct qcow_error *err)
 {
@@ -386,6 +396,11 @@ static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
 	if (layer->format != NULL)
 		QK_TRY(check_driver(refs->cli, layer->format, &format, err));
 	QK_TRY(open_node(refs->cli, layer->spec, file_flags(refs->flags), &node, err));
+	enum qcow_status status = be_ready(refs, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(node.store);
+		return status;
+	}
 	set_options(refs, layer, &node, &options);
 	refs->data_file = json_object_get(layer->spec, "data-file");
 	options.resolve = resolve;
@@ -405,7 +420,8 @@ static enum qcow_status open_layer_shared(struct refs *refs, const struct layer 
 	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
 		(refs->flags & CLI_OPEN_UNSHARED) != 0)
 		return status;
-	struct refs again = {.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE};
+	struct refs again = {
+		.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE, .request = refs->request};
 	struct qcow_image *image = NULL;
 	struct qcow_info info = {0};
 	if (open_layer(&again, layer, &image, NULL) != QCOW_OK)
@@ -434,6 +450,9 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 				"are not built in");
 		specs[n++] = at;
 	}
+	if (n > 1 && request->sandbox.wanted)
+		return QK_FAIL(err, QCOW_E_POLICY,
+			"with --untrusted one file is opened, and the operand names %zu", n);
 	struct qcow_image *image = NULL;
 	while (n > 0) {
 		struct layer layer = {.spec = specs[--n], .backing = image};
@@ -499,7 +518,7 @@ static void report_open(struct cli *cli, const char *text, struct qcow_error *er
 enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *request,
 	struct qcow_image **out, struct qcow_error *err)
 {
-	struct refs refs = {.cli = cli, .flags = request->flags};
+	struct refs refs = {.cli = cli, .flags = request->flags, .request = request};
 	json_t *spec = NULL;
 	*out = NULL;
 	enum qcow_status status = cli_spec_parse(cli, &request->operand, &spec, err);
@@ -516,6 +535,8 @@ enum qcow_status cli_open(
 	enum qcow_status status = cli_try_open(cli, request, out, &err);
 	if (status == QCOW_OK)
 		return QCOW_OK;
+	if (status == QCOW_E_CANCELLED)
+		return status; /* by `ready`, which has reported it */
 	if (cli->qemu && request->snapshot != NULL && status == QCOW_E_NOENT && err.os_errno == 0)
 		cli_error(cli, "Failed to load snapshot: Can't find snapshot");
 	else

@@ -9,6 +9,7 @@ Each row of cases.txt is a base image made by qemu-img and a mutation of it. For
   check   verdict, exit code and findings are those of the row
   beside  totals compare with those of qemu-img check as the row says
   vet     refuses what check finds damaged, and what is marked corrupt, and nothing else
+  sandbox with --untrusted info, check, map, vet and convert say and write the same
   dump    is JSON
   bounds  each command takes less than a second of processor time, and less than 64 MiB over the command on
           the base (not with --unbounded: for builds with sanitizers); the file is not changed
@@ -270,6 +271,30 @@ def check_vet(case, args, path, folder, limit):
         raise Wrong("vet: refuses by %s, not by %s" % (sorted(kinds), sorted(right)))
 
 
+def said_by(argv, folder):
+    run = Run(argv, folder)
+    with open(run.err, "rb") as err:
+        said = [run.code, digest(run.out), err.read(4000)]
+    target = os.path.join(folder, "target")
+    if os.path.exists(target):
+        said.append(digest(target))
+        os.unlink(target)
+    return said
+
+
+def check_untrusted(case, args, path, folder):
+    target = os.path.join(folder, "target")
+    big = case.id.startswith("BOMB") # the disk that it maps is the same cluster a million times
+    for words, more in ((["info", "-f", "qcow2"], []), (["check", "-f", "qcow2"], []), (["map", "--output=json", "--max-output=1000"], []),
+                        (["vet"], []), (["convert", "-f", "qcow2", "-O", "raw"], [target])):
+        if big and words[0] == "convert":
+            continue
+        plain = said_by([args.qcow] + words + [path] + more, folder)
+        inside = said_by([args.qcow] + words + ["--untrusted", path] + more, folder)
+        if plain != inside:
+            raise Wrong("%s --untrusted: %s\n  instead of %s" % (words[0], inside, plain))
+
+
 def check_beside(case, args, path, folder, ours):
     theirs = totals(Run([args.qemu_img, "check", "-f", "qcow2", "--output=json", path], folder))
     how = "=" if theirs == ours else "~" if theirs[0] == ours[0] else "-"
@@ -301,6 +326,7 @@ def run_case(case, bases, limit, args, folder):
     check_open(case, args, path, folder, limit)
     check_check(case, args, path, folder, limit)
     check_vet(case, args, path, folder, limit)
+    check_untrusted(case, args, path, folder)
     if case.verdict != "REJ":
         check_dump(args, path, folder, limit)
     if digest(path) != before:
