@@ -15,11 +15,13 @@ extern "C" {
 
 struct qcow_convert_options {
 	uint32_t struct_size;
-	struct qcow_image *const *sources; /* concatenated */
+	struct qcow_image *const *sources; /* concatenated, each from the next sector of 512 bytes on */
 	unsigned n_sources;
 	const char *format; /* "qcow2" or "raw" */
-	/* qcow2: how to make the target. virtual_size 0 = the sum of the sources (or the one given). */
+	/* qcow2: how to make the target. virtual_size 0 = the end of the last source; where that is raw, the end
+	 * of its last sector of 512 bytes, for other programs count disks in those. */
 	struct qcow_create_options create;
+	bool whole_sectors; /* the target ends with a sector of 512 bytes in any case, as QEMU's do */
 	bool compress;
 	int level;	    /* of the codec, -1 = the default */
 	uint64_t sparse_bytes; /* -S: runs of zeros of at least this many bytes are not stored;

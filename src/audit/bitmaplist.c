@@ -127,5 +127,7 @@ enum qcow_status qk_bitmaplist_each(struct qk_audit *a, uint64_t *directory_byte
 	w.end = w.off + *directory_bytes;
 	while (w.index < a->ext->bitmaps.n_bitmaps && next_bitmap(&w, &t))
 		QK_TRY(each(ctx, &t, err));
+	if (w.index == a->ext->bitmaps.n_bitmaps && w.off + w.at != w.end)
+		bad_directory(a, w.off + w.at, w.index, "the directory is longer than its entries");
 	return QCOW_OK;
 }

@@ -77,6 +77,12 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 		stop(s, a, off, "the entry runs past the end of the file or past every limit");
 		return false;
 	}
+	/* the window ends with the cluster; only padding may lie past the end of the file */
+	uint64_t used = QK_SNAPSHOT_FIXED_BYTES + (uint64_t)e.extra.n + e.id.n + e.name.n;
+	if (!qk_in_range(off, used, a->file_size)) {
+		stop(s, a, off, "the entry runs past the end of the file");
+		return false;
+	}
 	w->at += r.at;
 	unsigned finding = 0;
 	struct qk_snap_l1 l1 = judge(a, &e, &finding);

@@ -305,6 +305,7 @@ static bool read_options(struct convert_job *job)
 	job->options.compress = cli_flag(args, "compress");
 	job->options.keep_target = cli_flag(args, "no-create");
 	job->options.target_is_zero = cli_flag(args, "target-is-zero");
+	job->options.whole_sectors = job->cli->qemu;
 	job->options.salvage = cli_flag(args, "salvage");
 	/* a permission, not an order: compressed clusters are written one behind the other */
 	job->options.out_of_order = cli_flag(args, "oob-writes") && !job->options.compress;

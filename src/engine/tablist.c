@@ -31,6 +31,7 @@ struct kind {
 	const char *what;
 	unsigned finding;
 	uint64_t max_bytes;
+	bool has_size; /* the image says how long the table is, and the entries must fill it */
 	/* Step the reader over one entry; false where it overruns. */
 	bool (*skip)(struct qk_reader *r, uint64_t *used);
 	struct qk_tablist_record *(*make)(const struct qcow_image *image, struct qk_reader *r);
@@ -121,9 +122,9 @@ static struct qk_tablist_record *make_bitmap(const struct qcow_image *image, str
 }
 
 static const struct kind snapshot_kind = {"snapshot table", QCOW_FINDING_SNAPSHOT_TABLE,
-	QK_MAX_SNAPSHOT_TABLE_BYTES, skip_snapshot, make_snapshot};
+	QK_MAX_SNAPSHOT_TABLE_BYTES, false, skip_snapshot, make_snapshot};
 static const struct kind bitmap_kind = {"bitmap directory", QCOW_FINDING_BITMAP_DIRECTORY,
-	QK_MAX_BITMAP_DIRECTORY_BYTES, skip_bitmap, make_bitmap};
+	QK_MAX_BITMAP_DIRECTORY_BYTES, true, skip_bitmap, make_bitmap};
 
 /* A stretch of the store in memory; past the end of the file it holds zeros. */
 struct window {
@@ -185,6 +186,11 @@ static enum qcow_status walk(const struct qcow_image *image, struct qk_tablist *
 				", past the end of the table at %" PRIu64,
 				i, list->n, kind->what, off, end);
 	}
+	if (kind->has_size && off != end)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, kind->finding, list->off, QCOW_NO_OFFSET,
+			"the %" PRIu32 " entries of the %s end at %" PRIu64
+			", the table at %" PRIu64,
+			list->n, kind->what, off, end);
 	return QCOW_OK;
 }
 

@@ -63,7 +63,8 @@ static enum qcow_status check_qcow2(const struct request *request, struct qcow_e
 	return qcow_create_validate(&request->create, err);
 }
 
-static enum qcow_status check_options(struct request *request, struct qcow_error *err)
+/* What everything else relies on. Sets is_raw. */
+static enum qcow_status check_request(struct request *request, struct qcow_error *err)
 {
 	const struct qcow_convert_options *options = request->options;
 	if (options->struct_size != sizeof(*options) || options->format == NULL ||
@@ -77,7 +78,7 @@ static enum qcow_status check_options(struct request *request, struct qcow_error
 	if (!request->is_raw && strcmp(options->format, "qcow2") != 0)
 		return QK_FAIL(
 			err, QCOW_E_UNSUPPORTED, "unknown target format '%s'", options->format);
-	return request->is_raw ? check_raw(request, err) : check_qcow2(request, err);
+	return QCOW_OK;
 }
 
 /* ---- sharing blocks ---- */
@@ -184,12 +185,26 @@ static enum qcow_status open_sink(
 	return QCOW_OK;
 }
 
+/* QEMU counts disks in sectors and would not see the rest of the last one: a raw disk is filled up to it. An
+ * image that has an odd size already keeps it. */
+static bool fills_last_sector(const struct request *request)
+{
+	const struct qcow_convert_options *options = request->options;
+	struct qcow_info info;
+	qcow_get_info(options->sources[options->n_sources - 1], &info);
+	bool is_wanted = options->whole_sectors ||
+			 (!request->is_raw && strcmp(info.format, "raw") == 0);
+	return is_wanted && options->create.virtual_size == 0;
+}
+
 static enum qcow_status choose_size(
 	struct request *request, struct qk_copy *copy, struct qcow_error *err)
 {
 	const struct qcow_convert_options *options = request->options;
 	QK_TRY(qk_source_init(&copy->source, options->sources, options->n_sources,
 		options->create.virtual_size, err));
+	if (fills_last_sector(request))
+		copy->source.size = copy->source.starts[options->n_sources];
 	request->create.virtual_size = copy->source.size;
 	return QCOW_OK;
 }
@@ -197,8 +212,9 @@ static enum qcow_status choose_size(
 static enum qcow_status run(struct request *request, struct qk_copy *copy, struct qcow_error *err)
 {
 	const struct qcow_convert_options *options = request->options;
+	QK_TRY(check_request(request, err));
 	QK_TRY(choose_size(request, copy, err));
-	QK_TRY(check_options(request, err));
+	QK_TRY(request->is_raw ? check_raw(request, err) : check_qcow2(request, err));
 	copy->source.salvage = options->salvage;
 	copy->policy = choose_policy(request);
 	if (options->backing != NULL && !qk_source_find_backing(&copy->source, options->backing))

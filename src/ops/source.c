@@ -30,7 +30,9 @@ enum qcow_status qk_source_init(struct qk_source *source, struct qcow_image *con
 				source->starts[i + 1], QK_SOURCE_SECTOR, &source->starts[i + 1]) ||
 			source->starts[i + 1] > INT64_MAX)
 			return QK_FAIL(err, QCOW_E_RANGE, "the sources together exceed 2^63 bytes");
-	source->size = size != 0 ? size : source->starts[n_images];
+	/* nothing comes after the last: its own end counts, to the byte */
+	uint64_t end = source->starts[n_images - 1] + qcow_size(images[n_images - 1]);
+	source->size = size != 0 ? size : end;
 	return QCOW_OK;
 }
 
