@@ -354,6 +354,15 @@ unsigned cli_cache_file_flags(const char *cache);
 bool cli_objects_add_all(struct cli *cli, const struct cli_args *args);
 void cli_objects_release(struct cli *cli);
 
+/* ---- signals ---- */
+
+/* From here on SIGINT, SIGTERM and SIGHUP cancel what asks cli->cancelled, as every progress does. */
+void cli_signals_catch(struct cli *cli);
+/* One of them came: the failure that follows is no error to report. */
+bool cli_signals_caught(void);
+/* Die of the signal that was caught, if any, now that everything is put right. */
+void cli_signals_end(void);
+
 /* ---- progress ---- */
 
 struct cli_progress;

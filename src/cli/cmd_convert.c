@@ -105,65 +105,6 @@ static const struct cli_option options[] = {
 	CLI_OPTIONS_END,
 };
 
-/* ---- signals ---- */
-
-/* Set by the handler, which can do nothing else. */
-static volatile sig_atomic_t caught;
-
-static void on_signal(int signal_number)
-{
-	caught = signal_number;
-}
-
-static const int fatal_signals[] = {SIGINT, SIGTERM, SIGHUP};
-#define N_FATAL (sizeof(fatal_signals) / sizeof(fatal_signals[0]))
-
-static void catch_signals(void)
-{
-	struct sigaction action = {.sa_handler = on_signal};
-	struct sigaction old;
-	(void)sigemptyset(&action.sa_mask);
-	for (size_t i = 0; i < N_FATAL; i++)
-		/* nohup and shells' background jobs ignore some: keep that */
-		if (sigaction(fatal_signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-			(void)sigaction(fatal_signals[i], &action, NULL);
-}
-
-/* Die of the signal that was caught, now that everything is put right. */
-static void end_by_signal(void)
-{
-	if (caught == 0)
-		return;
-	(void)fflush(stdout);
-	(void)signal(caught, SIG_DFL);
-	(void)raise(caught);
-}
-
-/* struct cli.cancelled */
-static bool is_caught(void *ctx)
-{
-	(void)ctx;
-	return caught != 0;
-}
-
-struct watch {
-	struct qcow_progress shown;
-};
-
-static void watch_report(void *ctx, uint64_t done, uint64_t total)
-{
-	const struct watch *watch = ctx;
-	if (watch->shown.report != NULL)
-		watch->shown.report(watch->shown.ctx, done, total);
-}
-
-static bool watch_cancelled(void *ctx)
-{
-	const struct watch *watch = ctx;
-	return caught != 0 ||
-	       (watch->shown.cancelled != NULL && watch->shown.cancelled(watch->shown.ctx));
-}
-
 /* ---- options ---- */
 
 static bool ends_with(const char *text, const char *end)
@@ -356,25 +297,25 @@ static bool sync_target(struct convert_job *job, struct qcow_error *err)
 
 static bool run_to_target(struct convert_job *job)
 {
-	struct watch watch = {0};
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct cli_progress *progress = cli_progress_begin(job->cli, job->args, &watch.shown);
+	struct qcow_progress shown;
+	struct cli_progress *progress = cli_progress_begin(job->cli, job->args, &shown);
 	if (progress == NULL)
 		return false;
 	job->options.create = job->opts.create;
 	job->options.create.durable = wants_sync(job);
 	if (job->opts.has_size)
 		job->options.create.virtual_size = job->opts.size;
-	job->options.progress = (struct qcow_progress){watch_report, watch_cancelled, &watch};
+	job->options.progress = shown;
 	job->options.on_salvage = cli_flag(job->args, "quiet") ? NULL : report_salvage;
 	job->options.salvage_ctx = job;
 	bool ok = qcow_convert(job->target, job->data, &job->options, NULL, &err) == QCOW_OK &&
 		  sync_target(job, &err);
 	cli_progress_end(progress, ok);
-	if (!ok && caught == 0 && job->cli->qemu)
+	if (!ok && !cli_signals_caught() && job->cli->qemu)
 		(void)cli_fail(job->cli, &err, "%s: error while converting %s", job->target_path,
 			job->format);
-	else if (!ok && caught == 0)
+	else if (!ok && !cli_signals_caught())
 		(void)cli_fail(job->cli, &err, "error while converting to %s", job->target_path);
 	return ok;
 }
@@ -406,13 +347,13 @@ static bool run_job(struct convert_job *job)
 	if (job->to_stdout)
 		return convert_open_sources(job) && run_to_stdout(job);
 	if (sandboxed) {
-		catch_signals();
+		cli_signals_catch(job->cli);
 		return find_target_path(job) && convert_open_sources(job) &&
 		       convert_check_target(job) && run_to_target(job);
 	}
 	if (!convert_open_sources(job))
 		return false;
-	catch_signals();
+	cli_signals_catch(job->cli);
 	return find_target_path(job) && open_target(job) && run_to_target(job);
 }
 
@@ -435,7 +376,6 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return 0;
 	if (args->n_operands < 2)
 		return cli_usage(cli, "Must specify image file name");
-	cli->cancelled = is_caught;
 	job.sandbox = cli_sandbox_from_args(args, QK_GIB(1), 0);
 	int rc = 1;
 	if (job.sandbox.wanted && !cli_keeper_split(cli, &job.keeper, &rc))
@@ -443,7 +383,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	bool ok = run_job(&job);
 	convert_close(&job, ok);
 	if (!ok)
-		end_by_signal();
+		cli_signals_end();
 	return ok ? 0 : 1;
 }
 

@@ -385,6 +385,8 @@ static enum qcow_status write_zeros(struct qcow_store *store, uint64_t size,
 	if (zeros == NULL)
 		return QK_FAIL_NOMEM(err);
 	for (uint64_t off = 0; off < size; off += ZERO_BUFFER_BYTES) {
+		if (progress->cancelled != NULL && progress->cancelled(progress->ctx))
+			return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
 		QK_TRY(qcow_store_write(
 			store, zeros, qk_min(ZERO_BUFFER_BYTES, size - off), off, err));
 		if (progress->report != NULL)
@@ -446,6 +448,7 @@ static bool make_image(struct job *job)
 	struct qcow_progress shown = {0};
 	struct qcow_error err = QCOW_ERROR_INIT;
 
+	cli_signals_catch(job->cli);
 	if (!open_file(job, job->path, false, &job->store, &job->made_file) || !open_data_file(job))
 		return false;
 	struct cli_progress *progress = cli_progress_begin(job->cli, job->args, &shown);
@@ -453,7 +456,7 @@ static bool make_image(struct job *job)
 		return false;
 	bool ok = write_image(job, &shown, &err) == QCOW_OK;
 	cli_progress_end(progress, ok);
-	if (!ok)
+	if (!ok && !cli_signals_caught())
 		(void)cli_fail(job->cli, &err, "%s", job->path);
 	return ok;
 }
@@ -518,6 +521,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	struct job job = {.cli = cli, .args = args, .path = args->operands[0]};
 	bool ok = run_job(&job);
 	release(&job, ok);
+	cli_signals_end();
 	return ok ? 0 : 1;
 }
 

@@ -152,6 +152,7 @@ struct cli_progress *cli_progress_begin(
 	if (p->records)
 		put_record(0, '\r');
 	out->report = report;
+	out->cancelled = cli->cancelled;
 	out->ctx = p;
 	return p;
 }

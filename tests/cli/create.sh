@@ -126,4 +126,26 @@ if [[ -n $QEMU_IO ]]; then
 	exec 9>&-
 	wait
 fi
+
+# interrupted: it dies of the signal, removes what it made, and nothing else
+for format in raw qcow2; do
+	for target in new old; do
+		rm -f new
+		echo precious >old
+		set -m # else a background job ignores SIGINT
+		"$QCOW" create -q -f "$format" -o preallocation=full "$target" 3G 2>err &
+		pid=$!
+		set +m
+		for ((i = 0; i < 100; i++)); do
+			(($(stat -c %s "$target" 2>/dev/null || echo 0) > 1000)) && break
+			sleep 0.01
+		done
+		kill -INT "$pid"
+		wait "$pid"
+		rc=$?
+		if [[ $rc == 130 && ! -e new && -e old && ! -s err ]]; then ok "interrupted_${format}_$target"
+		else bad "interrupted_${format}_$target" "status $rc, $(ls -l new old 2>&1), $(<err)"; fi
+	done
+done
+rm -f old
 finish
