@@ -114,9 +114,9 @@ else
 			inside >left
 		if [[ -s left ]]; then bad "$name" "$(head -n 5 left)"; else ok "$name"; fi
 	}
-	for command in 'info' 'check' 'map' 'vet' 'convert -O qcow2 -c -m 4' 'convert -O raw'; do
+	for command in 'info' 'check' 'map' 'vet' 'convert -O qcow2 -c -m 4' 'convert -O raw' 'sanitize -c'; do
 		target=
-		[[ $command != convert* ]] || target=traced
+		[[ $command != convert* && $command != sanitize* ]] || target=traced
 		for image in base compressed bitmaps v2; do
 			rm -f traced
 			# shellcheck disable=SC2086
