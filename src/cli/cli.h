@@ -76,6 +76,11 @@ struct cli_option {
 		.name = "output", .arg = "human|json", .choices = "human|json", \
 		.help = "output for people (the default) or for programs"       \
 	}
+#define CLI_OPT_OUTPUT_QCOW                                                                      \
+	{                                                                                        \
+		.name = "output", .arg = "human|json", .choices = "human|json",                  \
+		.flags = CLI_OPT_QCOW, .help = "output for people (the default) or for programs" \
+	}
 #define CLI_OPT_FORCE_SHARE                                                 \
 	{                                                                   \
 		.letter = 'U', .name = "force-share",                       \

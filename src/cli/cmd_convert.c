@@ -97,6 +97,7 @@ static const struct cli_option options[] = {
 	{.name = "skip-broken-bitmaps", .help = "with --bitmaps: leave out broken ones"},
 	CLI_OPT_PROGRESS,
 	CLI_OPT_QUIET,
+	CLI_OPT_OUTPUT_QCOW,
 	CLI_OPT_OBJECT,
 	CLI_OPT_SECRET_FILE,
 	CLI_OPT_PROBE,
@@ -295,6 +296,20 @@ static bool sync_target(struct convert_job *job, struct qcow_error *err)
 	return qcow_store_flush(job->target, err) == QCOW_OK;
 }
 
+/* No library: by now the target is whole, and memory for the text must not be what fails. */
+static bool print_result(const struct convert_job *job, const struct qcow_convert_result *r)
+{
+	if (!cli_wants_json(job->args) || cli_flag(job->args, "quiet"))
+		return true;
+	(void)printf("{\n    \"bytes-read\": %llu,\n    \"bytes-written\": %llu,\n"
+		     "    \"bytes-cloned\": %llu,\n    \"bytes-zero\": %llu,\n"
+		     "    \"bytes-salvaged\": %llu\n}\n",
+		(unsigned long long)r->bytes_read, (unsigned long long)r->bytes_written,
+		(unsigned long long)r->bytes_cloned, (unsigned long long)r->bytes_zero,
+		(unsigned long long)r->bytes_salvaged);
+	return fflush(stdout) == 0;
+}
+
 static bool run_to_target(struct convert_job *job)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -309,7 +324,8 @@ static bool run_to_target(struct convert_job *job)
 	job->options.progress = shown;
 	job->options.on_salvage = cli_flag(job->args, "quiet") ? NULL : report_salvage;
 	job->options.salvage_ctx = job;
-	bool ok = qcow_convert(job->target, job->data, &job->options, NULL, &err) == QCOW_OK &&
+	struct qcow_convert_result result;
+	bool ok = qcow_convert(job->target, job->data, &job->options, &result, &err) == QCOW_OK &&
 		  sync_target(job, &err);
 	cli_progress_end(progress, ok);
 	if (!ok && !cli_signals_caught() && job->cli->qemu)
@@ -317,7 +333,7 @@ static bool run_to_target(struct convert_job *job)
 			job->format);
 	else if (!ok && !cli_signals_caught())
 		(void)cli_fail(job->cli, &err, "error while converting to %s", job->target_path);
-	return ok;
+	return ok && print_result(job, &result);
 }
 
 static bool find_target_path(struct convert_job *job)

@@ -53,6 +53,7 @@ static const struct cli_option options[] = {
 		.help = "do not look whether the backing file is there; needs SIZE"},
 	CLI_OPT_PROGRESS,
 	CLI_OPT_QUIET,
+	CLI_OPT_OUTPUT_QCOW,
 	CLI_OPT_OBJECT,
 	CLI_OPT_SECRET_FILE,
 	CLI_OPT_PROBE,
@@ -318,10 +319,40 @@ static void put_qcow2_options(const struct job *job)
 	put_number("refcount_bits", o->refcount_bits);
 }
 
+/* The same facts for programs. */
+static void announce_json(const struct job *job)
+{
+	const struct qcow_create_options *o = &job->opts.create;
+	json_t *root = json_object();
+
+	cli_json_set(root, "filename", cli_json_string(job->path));
+	cli_json_set(root, "format", cli_json_string(job->format));
+	cli_json_set(root, "virtual-size", cli_json_u64(job->size));
+	if (strcmp(job->format, "qcow2") == 0) {
+		cli_json_set(root, "compat", cli_json_string(o->version == 2 ? "0.10" : "1.1"));
+		cli_json_set(root, "cluster-size", cli_json_u64(o->cluster_size));
+		cli_json_set(root, "refcount-bits", cli_json_u64(o->refcount_bits));
+		cli_json_set(root, "extended-l2", json_boolean(o->extended_l2));
+		cli_json_set(root, "lazy-refcounts", json_boolean(o->lazy_refcounts));
+		cli_json_set(root, "compression-type",
+			cli_json_string(o->compression == QCOW_COMPRESSION_ZSTD ? "zstd" : "zlib"));
+		if (o->backing_name != NULL)
+			cli_json_set(root, "backing-filename", cli_json_string(o->backing_name));
+		if (o->data_file_name != NULL)
+			cli_json_set(root, "data-file", cli_json_string(o->data_file_name));
+	}
+	(void)cli_json_print(job->cli, root);
+	(void)fflush(stdout);
+}
+
 static void announce(const struct job *job)
 {
 	if (cli_flag(job->args, "quiet"))
 		return;
+	if (cli_wants_json(job->args)) {
+		announce_json(job);
+		return;
+	}
 	(void)printf("Formatting '");
 	cli_put_escaped(stdout, job->path);
 	(void)printf("', fmt=%s", job->format);
@@ -528,7 +559,8 @@ static int run(struct cli *cli, const struct cli_args *args)
 const struct cli_command cli_cmd_create = {
 	.name = "create",
 	.summary = "make a new, empty image",
-	.synopsis = "[-f FMT] [-o KEY=VALUE,…] [-b FILE [-F FMT]] [-u] [-q] FILE [SIZE]",
+	.synopsis = "[-f FMT] [-o KEY=VALUE,…] [-b FILE [-F FMT]] [-u] [-q] "
+		    "[--output human|json] FILE [SIZE]",
 	.about = "Without SIZE the disk is as large as that of the backing file. A FILE that is "
 		 "there\n"
 		 "already is emptied. A relative backing file is looked for from FILE's folder.",

@@ -127,6 +127,19 @@ if [[ -n $QEMU_IO ]]; then
 	wait
 fi
 
+# for programs
+run "$QCOW" create --output json -o cluster_size=4k,compression_type=zstd json 3M
+python3 -c 'import json, sys; d = json.load(open("out"))
+assert (d["filename"], d["format"], d["virtual-size"], d["cluster-size"], d["compression-type"]) == ("json", "qcow2", 3 << 20, 4096, "zstd"), d' &&
+	ok create_json || bad create_json "$(shown)"
+head -c 300000 /dev/urandom >plain
+truncate -s 3M plain
+run "$QCOW" convert --output json plain converted
+python3 -c 'import json; d = json.load(open("out"))
+assert d["bytes-written"] >= 300000 and d["bytes-salvaged"] == 0 and d["bytes-zero"] + d["bytes-written"] + d["bytes-cloned"] >= 3 << 20, d' &&
+	ok convert_json || bad convert_json "$(shown)"
+rm -f json plain converted
+
 # interrupted: it dies of the signal, removes what it made, and nothing else
 for format in raw qcow2; do
 	for target in new old; do

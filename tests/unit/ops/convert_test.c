@@ -377,7 +377,8 @@ static void sources_begin_at_sectors(void **state)
 		assert_ok(qcow_convert(target, NULL, &options, NULL, &err), err);
 		assert_ok(qcow_open(target, &open, &made, &err), err);
 		/* a raw target ends with the last byte, an image for QEMU's sake with its sector */
-		assert_int_equal(qcow_size(made), 1024 + 512 + 512 + (is_qcow2 != 0 ? 70144 : 70001));
+		assert_int_equal(
+			qcow_size(made), 1024 + 512 + 512 + (is_qcow2 != 0 ? 70144 : 70001));
 		assert_ok(qcow_pread(made, got, qcow_size(made), 0, &err), err);
 		assert_memory_equal(got, want, qcow_size(made));
 		qcow_close(made);
