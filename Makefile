@@ -5,6 +5,7 @@
 #   make check          all tests (ARGS=--quick: under 3 minutes; ARGS=--long: hours)
 #   make bench          qcowkit beside qemu-img on the same files
 #   make fuzz           fuzz every target for SECONDS_EACH seconds
+#   make hostile-peers  a table of verdicts on hostile images, ours beside QEMU's
 #   make asan | tsan    unit tests under AddressSanitizer + UBSan | ThreadSanitizer
 #   make install DESTDIR= PREFIX=/usr/local        make uninstall      make clean
 
@@ -34,6 +35,10 @@ bench: all
 fuzz:
 	tools/fuzz $(SECONDS_EACH)
 
+hostile-peers: all
+	@tools/packages tests
+	tests/images/peers.py $(ARGS)
+
 asan:
 	tools/check --only asan $(ARGS)
 
@@ -56,4 +61,4 @@ uninstall:
 clean:
 	rm -rf $(BUILD) build-check
 
-.PHONY: all demo check bench fuzz asan tsan install uninstall clean
+.PHONY: all demo check bench fuzz hostile-peers asan tsan install uninstall clean

@@ -3,7 +3,7 @@
 """The field matrix: every scalar field of an image times hostile values times bases times commands.
 
 usage: matrix.py [--qcow PROGRAM] [--qemu-img PROGRAM] [--seed N] [--sample N] [--only BASE/FIELD[/VALUE]]...
-                 [--unbounded] [--list]
+                 [--unbounded] [--list] [--self-test]
 
 Bases are made by qemu-img. In each every field of header, extensions, snapshots, bitmaps, LUKS header, L1, L2,
 refcount table and blocks is set to 0, 1, all ones, the largest signed number, its top bit and its low bit
@@ -24,9 +24,7 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -178,11 +176,6 @@ def matrix(bases, seed):
 
 # ---- running ----
 
-def bounded_child():
-    # a file of 4 GiB is enough for every target, and no image may make us write more
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 42, 1 << 42))
-
-
 def run_once(argv, folder, seconds=10):
     """(exit code, processor seconds, KiB, stdout, stderr); output is cut at 16 MiB"""
     out, err = os.path.join(folder, "out"), os.path.join(folder, "err")
@@ -314,6 +307,22 @@ def base_floors(bases, args, folder):
     return floors
 
 
+def self_test():
+    """each rule refuses something bad, and nothing that is good"""
+    info, convert = COMMANDS[0], COMMANDS[-1]
+    good = (0, 0.1, 1000, b"{}", b"")
+    bad = [(info, (-11, 0.1, 1000, b"{}", b"")), (info, (134, 0.1, 1000, b"{}", b"")), (info, (124, 0.1, 1000, b"{}", b"")),
+           (info, (2, 0.1, 1000, b"{}", b"")), (info, (0, 1.5, 1000, b"{}", b"")), (info, (0, 0.1, 1001 + 8 * MIB, b"{}", b"")),
+           (info, (0, 0.1, 1000, b"{", b"")), (info, (0, 0.1, 1000, b"", b"")), (info, (1, 0.1, 1000, b"", b"oops")),
+           (info, (1, 0.1, 1000, b"", b"qcow: \033[31m")), (convert, (0, 0.1, 1000, b"\a", b""))]
+    failed = [b for b in bad if judge(*b, 1000, False) is None]
+    failed += [c for c in COMMANDS if judge(c, good, 1000, False) is not None]
+    for f in failed:
+        print("FAILED self-test: %r" % (f,))
+    print("%d passed, %d failed" % (len(bad) + len(COMMANDS) - len(failed), len(failed)))
+    return 1 if failed else 0
+
+
 def chosen(mutants, args):
     if args.only:
         return [m for m in mutants if any(m[1] == o or m[1].startswith(o + "/") for o in args.only)]
@@ -331,7 +340,10 @@ def main():
     p.add_argument("--only", action="append")
     p.add_argument("--unbounded", action="store_true")
     p.add_argument("--list", action="store_true")
+    p.add_argument("--self-test", action="store_true")
     args = p.parse_args()
+    if args.self_test:
+        return self_test()
     args.qcow = os.path.abspath(args.qcow)
     if not shutil.which(args.qemu_img):
         print("SKIP matrix: no qemu-img (package qemu-utils)\n0 passed, 0 failed, 1 skipped")
