@@ -417,6 +417,13 @@ struct qcow_create_options {
 	/* Flush the stores before sector 0 is written and after it: a crash then leaves no image or a whole
 	 * one. Without it nothing is flushed. */
 	bool durable;
+	/* Guest data is encrypted with `secret`, which is used by the call that takes the options alone. LUKS
+	 * has the options below, whose names are those of qemu-img ("aes-256", "xts", "plain64" or "essiv",
+	 * "sha256", 2000 ms of deriving a key); NULL and 0: these defaults. AES is old and weak. */
+	enum qcow_encryption encryption;
+	struct qcow_secret secret;
+	const char *luks_cipher, *luks_mode, *luks_ivgen, *luks_ivgen_hash, *luks_hash;
+	uint32_t luks_iter_time_ms;
 };
 #define QCOW_CREATE_OPTIONS_INIT                                                                   \
 	{                                                                                          \
@@ -454,6 +461,12 @@ QCOW_EXPORT enum qcow_status qcow_builder_new(struct qcow_store *store, struct q
  * thread; the builder itself fills the rest of a last partial cluster with zeros. */
 QCOW_EXPORT enum qcow_status qcow_builder_reserve(struct qcow_builder *builder, uint64_t off, uint64_t len,
 	uint64_t *host_off, uint64_t *run_bytes, struct qcow_error *err) QCOW_MUST_USE;
+
+/* Write `len` bytes of the disk at `off` to `host_off` of the (data) store, both from within one answer of
+ * qcow_builder_reserve: encrypted where the image is. Encrypted data comes in whole sectors of 512 bytes, up
+ * to the end of the disk. Any thread. QCOW_E_INVAL (no whole sectors), errors of the store. */
+QCOW_EXPORT enum qcow_status qcow_builder_write(struct qcow_builder *builder, uint64_t off,
+	uint64_t host_off, const void *buf, size_t len, struct qcow_error *err) QCOW_MUST_USE;
 
 /* One compressed cluster: `data` is its raw deflate stream or zstd frame, smaller than a cluster.
  * Extents are packed by byte. The builder may gather them: they are on the store after finish. */

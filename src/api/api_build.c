@@ -83,6 +83,16 @@ enum qcow_status qcow_builder_reserve(struct qcow_builder *builder, uint64_t off
 	return QCOW_OK;
 }
 
+enum qcow_status qcow_builder_write(struct qcow_builder *builder, uint64_t off, uint64_t host_off,
+	const void *buf, size_t len, struct qcow_error *err)
+{
+	/* any thread: the builder's memory of failures is its owner's, who sees this one */
+	if (builder == NULL || buf == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_builder_write: an argument is NULL");
+	return qk_build_crypt_write(
+		builder, (qk_goff){off}, (qk_hoff){host_off}, (struct qk_span){buf, len}, err);
+}
+
 enum qcow_status qcow_builder_compressed(struct qcow_builder *builder, uint64_t off,
 	const void *data, size_t len, struct qcow_error *err)
 {

@@ -392,6 +392,8 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return 0;
 	if (args->n_operands < 2)
 		return cli_usage(cli, "Must specify image file name");
+	if (!cli_objects_add_all(cli, args))
+		return 1;
 	job.sandbox = cli_sandbox_from_args(args, QK_GIB(1), 0);
 	int rc = 1;
 	if (job.sandbox.wanted && !cli_keeper_split(cli, &job.keeper, &rc))

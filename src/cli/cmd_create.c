@@ -292,10 +292,16 @@ static const char *typed(const struct job *job, const char *key)
 
 static void put_qcow2_options(const struct job *job)
 {
+	static const char *const encryption[] = {"encrypt.format", "encrypt.key-secret",
+		"encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
+		"encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time"};
 	const struct qcow_create_options *o = &job->opts.create;
 
 	if (typed(job, "encryption") != NULL)
 		put_text("encryption", typed(job, "encryption"));
+	for (size_t i = 0; i < sizeof(encryption) / sizeof(encryption[0]); i++)
+		if (typed(job, encryption[i]) != NULL)
+			put_text(encryption[i], typed(job, encryption[i]));
 	put_number("cluster_size", o->cluster_size);
 	put_bool("extended_l2", o->extended_l2);
 	if (typed(job, "preallocation") != NULL)

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/num.h"
+#include "cli/object.h"
 
 struct opt {
 	const char *key, *arg, *help;
@@ -134,20 +135,99 @@ static bool set_data_file_raw(struct cli *cli, struct cli_create_opts *out, cons
 	return parse_bool(cli, out, "data_file_raw", value, &out->create.data_file_raw);
 }
 
-static bool refuse_encryption(struct cli *cli, struct cli_create_opts *out, const char *value)
+static bool set_encrypt_format(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	(void)out;
-	(void)value;
-	cli_error(cli, "encrypted images are not built in yet");
-	return false;
+	if (strcmp(value, "aes") == 0)
+		out->create.encryption = QCOW_ENCRYPTION_AES;
+	else if (strcmp(value, "luks") == 0)
+		out->create.encryption = QCOW_ENCRYPTION_LUKS;
+	else {
+		cli_error(cli, "invalid encrypt.format '%s': it must be aes or luks", value);
+		return false;
+	}
+	return true;
 }
 
 static bool set_encryption(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
 	bool on = false;
-	if (!parse_bool(cli, out, "encryption", value, &on))
+	if (!cli_parse_bool(cli, "encryption", value, &on))
 		return false;
-	return !on || refuse_encryption(cli, out, value);
+	return !on || set_encrypt_format(cli, out, "aes");
+}
+
+static bool set_key_secret(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->key_secret = value;
+	return true;
+}
+
+static bool set_cipher(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.luks_cipher = value;
+	return true;
+}
+
+static bool set_cipher_mode(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.luks_mode = value;
+	return true;
+}
+
+static bool set_hash(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.luks_hash = value;
+	return true;
+}
+
+static bool set_ivgen(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.luks_ivgen = value;
+	return true;
+}
+
+static bool set_ivgen_hash(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	(void)cli;
+	out->create.luks_ivgen_hash = value;
+	return true;
+}
+
+static bool set_iter_time(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	uint64_t ms = 0;
+	if (!cli_parse_number(cli, "encrypt.iter-time", value, 1, 3600000, &ms))
+		return false;
+	out->create.luks_iter_time_ms = (uint32_t)ms;
+	return true;
+}
+
+/* The passphrase, when all options are read: the secret that is named, else --secret-file. */
+static bool find_secret(struct cli *cli, struct cli_create_opts *out)
+{
+	const struct cli_secret *s = NULL;
+	if (out->create.encryption == QCOW_ENCRYPTION_NONE) {
+		if (out->key_secret == NULL)
+			return true;
+		cli_error(cli, "Parameter 'encrypt.format' is missing");
+		return false;
+	}
+	if (out->key_secret != NULL && out->key_secret[0] != '\0')
+		s = cli_secret_find(cli, out->key_secret);
+	else if (out->key_secret == NULL)
+		s = cli_secret_find(cli, CLI_SECRET_FILE);
+	if (s != NULL)
+		out->create.secret = (struct qcow_secret){s->data, s->bytes};
+	else if (out->key_secret != NULL)
+		cli_error(cli, "No secret with id '%s'", out->key_secret);
+	else
+		cli_error(cli, "Parameter 'encrypt.key-secret' is required for cipher");
+	return s != NULL;
 }
 
 static bool set_extended_l2(struct cli *cli, struct cli_create_opts *out, const char *value)
@@ -223,10 +303,18 @@ static const struct opt opts[] = {
 	{"data_file", "str", "File name of an external data file", false, set_data_file},
 	{"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image",
 		false, set_data_file_raw},
+	{"encrypt.cipher-alg", "str", "Name of encryption cipher algorithm", false, set_cipher},
+	{"encrypt.cipher-mode", "str", "Name of encryption cipher mode", false, set_cipher_mode},
 	{"encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'", false,
-		refuse_encryption},
+		set_encrypt_format},
+	{"encrypt.hash-alg", "str", "Name of encryption hash algorithm", false, set_hash},
+	{"encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds", false,
+		set_iter_time},
+	{"encrypt.ivgen-alg", "str", "Name of IV generator algorithm", false, set_ivgen},
+	{"encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm", false,
+		set_ivgen_hash},
 	{"encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase",
-		false, refuse_encryption},
+		false, set_key_secret},
 	{"encryption", "bool (on/off)", "Encrypt the image with format 'aes'", false,
 		set_encryption},
 	{"extended_l2", "bool (on/off)", "Extended L2 tables", false, set_extended_l2},
@@ -282,8 +370,6 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 	for (size_t i = 0; i < list->n; i++) {
 		const char *key = list->v[i].key, *value = list->v[i].value;
 		const struct opt *opt = find_opt(key, is_raw);
-		if (opt == NULL && !is_raw && strncmp(key, "encrypt.", strlen("encrypt.")) == 0)
-			return refuse_encryption(cli, out, value);
 		if (opt == NULL)
 			return refuse_key(cli, out, format, key, is_raw);
 		/* "-o lazy_refcounts" is "-o lazy_refcounts=on" */
@@ -296,7 +382,7 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 		if (!opt->set(cli, out, value))
 			return false;
 	}
-	return true;
+	return find_secret(cli, out);
 }
 
 bool cli_create_opts_wants_help(const struct cli_keyvals *list)

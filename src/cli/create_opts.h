@@ -11,6 +11,7 @@
 
 struct cli_create_opts {
 	struct qcow_create_options create; /* strings point into the key=value list */
+	const char *key_secret; /* as typed, or NULL; create.secret is what it stands for */
 	bool has_size;
 	uint64_t size;
 	const char

@@ -131,16 +131,16 @@ static enum qcow_status derive_block(gcry_md_hd_t md, const struct qk_kdf_reques
 	gcry_md_write(md, be, sizeof(be));
 	memcpy(u, gcry_md_read(md, 0), n);
 	memcpy(block, u, n);
-	for (uint32_t i = 1; i < rq->iterations; i++) {
-		if (i % CANCEL_INTERVAL == 0 && is_cancelled(&rq->cancel))
-			return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
+	bool stops = false;
+	for (uint32_t i = 1; i < rq->iterations && !stops; i++) {
+		stops = i % CANCEL_INTERVAL == 0 && is_cancelled(&rq->cancel);
 		gcry_md_reset(md);
 		gcry_md_write(md, u, n);
 		memcpy(u, gcry_md_read(md, 0), n);
 		xor_into(block, u, n);
 	}
 	explicit_bzero(u, sizeof(u));
-	return QCOW_OK;
+	return stops ? QK_FAIL(err, QCOW_E_CANCELLED, "cancelled") : QCOW_OK;
 }
 
 static enum qcow_status derive_blocks(gcry_md_hd_t md, const struct qk_kdf_request *rq,

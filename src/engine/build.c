@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/crypt.h"
 
 /* Forget what the store held. */
 static enum qcow_status make_empty(struct qcow_store *store, bool *zeroed, struct qcow_error *err)
@@ -96,6 +97,9 @@ static enum qcow_status prepare(struct qcow_builder *b, struct qcow_error *err)
 	QK_TRY(barrier(b, err));
 	QK_TRY(prepare_data_store(b, err));
 	QK_TRY(qk_build_refs_init(&b->refs, b->store, &b->g, err));
+	QK_TRY(qk_build_crypt_init(b, err));
+	/* from here on the passphrase may be gone */
+	b->options.secret = (struct qcow_secret){NULL, 0};
 	QK_TRY(qk_build_map_init(&b->map, &b->refs, b->size, err));
 	if (b->zeroed || b->map.l1_entries == 0)
 		return QCOW_OK;
@@ -132,6 +136,7 @@ void qk_build_abandon(struct qcow_builder *b)
 		return;
 	qk_build_refs_release(&b->refs);
 	qk_build_map_release(&b->map);
+	qk_crypt_free(b->crypt);
 	free(b->gather);
 	free(b->backing_name);
 	free(b->backing_format);
@@ -161,7 +166,9 @@ static enum qcow_status write_header(
 
 	if (cluster0 == NULL)
 		return QK_FAIL_NOMEM(err);
-	QK_TRY(qk_build_options_encode(&b->options, h, cluster0, err));
+	struct qk_extensions ext = {0};
+	qk_build_crypt_place(&b->options, b->crypto_off, b->crypto_bytes, h, &ext);
+	QK_TRY(qk_build_options_encode(&b->options, h, &ext, cluster0, err));
 	while (b->zeroed && used > QK_SECTOR && qk_is_zero(cluster0 + used - QK_SECTOR, QK_SECTOR))
 		used -= QK_SECTOR;
 	if (used > QK_SECTOR)

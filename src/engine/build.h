@@ -5,6 +5,7 @@
  * and sector 0 is written last. No cache, no staging, no flush.
  *
  *   build.c          the builder's life: options to geometry, header, finish
+ *   build_crypt.c    keys, the LUKS header, encryption of what is written
  *   build_options.c  which options go together
  *   build_refs.c     host clusters and their refcounts
  *   build_map.c      L1 and L2 tables
@@ -24,6 +25,8 @@
 #include "base/err.h"
 #include "format/geometry.h"
 #include "format/header.h"
+
+struct qk_crypt;
 
 #define QK_BUILD_NONE UINT64_MAX /* no table is open */
 
@@ -116,6 +119,8 @@ struct qcow_builder {
 	uint8_t *gather; /* compressed bytes for gather_off */
 	uint64_t gather_off;
 	size_t gather_len;
+	struct qk_crypt *crypt; /* NULL: guest data is plain */
+	uint64_t crypto_off, crypto_bytes; /* of the LUKS header */
 	enum qcow_status failed; /* of the first call that failed: finish is then refused */
 };
 
@@ -127,9 +132,27 @@ enum qcow_status qk_build_options_validate(
 /* The geometry of validated options. */
 void qk_build_options_geometry(const struct qcow_create_options *o, struct qk_geometry *g);
 /* Encode header, extensions and backing name for `o` into cluster0 (cluster_size bytes). `h` comes with
- * the offsets and counts of the tables. QCOW_E_LIMIT where they do not fit. */
+ * the offsets and counts of the tables, `ext` with the place of the encryption header. QCOW_E_LIMIT where they
+ * do not fit. */
 enum qcow_status qk_build_options_encode(const struct qcow_create_options *o, struct qk_header *h,
-	uint8_t *cluster0, struct qcow_error *err) QK_MUST_USE;
+	struct qk_extensions *ext, uint8_t *cluster0, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- build_crypt.c ---- */
+
+/* QCOW_E_KEY, QCOW_E_INVAL, QCOW_E_UNSUPPORTED: with a sentence. */
+enum qcow_status qk_build_crypt_validate(
+	const struct qcow_create_options *o, struct qcow_error *err) QK_MUST_USE;
+/* A key; for LUKS its header in clusters of its own, written. Takes as long as the options say. */
+enum qcow_status qk_build_crypt_init(struct qcow_builder *b, struct qcow_error *err) QK_MUST_USE;
+/* What the image's header says of it. */
+void qk_build_crypt_place(const struct qcow_create_options *o, uint64_t off, uint64_t bytes,
+	struct qk_header *h, struct qk_extensions *ext);
+/* As qcow_builder_write. */
+enum qcow_status qk_build_crypt_write(struct qcow_builder *b, qk_goff off, qk_hoff host,
+	struct qk_span data, struct qcow_error *err) QK_MUST_USE;
+/* Zeros, encrypted. */
+enum qcow_status qk_build_crypt_zeros(struct qcow_builder *b, qk_goff off, qk_hoff host,
+	uint64_t len, struct qcow_error *err) QK_MUST_USE;
 
 /* The public calls, arguments not NULL. */
 enum qcow_status qk_build_new(struct qcow_store *store, struct qcow_store *data_store,

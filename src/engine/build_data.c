@@ -133,6 +133,28 @@ static void trim_end(struct qcow_builder *b, qk_goff off, uint64_t n, qk_hoff ho
 	b->refs.end_off = host.v + qk_div_up(b->size - off.v, sub) * sub;
 }
 
+/* Entries for a gap. Zeros on the host are no zeros once they are decrypted: there the entries say that they
+ * are, as far as they can (zero_gap). Extended ones stay unallocated: a backing file shows, and zeros where
+ * there is none. */
+static enum qcow_status map_gap(struct qcow_builder *b, qk_goff off, uint64_t n, qk_hoff host)
+{
+	if (b->crypt == NULL || b->g.extended_l2)
+		return map_host(
+			b, off, n, host, b->g.data_file && b->crypt == NULL ? ALL_ALLOCATED : 0);
+	uint64_t zero = b->g.version >= 3 ? QK_FLAG_ZERO : 0;
+	struct qk_build_entries e = {off, n, host.v | QK_FLAG_COPIED | zero, b->g.cluster_size, 0};
+	return qk_build_map_set(&b->map, &e);
+}
+
+/* Zeros for clusters at `host` that version 2 can only store. */
+static enum qcow_status zero_gap(
+	struct qcow_builder *b, qk_goff off, qk_hoff host, uint64_t n, struct qcow_error *err)
+{
+	if (b->crypt != NULL && b->g.version < 3)
+		return qk_build_crypt_zeros(b, off, host, n << b->g.cluster_bits, err);
+	return zero_host(b, host, n, err);
+}
+
 /* Preallocation, and raw data files, map every cluster. Runs end with qemu-img's L2 slices of 4 KiB, so
  * that the refcount blocks fall where it puts them. */
 static enum qcow_status fill_gap(struct qcow_builder *b, uint64_t end, struct qcow_error *err)
@@ -150,10 +172,9 @@ static enum qcow_status fill_gap(struct qcow_builder *b, uint64_t end, struct qc
 		uint64_t n = (left - 1) % slice + 1;
 		n = qk_min(n, clusters_of(b, end - off.v));
 		QK_TRY(take_host(b, off, n, &host, err));
-		/* extended entries stay unallocated: a backing file shows, and zeros where there is none */
-		QK_TRY(map_host(b, off, n, host, b->g.data_file ? ALL_ALLOCATED : 0));
+		QK_TRY(map_gap(b, off, n, host));
 		trim_end(b, off, n, host);
-		QK_TRY(zero_host(b, host, n, err));
+		QK_TRY(zero_gap(b, off, host, n, err));
 		b->cursor = qk_min(off.v + (n << b->g.cluster_bits), b->size);
 		QK_TRY(report_progress(b, err));
 	}
@@ -168,6 +189,8 @@ static enum qcow_status zero_tail(struct qcow_builder *b, qk_hoff host, uint64_t
 {
 	uint64_t rest = (n << b->g.cluster_bits) - run_bytes;
 
+	if (b->crypt != NULL)
+		return QCOW_OK; /* the last sector is filled up when it is written, the rest is past the end */
 	if (rest == 0 || b->zeroed || b->g.data_file)
 		return QCOW_OK;
 	return write_zeros(b->store, host.v + run_bytes, rest, err);
@@ -261,6 +284,9 @@ enum qcow_status qk_build_data_compressed(
 	if (b->g.data_file)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"an image with an external data file holds no compressed clusters");
+	if (b->crypt != NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"Compression and encryption not supported at the same time");
 	if (data.n == 0 || data.n >= b->g.cluster_size)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"%zu bytes are no compressed cluster of %" PRIu64 ": store it plainly",
@@ -306,7 +332,7 @@ static enum qcow_status store_zeros(
 
 	QK_TRY(take_host(b, off, n, &host, err));
 	QK_TRY(map_host(b, off, n, host, 0));
-	return zero_host(b, host, n, err);
+	return zero_gap(b, off, host, n, err);
 }
 
 enum qcow_status qk_build_data_zero(

@@ -146,7 +146,10 @@ static enum qcow_status validate_header(const struct qcow_create_options *o, str
 
 	if (cluster0 == NULL)
 		return QK_FAIL_NOMEM(err);
-	return qk_build_options_encode(o, &h, cluster0, err);
+	struct qk_extensions ext = {0};
+	qk_build_crypt_place(
+		o, o->cluster_size, o->cluster_size, &h, &ext); /* room for a pointer */
+	return qk_build_options_encode(o, &h, &ext, cluster0, err);
 }
 
 enum qcow_status qk_build_options_validate(
@@ -157,6 +160,7 @@ enum qcow_status qk_build_options_validate(
 	QK_TRY(validate_names(o, err));
 	QK_TRY(validate_data_file(o, err));
 	QK_TRY(validate_preallocation(o, err));
+	QK_TRY(qk_build_crypt_validate(o, err));
 	QK_TRY(validate_size(o, err));
 	return validate_header(o, err);
 }
@@ -189,11 +193,8 @@ static void set_features(const struct qcow_create_options *o, struct qk_header *
 }
 
 enum qcow_status qk_build_options_encode(const struct qcow_create_options *o, struct qk_header *h,
-	uint8_t *cluster0, struct qcow_error *err)
+	struct qk_extensions *ext, uint8_t *cluster0, struct qcow_error *err)
 {
-	struct qk_extensions ext = {.backing_name = text_span(o->backing_name),
-		.backing_format = text_span(o->backing_format),
-		.data_file = text_span(o->data_file_name)};
 	bool with_names = o->version >= 3 && o->cluster_size >= FEATURE_NAMES_MIN_CLUSTER;
 
 	h->version = o->version;
@@ -202,5 +203,8 @@ enum qcow_status qk_build_options_encode(const struct qcow_create_options *o, st
 	h->refcount_order = qk_log2(o->refcount_bits);
 	h->header_length = o->version >= 3 ? QK_V3_HEADER_BYTES : QK_V2_HEADER_BYTES;
 	set_features(o, h);
-	return qk_header_area_encode(h, &ext, with_names, cluster0, o->cluster_size, err);
+	ext->backing_name = text_span(o->backing_name);
+	ext->backing_format = text_span(o->backing_format);
+	ext->data_file = text_span(o->data_file_name);
+	return qk_header_area_encode(h, ext, with_names, cluster0, o->cluster_size, err);
 }

@@ -58,6 +58,9 @@ static enum qcow_status check_qcow2(const struct request *request, struct qcow_e
 	if (options->compress && request->create.data_file_name != NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"an image with a data file holds no compressed clusters");
+	if (options->compress && options->create.encryption != QCOW_ENCRYPTION_NONE)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"Compression and encryption not supported at the same time");
 	if (options->backing != NULL && options->create.backing_name == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "a backing image without a name to record");
 	return qcow_create_validate(&request->create, err);
@@ -114,7 +117,8 @@ static uint64_t probe_clone(const struct request *request, struct qcow_store *ta
 	qcow_store_caps(target, &caps);
 	bool is_out = options->no_clone || options->compress || options->keep_target ||
 		      options->sparse_bytes != UINT64_MAX || options->rate_bytes_per_sec != 0 ||
-		      options->create.preallocation > QCOW_PREALLOC_METADATA;
+		      options->create.preallocation > QCOW_PREALLOC_METADATA ||
+		      options->create.encryption != QCOW_ENCRYPTION_NONE;
 	if (is_out || !caps.can_clone || !caps.can_grow || !find_dev(target, &dev))
 		return 0;
 	if (!request->is_raw && request->create.cluster_size < QK_CLONE_GRAIN_BYTES)

@@ -118,6 +118,8 @@ static enum qcow_status measure_qcow2(struct qcow_image *source,
 	const struct qcow_create_options *o, struct qcow_measure_result *out,
 	struct qcow_error *err)
 {
+	if (o->encryption != QCOW_ENCRYPTION_NONE)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "encrypted images cannot be measured yet");
 	QK_TRY(qcow_create_validate(o, err));
 	uint64_t n_data = qk_div_up(o->virtual_size, o->cluster_size);
 	uint64_t full = n_data * o->cluster_size;

@@ -100,7 +100,10 @@ enum qcow_status qk_sink_store(
 {
 	for (unsigned i = 0; i < chunk->n_puts; i++) {
 		const struct qk_put *put = &chunk->puts[i];
-		if (put->kind == QK_PUT_WRITE)
+		if (put->kind == QK_PUT_WRITE && sink->builder != NULL)
+			QK_TRY(qcow_builder_write(sink->builder, chunk->off + put->from,
+				put->host_off, chunk->buf + put->from, put->len, err));
+		else if (put->kind == QK_PUT_WRITE)
 			QK_TRY(qcow_store_write(
 				sink->store, chunk->buf + put->from, put->len, put->host_off, err));
 		else if (put->kind == QK_PUT_ZERO)

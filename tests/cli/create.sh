@@ -84,7 +84,7 @@ says itself 1 '*same filename as the backing file' "$QCOW_QEMU_IMG" create -u -f
 says raw_backing 1 '*Backing file not supported*' "$QCOW_QEMU_IMG" create -f raw -b x none 1M
 says unknown_format 1 "*Unknown file format 'vmdk'" "$QCOW" create -f vmdk none 1M
 says unknown_option 1 "*Invalid parameter 'cluster_sise'*" "$QCOW" create -o cluster_sise=1k none 1M
-says encrypted 1 '*encrypted*' "$QCOW" create -o encrypt.format=luks none 1M
+says encrypted 1 "*'encrypt.key-secret' is required*" "$QCOW" create -o encrypt.format=luks none 1M
 says bad_cluster_size 1 '*power of two*' "$QCOW" create -o cluster_size=3k none 1M
 says together 1 '*extended_l2*' "$QCOW" create -o preallocation=full -u -b x -F raw none 1M
 [[ ! -e none ]] && ok nothing_was_made || bad nothing_was_made

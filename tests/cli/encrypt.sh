@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# Encrypted images: what QEMU writes with every cipher, mode, IV generator and hash that it has is read, with
+# Encrypted images: what we write is read by QEMU, and its headers by cryptsetup; what QEMU writes with every cipher, mode, IV generator and hash that it has is read, with
 # every source of a passphrase; what has no key or a wrong one is refused.
 source "$(dirname "$0")/lib.sh"
 need_qemu
@@ -217,4 +217,104 @@ done
 made "$QEMU_IMG" qcow2 df.qcow2 "encrypt.format=luks,data_file=df.raw" || bad 'a data file was made' "$(<made.out)"
 fill "$QEMU_IMG" df.qcow2 qcow2 encrypt.key-secret || bad 'a data file' "$(<fill.out)"
 reads 'a data file is decrypted' df.qcow2
+
+# ---- what we write ----
+
+# written NAME OPTIONS: convert, then check and read with every QEMU and with us
+head -c 1500000 /dev/urandom >source.raw
+truncate -s 3M source.raw
+written() {
+	local name="written: $1" tool node=driver=qcow2,file.filename=new.qcow2,encrypt.key-secret=s
+	rm -f new.qcow2 new.data
+	run "$QCOW" convert -q -O qcow2 "${secret[@]}" -o "encrypt.key-secret=s,$1" source.raw new.qcow2
+	if [[ $rc != 0 ]]; then bad "$name" "$(shown)"; return; fi
+	for tool in "${tools[@]}"; do
+		expect "$name: ${#tool} checks" 0 "$tool" check -q "${secret[@]}" --image-opts "$node"
+		run "$tool" convert -O raw "${secret[@]}" --image-opts "$node" back.raw
+		if [[ $rc != 0 ]]; then bad "$name: ${#tool}" "$(shown)"
+		else same_bytes "$name: ${#tool} reads" source.raw back.raw; fi
+	done
+	expect "$name: we check" 0 "$QCOW" check -q new.qcow2
+	expect "$name: we convert" 0 "$QCOW" convert --secret-file key -O raw new.qcow2 back.raw
+	same_bytes "$name: we read" source.raw back.raw
+}
+fast=encrypt.format=luks,encrypt.iter-time=10
+written "$fast"
+written encrypt.format=aes
+written encryption=on,compat=0.10
+written "$fast,cluster_size=512,encrypt.cipher-alg=aes-192,encrypt.ivgen-alg=plain"
+written "$fast,encrypt.cipher-alg=serpent-256,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.hash-alg=sha1"
+written "$fast,encrypt.cipher-alg=twofish-128,encrypt.cipher-mode=ctr,encrypt.hash-alg=ripemd160,cluster_size=2M"
+written "$fast,encrypt.cipher-alg=cast5-128,encrypt.cipher-mode=ecb,encrypt.hash-alg=sha512"
+# what is allocated and never written must still read as zeros
+for more in preallocation=metadata preallocation=full preallocation=metadata,compat=0.10 \
+	preallocation=falloc,extended_l2=on data_file=new.data data_file=new.data,preallocation=metadata \
+	data_file=new.data,preallocation=metadata,extended_l2=on; do
+	written "$fast,$more"
+done
+# a last sector in part, and an overlay of version 2, which stores its zeros
+head -c 1000000 source.raw >odd.raw
+expect 'odd: convert' 0 "$QCOW" convert -q --secret-file key -O qcow2 -o "$fast" odd.raw new.qcow2
+expect 'odd: back' 0 "$QCOW" convert --secret-file key -O raw new.qcow2 back.raw
+cmp -n 1000000 odd.raw back.raw >cmp.out 2>&1 && ok 'odd: the same bytes' || bad 'odd: the same bytes' "$(<cmp.out)"
+create -o compat=0.10 v2base.qcow2 3M
+io -c 'write -q -P 8 0 3M' v2base.qcow2
+expect 'an encrypted overlay' 0 "$QCOW" convert -q --secret-file key -O qcow2 -b v2base.qcow2 -F qcow2 \
+	-o "$fast,compat=0.10" source.raw new.qcow2
+expect 'an encrypted overlay: QEMU' 0 "$QEMU_IMG" convert -O raw "${secret[@]}" --image-opts \
+	driver=qcow2,file.filename=new.qcow2,encrypt.key-secret=s back.raw
+same_bytes 'an encrypted overlay hides its backing file' source.raw back.raw
+# no byte of the disk is on the host in clear
+printf 'the quick brown fox jumps over the lazy dog %.0s' {1..9000} >clear.raw
+truncate -s 512k clear.raw
+for how in $fast encrypt.format=aes; do
+	rm -f new.qcow2
+	expect "hidden: $how" 0 "$QCOW" convert -q --secret-file key -O qcow2 -o "$how" clear.raw new.qcow2
+	grep -q 'brown fox' new.qcow2 && bad "$how hides" || ok "$how hides"
+done
+# empty images, and what QEMU writes into them
+expect create 0 "$QCOW" create -q --secret-file key -o "$fast" new.qcow2 2M
+fill "$QEMU_IMG" new.qcow2 qcow2 encrypt.key-secret || bad 'QEMU writes into ours' "$(<fill.out)"
+reads 'QEMU writes into ours' new.qcow2
+expect 'and finds it sound' 0 "$QEMU_IMG" check -q "${secret[@]}" --image-opts \
+	driver=qcow2,file.filename=new.qcow2,encrypt.key-secret=s
+if command -v cryptsetup >/dev/null; then
+	read -r at bytes < <("$QCOW" dump new.qcow2 | python3 -c '
+import json, sys
+d = json.load(sys.stdin)
+find = lambda o, k: o[k] if k in o else next((r for v in o.values() if isinstance(v, dict) for r in [find(v, k)] if r), None)
+print(find(d, "encryption-header-offset"), find(d, "encryption-header-length"))')
+	dd if=new.qcow2 of=header.luks bs=512 skip=$((at / 512)) count=$((bytes / 512)) status=none
+	truncate -s +1M header.luks
+	run cryptsetup luksDump header.luks
+	[[ $rc == 0 ]] && grep -q 'xts-plain64' out && grep -q 'Key Slot 0: ENABLED' out && ok luksDump || bad luksDump "$(shown)"
+	run cryptsetup luksDump -q --dump-volume-key --key-file key header.luks
+	[[ $rc == 0 ]] && grep -q 'MK dump' out && ok 'luksDump of the key' || bad 'luksDump of the key' "$(shown)"
+	expect 'cryptsetup opens it' 0 cryptsetup open --test-passphrase --key-file key header.luks
+	run cryptsetup open --test-passphrase --key-file wrong header.luks
+	[[ $rc == 2 ]] && ok 'and not with another' || bad 'and not with another' "$(shown)"
+fi
+refuses() { # NAME PATTERN OPTIONS…
+	local name=$1 pattern=$2
+	shift 2
+	says "$name" 1 "$pattern" "$QCOW" create -q "$@" none.qcow2 1M
+	[[ ! -e none.qcow2 ]] || bad "$name leaves nothing"
+}
+refuses 'no secret' "*'encrypt.key-secret' is required*" -o encrypt.format=luks
+refuses 'no format' "*'encrypt.format' is missing" "${secret[@]}" -o encrypt.key-secret=s
+refuses 'no such secret' "*No secret with id 't'" "${secret[@]}" -o encrypt.format=luks,encrypt.key-secret=t
+refuses 'a cipher' "*cipher 'foo' is not known" --secret-file key -o encrypt.format=luks,encrypt.cipher-alg=foo
+refuses 'a mode' "*cipher mode 'lrw' is not known" --secret-file key -o encrypt.format=luks,encrypt.cipher-mode=lrw
+refuses 'a generator' "*generator 'x' is not known" --secret-file key -o encrypt.format=luks,encrypt.ivgen-alg=x
+refuses 'a hash' "*hash 'x' is not known" --secret-file key -o encrypt.format=luks,encrypt.hash-alg=x
+refuses 'essiv of sha1' '*needs keys of 20 bytes*' --secret-file key \
+	-o encrypt.format=luks,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha1
+refuses 'cast5 with xts' '*16-byte blocks*' --secret-file key -o encrypt.format=luks,encrypt.cipher-alg=cast5-128
+refuses 'aes-192 with cbc' '*no whole sectors*' --secret-file key \
+	-o encrypt.format=luks,encrypt.cipher-alg=aes-192,encrypt.cipher-mode=cbc
+refuses 'options of LUKS for AES' '*the old AES has none' --secret-file key -o encrypt.format=aes,encrypt.iter-time=1
+refuses 'a raw data file' '*data_file_raw and encryption*' --secret-file key \
+	-o encrypt.format=aes,data_file=none.data,data_file_raw=on
+says 'compressed' 1 '*Compression and encryption not supported at the same time' "$QCOW" convert -c \
+	--secret-file key -O qcow2 -o encrypt.format=aes odd.raw none.qcow2
 finish

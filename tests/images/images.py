@@ -42,6 +42,8 @@ BASES = {
     "comp": "create -q -f qcow2 F 64M; io F write -q -c -P 1 0 64k & write -q -c -P 3 64k 64k",
     "zstd": "create -q -f qcow2 -o compression_type=zstd F 64M; "
             "io F write -q -c -P 1 0 64k & write -q -c -P 3 64k 64k",
+    "luks": "create -q -f qcow2 --object secret,id=s,data=abc "
+            "-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200 F 64M",
     "extl2": "create -q -f qcow2 -o extended_l2=on F 64M; io F write -q -P 1 0 4k",
 }
 
@@ -89,6 +91,9 @@ def names(data):
             at["BEXT"] = off + 8
             at["BDIR"] = be(data, off + 24, 8)
             at["BTAB"] = be(data, at["BDIR"], 8)
+        if be(data, off, 4) == 0x0537be77:
+            at["LEXT"] = off + 8
+            at["LUKS"] = be(data, off + 8, 8)
         off += 8 + (be(data, off + 4, 4) + 7) // 8 * 8
     return at
 
