@@ -157,6 +157,13 @@ static enum qcow_status take_start(struct qk_reader *r, struct qcow_error *err)
 	return QCOW_OK;
 }
 
+static void take_bytes(struct qk_reader *r, uint8_t *out, size_t n)
+{
+	struct qk_span s = qk_read_span(r, n);
+	if (s.p != NULL)
+		memcpy(out, s.p, n);
+}
+
 enum qcow_status qk_luks_decode(
 	struct qk_span bytes, uint64_t area_bytes, struct qk_luks *out, struct qcow_error *err)
 {
@@ -173,8 +180,8 @@ enum qcow_status qk_luks_decode(
 	QK_TRY(take_name(&r, "hash name", NAME_BYTES, names.hash, err));
 	out->payload_off = (uint64_t)qk_read32(&r) * QK_CRYPT_SECTOR;
 	uint32_t key_bytes = qk_read32(&r);
-	memcpy(out->digest, qk_read_span(&r, sizeof(out->digest)).p, sizeof(out->digest));
-	memcpy(out->salt, qk_read_span(&r, sizeof(out->salt)).p, sizeof(out->salt));
+	take_bytes(&r, out->digest, sizeof(out->digest));
+	take_bytes(&r, out->salt, sizeof(out->salt));
 	out->iterations = qk_read32(&r);
 	QK_TRY(take_name(&r, "UUID", QK_LUKS_UUID_BYTES, out->uuid, err));
 	QK_TRY(judge_names(&names, key_bytes, out, err));
