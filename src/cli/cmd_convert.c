@@ -373,22 +373,10 @@ static bool run_job(struct convert_job *job)
 	return find_target_path(job) && open_target(job) && run_to_target(job);
 }
 
-static bool wants_help(struct cli *cli, const struct cli_args *args)
-{
-	struct cli_keyvals keyvals = {0};
-	const char *format = cli_arg(args, "target-format");
-	bool wanted = cli_keyvals_from_args(cli, args, "options", &keyvals) &&
-		      cli_create_opts_wants_help(&keyvals);
-	if (wanted)
-		cli_create_opts_help(format != NULL ? format : "raw", stdout);
-	cli_keyvals_release(&keyvals);
-	return wanted;
-}
-
 static int run(struct cli *cli, const struct cli_args *args)
 {
 	struct convert_job job = {.cli = cli, .args = args};
-	if (wants_help(cli, args))
+	if (cli_create_opts_help(cli, args, cli_arg(args, "target-format")))
 		return 0;
 	if (args->n_operands < 2)
 		return cli_usage(cli, "Must specify image file name");

@@ -532,24 +532,9 @@ static void release(struct job *job, bool ok)
 	cli_keyvals_release(&job->keyvals);
 }
 
-static bool wants_help(struct cli *cli, const struct cli_args *args)
-{
-	struct cli_keyvals keyvals = {0};
-	const char *format = cli_arg(args, "format");
-	bool wanted = cli_keyvals_from_args(cli, args, "options", &keyvals) &&
-		      cli_create_opts_wants_help(&keyvals);
-
-	if (wanted && format == NULL)
-		format = cli->qemu ? "raw" : "qcow2";
-	if (wanted)
-		cli_create_opts_help(format, stdout);
-	cli_keyvals_release(&keyvals);
-	return wanted;
-}
-
 static int run(struct cli *cli, const struct cli_args *args)
 {
-	if (wants_help(cli, args))
+	if (cli_create_opts_help(cli, args, cli_arg(args, "format")))
 		return 0;
 	if (args->n_operands == 0)
 		return cli_usage(cli, "Expecting image file name");

@@ -385,7 +385,7 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 	return find_secret(cli, out);
 }
 
-bool cli_create_opts_wants_help(const struct cli_keyvals *list)
+static bool asks_for_help(const struct cli_keyvals *list)
 {
 	for (size_t i = 0; i < list->n; i++)
 		if (list->v[i].value == NULL &&
@@ -394,15 +394,28 @@ bool cli_create_opts_wants_help(const struct cli_keyvals *list)
 	return false;
 }
 
-void cli_create_opts_help(const char *format, FILE *out)
+static void print_options(const char *format)
 {
 	bool is_raw = strcmp(format, "raw") == 0;
-	(void)fprintf(out, "Supported options:\n");
+	(void)printf("Supported options:\n");
 	for (size_t i = 0; i < N_OPTS; i++) {
 		char left[64];
 		if (is_raw && !opts[i].raw)
 			continue;
 		(void)snprintf(left, sizeof(left), "%s=<%s>", opts[i].key, opts[i].arg);
-		(void)fprintf(out, "  %-22s - %s\n", left, opts[i].help);
+		(void)printf("  %-22s - %s\n", left, opts[i].help);
 	}
+}
+
+bool cli_create_opts_help(struct cli *cli, const struct cli_args *args, const char *format)
+{
+	struct cli_keyvals list = {0};
+	bool wanted = cli_keyvals_from_args(cli, args, "options", &list) && asks_for_help(&list);
+
+	if (wanted && format == NULL)
+		format = cli->qemu ? "raw" : "qcow2";
+	if (wanted)
+		print_options(format);
+	cli_keyvals_release(&list);
+	return wanted;
 }

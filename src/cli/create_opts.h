@@ -29,10 +29,8 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
  * and it is reported for the image `path` ("": without its name). */
 bool cli_create_opts_refused(struct cli *cli, const struct cli_create_opts *opts, const char *path);
 
-/* Does some -o ask for help ("help" or "?")? */
-bool cli_create_opts_wants_help(const struct cli_keyvals *list);
-
-/* Print the options of a format. */
-void cli_create_opts_help(const char *format, FILE *out);
+/* Does some -o of the command ask for help ("help" or "?")? Then the options of `format` (NULL: the default one)
+ * were printed. */
+bool cli_create_opts_help(struct cli *cli, const struct cli_args *args, const char *format);
 
 #endif
