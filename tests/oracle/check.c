@@ -29,7 +29,10 @@ enum user {
 	COMPRESSED_DATA,
 };
 #define MAY_BE_SHARED (1u << L2_TABLE | 1u << GUEST_DATA | 1u << COMPRESSED_DATA)
-#define OVERLAP_TOLD  (1u << 15)
+/* The specification lets plain and compressed data lie in one cluster: the refcount counts both, and whoever
+ * writes copies first. */
+#define DATA	     (1u << GUEST_DATA | 1u << COMPRESSED_DATA)
+#define OVERLAP_TOLD (1u << 15)
 
 struct count {
 	struct image *img;
@@ -58,6 +61,7 @@ static void refer(struct count *c, enum user user, uint64_t cluster, uint64_t ti
 {
 	unsigned bit = 1u << user, users = c->users[cluster];
 	bool alone = !(users & ~(OVERLAP_TOLD | bit)) && (!users || (bit & MAY_BE_SHARED));
+	alone = alone || !((users | bit) & ~(OVERLAP_TOLD | DATA));
 	c->references[cluster] += times;
 	if (!alone && !(users & OVERLAP_TOLD)) {
 		tell(c, &c->n_overlaps, "overlap cluster %" PRIu64 " users %#x and %#x", cluster,
