@@ -7,8 +7,8 @@
  *   struct qcow_image    one open layer, qcow2 or raw, with its backing layers below it
  *   struct qcow_builder  a new image being written front to back, invisible until it is finished
  *
- * Threads: calls that read (qcow_pread, qcow_map, the qcow_get_* calls) may run on one image from any
- * number of threads at once. Open, close and check of one image are the caller's to order. A builder
+ * Threads: calls that read and write guest data (qcow_pread, qcow_map, qcow_pwrite, qcow_flush … and the
+ * qcow_get_* calls) may run on one image from any number of threads at once. Open, close and check of one image are the caller's to order. A builder
  * belongs to one thread at a time, except where a call says otherwise.
  *
  * Errors: see qcowkit/error.h. `err` may always be NULL. Out parameters are set on success only,
@@ -80,7 +80,22 @@ enum {
 	QCOW_OPEN_NO_DATA_FILE = 2, /* do not resolve the data file: reading guest data then fails */
 	QCOW_OPEN_CHECK = 4,	    /* for check, info and dump: tolerate what only refuses guest data
 				       (crypt_method without a secret, the corrupt bit, bad snapshot table) */
-	QCOW_OPEN_PROBE = 8	    /* allow format probing of a backing file without a recorded format */
+	QCOW_OPEN_PROBE = 8,	    /* allow format probing of a backing file without a recorded format */
+	QCOW_OPEN_WRITE = 16	    /* for reading and writing; layers below are never written */
+};
+
+/* What an open for writing does with an image whose dirty bit is set: its refcounts are not to be believed. */
+enum qcow_dirty_policy {
+	QCOW_DIRTY_REBUILD = 0, /* count anew, so that a crash at any moment leaves a dirty or a good image */
+	QCOW_DIRTY_REFUSE	/* fail with QCOW_E_READONLY */
+};
+
+/* How an open for writing knows that a cluster with refcount 0 is free: refcounts can lie. */
+enum qcow_prove {
+	QCOW_PROVE_AUTO = 0, /* count references first where the tables are within 8 MiB, else take only clusters
+				past the end of the file (or, where it cannot grow, count first) */
+	QCOW_PROVE_FULL,     /* count first, whatever it takes */
+	QCOW_PROVE_OFF	     /* believe the refcounts */
 };
 
 #define QCOW_MAX_CHAIN_DEPTH 256
@@ -134,6 +149,11 @@ struct qcow_open_options {
 	void *cancel_ctx;
 	/* Iterations of a key derivation that are worked off for an image; more is QCOW_E_LIMIT. 0 = 10^8. */
 	uint32_t max_iterations;
+	/* With QCOW_OPEN_WRITE: */
+	enum qcow_dirty_policy dirty;
+	enum qcow_prove prove;
+	uint64_t stage_bytes; /* memory for mappings that no flush has published yet; 0 = 4 MiB. When it is
+				 full, a write publishes by itself */
 };
 #define QCOW_OPEN_OPTIONS_INIT                                                                     \
 	{                                                                                          \
@@ -143,7 +163,11 @@ struct qcow_open_options {
 /*
  * Open an image and, unless told otherwise, everything below it. `store` passes to the library, on
  * failure too (it is closed). Reads cluster 0 and validates every header field before it is used;
- * no guest data is read and nothing is ever written.
+ * no guest data is read. Nothing is written, unless QCOW_OPEN_WRITE is given: then unknown autoclear bits
+ * are cleared and a dirty image gets its refcounts rebuilt (options->dirty).
+ * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
+ * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
+ * write yet (extended L2 entries, encryption, data files, enabled bitmaps).
  * QCOW_E_FORMAT (with a sentence naming field and value), QCOW_E_NOT_QCOW2 (format "qcow2" asked for, or
  * a QFI file of unknown version), QCOW_E_UNSUPPORTED, QCOW_E_POLICY, QCOW_E_LOOP, QCOW_E_NOENT (snapshot),
  * QCOW_E_KEY, QCOW_E_IO, QCOW_E_NOMEM, and what the resolver returns.
@@ -151,7 +175,8 @@ struct qcow_open_options {
 QCOW_EXPORT enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_options *options,
 	struct qcow_image **out, struct qcow_error *err) QCOW_MUST_USE;
 
-/* Close the image, its backing chain and all their stores. NULL is allowed. */
+/* Close the image, its backing chain and all their stores. NULL is allowed. An image open for writing is flushed
+ * first, where it can be: failures are lost here, so call qcow_flush before. */
 QCOW_EXPORT void qcow_close(struct qcow_image *image);
 
 /* ---- what an image is ---- */
@@ -299,6 +324,64 @@ struct qcow_extent {
  */
 QCOW_EXPORT enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len,
 	uint32_t max_depth, struct qcow_extent *out, struct qcow_error *err) QCOW_MUST_USE;
+
+/* qcow_pread into `n_iov` buffers, one after the other. */
+QCOW_EXPORT enum qcow_status qcow_preadv(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
+
+/* ---- writing ---- */
+
+/*
+ * For images opened with QCOW_OPEN_WRITE; any number of threads at once, readers too. Two calls that run at
+ * the same time on the same bytes leave, sector by sector, what the one or the other wrote.
+ *
+ * What a call wrote is seen by every read that begins after it returned, and survives a crash after a
+ * qcow_flush that began after it returned. A crash before leaves each 512-byte sector as it was or as it
+ * was written, and never anything else; the image stays clean (clusters may leak).
+ *
+ * Errors of all calls here: QCOW_E_READONLY (not opened for writing), QCOW_E_RANGE (beyond the disk),
+ * QCOW_E_NOSPC (the host is full; nothing is lost, other writes may go on), QCOW_E_IO, QCOW_E_CORRUPT with
+ * finding (a table is bad, or a write would land on metadata: nothing was written there), QCOW_E_NOMEM.
+ * A call that failed may have written any of its sectors.
+ *
+ * A flush that fails, and a failed write to metadata in use, fence the image: what is on the disk
+ * is not known. From then on every call here fails with that first error until qcow_recover succeeds; reads go on.
+ */
+enum {
+	QCOW_IO_FUA = 1,   /* stable when the call returns, as if qcow_flush followed */
+	QCOW_IO_UNMAP = 2, /* qcow_zero: clusters may be given up */
+	QCOW_IO_FAST = 4   /* qcow_zero: QCOW_E_NOTSUP where zeros would have to be written as data */
+};
+
+/* Write `len` bytes at `off`. flags: QCOW_IO_FUA. */
+QCOW_EXPORT enum qcow_status qcow_pwrite(struct qcow_image *image, const void *buf, size_t len, uint64_t off,
+	unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
+
+/* The same from `n_iov` buffers, one after the other. */
+QCOW_EXPORT enum qcow_status qcow_pwritev(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
+
+/* [off, off + len) reads as zeros afterwards, whatever a backing file holds. Whole clusters become zero clusters
+ * and keep their host clusters unless QCOW_IO_UNMAP; version 2 knows no zero clusters: zeros are written as
+ * data, but with QCOW_IO_UNMAP and no backing file. flags: any of QCOW_IO_. */
+QCOW_EXPORT enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* The content of the range is not needed any more: clusters that lie in it whole (the last of the disk may
+ * be cut) are given up and read as zeros; the rest of the range stays as it is, and so does all of it in a
+ * version 2 image with a backing file, where nothing could hide that. flags: QCOW_IO_FUA. */
+QCOW_EXPORT enum qcow_status qcow_discard(struct qcow_image *image, uint64_t off, uint64_t len,
+	unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
+
+/* Everything that returned before is stable when it returns. Costs one flush of the store, two where
+ * clusters were allocated since the last. Calls at the same time share their work. */
+QCOW_EXPORT enum qcow_status qcow_flush(struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;
+
+/* After a failure that fenced the image: write again what is uncertain, flush, read it back, and lift the
+ * fence. Data written since the last good flush may be lost where the host lost it: write it again.
+ * QCOW_OK where there is no fence. Fails, and the fence stays, where the host still does. Waits for calls
+ * that are under way. */
+QCOW_EXPORT enum qcow_status qcow_recover(struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;
 
 /* ---- checking ---- */
 

@@ -13,7 +13,7 @@
 
 #define KNOWN_FLAGS                                                                   \
 	((uint32_t)(QCOW_OPEN_NO_BACKING | QCOW_OPEN_NO_DATA_FILE | QCOW_OPEN_CHECK | \
-		    QCOW_OPEN_PROBE))
+		    QCOW_OPEN_PROBE | QCOW_OPEN_WRITE))
 
 const char *qcow_version(void)
 {
@@ -53,6 +53,12 @@ static enum qcow_status check_options(const struct qcow_open_options *o, struct 
 	if (o->snapshot_by_id && o->snapshot_by_name)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"snapshot_by_id and snapshot_by_name exclude each other");
+	if ((o->flags & QCOW_OPEN_WRITE) != 0 && (o->flags & QCOW_OPEN_CHECK) != 0)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "QCOW_OPEN_CHECK does not go with QCOW_OPEN_WRITE");
+	if (o->dirty > QCOW_DIRTY_REFUSE || o->prove > QCOW_PROVE_OFF)
+		return QK_FAIL(err, QCOW_E_INVAL, "no such policy: dirty %d, prove %d",
+			(int)o->dirty, (int)o->prove);
 	return QCOW_OK;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "engine/image.h"
+#include "engine/iov.h"
 #include "engine/map.h"
 #include "engine/read.h"
 
@@ -26,6 +27,20 @@ enum qcow_status qcow_pread(
 {
 	QK_TRY(check_range(image, off, len, err));
 	return qk_read(image, buf, len, off, err);
+}
+
+enum qcow_status qcow_preadv(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, struct qcow_error *err)
+{
+	uint64_t len = 0;
+	if ((iov == NULL && n_iov != 0) || !qk_iov_sum(iov, n_iov, &len))
+		return QK_FAIL(err, QCOW_E_INVAL, "a bad list of %d buffers", n_iov);
+	QK_TRY(check_range(image, off, len, err));
+	for (int i = 0; i < n_iov; i++) {
+		QK_TRY(qk_read(image, iov[i].iov_base, iov[i].iov_len, off, err));
+		off += iov[i].iov_len;
+	}
+	return QCOW_OK;
 }
 
 enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len, uint32_t max_depth,

@@ -136,7 +136,7 @@ static enum qcow_status open_backing(struct qcow_image *top, struct qcow_image *
 		return status;
 	}
 	struct qcow_open_options below = QCOW_OPEN_OPTIONS_INIT;
-	below.flags = o->flags;
+	below.flags = o->flags & ~(uint32_t)QCOW_OPEN_WRITE;
 	below.format = format;
 	below.cache_bytes = o->cache_bytes;
 	below.get_secret = o->get_secret;

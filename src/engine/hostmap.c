@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * hostmap: see hostmap.h. Owns the remembered extents; whoever writes to the store through the engine
- * must drop them first. Locking: lock guards the slots, a leaf; the host is asked outside of it.
+ * stops it before. Locking: lock guards the slots, a leaf; the host is asked outside of it.
  */
 #include "engine/hostmap.h"
 
@@ -21,6 +21,7 @@ struct slot {
 
 struct qk_hostmap {
 	pthread_mutex_t lock;
+	bool is_stopped; /* constant once there are threads */
 	unsigned next; /* to replace */
 	struct slot slots[N_SLOTS];
 };
@@ -44,6 +45,11 @@ void qk_hostmap_free(struct qk_hostmap *map)
 		return;
 	(void)pthread_mutex_destroy(&map->lock);
 	free(map);
+}
+
+void qk_hostmap_stop(struct qk_hostmap *map)
+{
+	map->is_stopped = true;
 }
 
 static bool recall(struct qk_hostmap *map, uint64_t off, struct slot *out)
@@ -89,7 +95,9 @@ enum qcow_status qk_hostmap_ask(struct qk_hostmap *map, struct qcow_store *store
 	uint64_t *len, bool *is_hole, struct qcow_error *err)
 {
 	struct slot slot = {0};
-	if (!recall(map, off, &slot)) {
+	if (map->is_stopped) {
+		QK_TRY(ask_host(store, off, &slot, err));
+	} else if (!recall(map, off, &slot)) {
 		QK_TRY(ask_host(store, off, &slot, err));
 		remember(map, &slot);
 	}

@@ -14,6 +14,9 @@ struct qk_hostmap;
 enum qcow_status qk_hostmap_new(struct qk_hostmap **out, struct qcow_error *err);
 void qk_hostmap_free(struct qk_hostmap *map);
 
+/* Remember nothing from now on: the store is written. Before a second thread sees the map. */
+void qk_hostmap_stop(struct qk_hostmap *map);
+
 /* Is [off, off + *len) of `store` a hole? *len (> 0) is cut to the part with one answer. Past the end of the
  * store is a hole. All calls on one map name the same store. Any thread. */
 enum qcow_status qk_hostmap_ask(struct qk_hostmap *map, struct qcow_store *store, uint64_t off,

@@ -7,6 +7,7 @@
 #ifndef QK_ENGINE_IMAGE_H
 #define QK_ENGINE_IMAGE_H
 
+#include <stdatomic.h>
 #include <qcowkit/qcowkit.h>
 
 #include "engine/tablist.h"
@@ -17,6 +18,7 @@ struct qk_meta;
 struct qk_decode;
 struct qk_hostmap;
 struct qk_crypt;
+struct qk_rw;
 
 #define QK_FEATURE_KINDS 3U
 #define QK_FEATURE_BITS	 64U
@@ -27,7 +29,8 @@ struct qcow_image {
 	struct qcow_store *store;
 	struct qcow_store *data_store; /* external data file, or NULL */
 	struct qcow_image *backing; /* or NULL */
-	uint64_t file_size; /* of store, when it was opened */
+	_Atomic uint64_t
+		file_size; /* of store, when it was opened; grows where the image is written */
 	uint64_t size; /* of the disk, or of the snapshot viewed */
 	uint64_t raw_offset; /* raw: where the disk starts in the store */
 	uint64_t first_stretch; /* bytes: 128 of the smallest clusters from here down; see map.c */
@@ -60,6 +63,8 @@ struct qcow_image {
 
 	struct qk_meta *meta; /* L1 and the cache of L2 slices */
 	struct qk_decode *decode; /* decoders and decoded clusters */
+
+	struct qk_rw *rw; /* NULL: read-only */
 };
 
 #endif

@@ -27,6 +27,7 @@ struct walk {
 	struct qcow_image *image;
 	uint64_t off, end; /* guest bytes still to look at */
 	bool may_block;
+	bool for_write; /* only what may be written in place is PLAIN, the rest UNALLOCATED */
 	bool is_done; /* the run has ended before `end` */
 	struct qk_run run; /* len 0: nothing yet */
 	uint64_t last_raw; /* of a whole plain cluster that ended the run, else 0 */
@@ -142,6 +143,11 @@ static void decode(const struct walk *w, uint64_t raw, uint64_t bitmap, struct p
 		run->store = e.type == QK_L2_COMPRESSED ? w->image->store : guest_store(w->image);
 	if (out->finding == 0)
 		out->finding = judge_range(w->image, run);
+	if (w->for_write && (e.type != QK_L2_NORMAL || !e.copied)) {
+		run->kind = QK_RUN_UNALLOCATED;
+		run->has_host = false;
+		run->host_off.v = 0;
+	}
 	if (run->len > w->end - w->off)
 		run->len = w->end - w->off;
 }
@@ -294,6 +300,27 @@ static void lookup_raw(struct qcow_image *image, qk_goff off, uint64_t len, stru
 		.layer = image};
 }
 
+/* Walk from w->off to w->end. */
+static enum qcow_status walk_range(struct walk *w, struct qk_run *out, struct qcow_error *err)
+{
+	qk_goff off = {w->off};
+	const uint64_t *l1 = NULL;
+	uint64_t n = 0;
+	QK_TRY(qk_meta_l1(w->image->meta, w->may_block, &l1, &n, err));
+	while (l1 != NULL && !w->is_done && w->off < w->end) {
+		/* what is wrong behind the run is not this call's to report */
+		bool is_first = w->run.len == 0;
+		enum qcow_status status = walk_l1_entry(w, l1, n, is_first ? err : NULL);
+		if (status != QCOW_OK && w->run.len == 0)
+			return status;
+		w->is_done = w->is_done || status != QCOW_OK;
+	}
+	if (w->run.len == 0)
+		w->run = (struct qk_run){.kind = QK_RUN_BLOCKED, .guest = off, .layer = w->image};
+	*out = w->run;
+	return QCOW_OK;
+}
+
 enum qcow_status qk_lookup(struct qcow_image *layer, qk_goff off, uint64_t len, bool may_block,
 	struct qk_run *out, struct qcow_error *err)
 {
@@ -302,20 +329,22 @@ enum qcow_status qk_lookup(struct qcow_image *layer, qk_goff off, uint64_t len, 
 		lookup_raw(layer, off, len, out);
 		return QCOW_OK;
 	}
-	const uint64_t *l1 = NULL;
-	uint64_t n = 0;
 	struct walk w = {.image = layer, .off = off.v, .end = off.v + len, .may_block = may_block};
-	QK_TRY(qk_meta_l1(layer->meta, may_block, &l1, &n, err));
-	while (l1 != NULL && !w.is_done && w.off < w.end) {
-		/* what is wrong behind the run is not this call's to report */
-		bool is_first = w.run.len == 0;
-		enum qcow_status status = walk_l1_entry(&w, l1, n, is_first ? err : NULL);
-		if (status != QCOW_OK && w.run.len == 0)
-			return status;
-		w.is_done = w.is_done || status != QCOW_OK;
+	return walk_range(&w, out, err);
+}
+
+enum qcow_status qk_lookup_writable(struct qcow_image *layer, qk_goff off, uint64_t len,
+	bool may_block, struct qk_run *out, struct qcow_error *err)
+{
+	QK_ASSERT(L2, len != 0 && qk_in_range(off.v, len, layer->size));
+	if (layer->is_raw) {
+		lookup_raw(layer, off, len, out);
+		return QCOW_OK;
 	}
-	if (w.run.len == 0)
-		w.run = (struct qk_run){.kind = QK_RUN_BLOCKED, .guest = off, .layer = layer};
-	*out = w.run;
-	return QCOW_OK;
+	struct walk w = {.image = layer,
+		.off = off.v,
+		.end = off.v + len,
+		.may_block = may_block,
+		.for_write = true};
+	return walk_range(&w, out, err);
 }

@@ -7,6 +7,7 @@
 #include "base/err.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
+#include "engine/rw.h"
 
 /* The answer of the chain for one stretch: its length is what the layers looked at agree on. */
 static enum qcow_status find_stretch(
@@ -59,15 +60,10 @@ enum qcow_status qk_map_find(
 	return find_long(rq, out, err);
 }
 
-enum qcow_status qk_read_begin(
+static enum qcow_status find_runs(
 	const struct qk_map_request *rq, struct qk_read *out, struct qcow_error *err)
 {
 	struct qk_map_request rest = *rq;
-	out->image = rq->image;
-	out->off = rq->off.v;
-	out->covered = 0;
-	out->is_blocked = false;
-	out->n = 0;
 	while (out->n < QK_READ_RUNS && out->covered < rq->len) {
 		struct qk_run *run = &out->runs[out->n];
 		enum qcow_status status = qk_map_find(&rest, run, out->n == 0 ? err : NULL);
@@ -85,9 +81,28 @@ enum qcow_status qk_read_begin(
 	return QCOW_OK;
 }
 
+enum qcow_status qk_read_begin(
+	const struct qk_map_request *rq, struct qk_read *out, struct qcow_error *err)
+{
+	struct qk_rw *rw = rq->image->rw;
+	out->image = rq->image;
+	out->off = rq->off.v;
+	out->covered = 0;
+	out->is_blocked = false;
+	out->n = 0;
+	if (rw != NULL)
+		out->epoch = qk_epoch_enter(rw->epoch);
+	enum qcow_status status = find_runs(rq, out, err);
+	if (status != QCOW_OK && rw != NULL)
+		qk_epoch_leave(rw->epoch, out->epoch);
+	return status;
+}
+
 void qk_read_end(struct qk_read *read)
 {
 	QK_ASSERT_VOID(P2, read->image != NULL);
+	if (read->image->rw != NULL)
+		qk_epoch_leave(read->image->rw->epoch, read->epoch);
 	read->image = NULL;
 }
 

@@ -43,6 +43,7 @@ struct qk_read {
 	struct qcow_image *image;
 	uint64_t off, covered;
 	bool is_blocked;
+	unsigned epoch; /* of an image that is open for writing */
 	unsigned n;
 	struct qk_run runs[QK_READ_RUNS];
 };

@@ -17,6 +17,7 @@
 #include "engine/hostmap.h"
 #include "engine/image.h"
 #include "engine/meta.h"
+#include "engine/rw.h"
 
 /* Enough for every fixed header, and for the first look of the probe. */
 #define FIRST_BYTES 512U
@@ -379,7 +380,9 @@ static enum qcow_status open_format(
 {
 	enum layer_format format = LAYER_PROBE;
 	QK_TRY(parse_format(o->format, &format, err));
-	QK_TRY(qcow_store_size(image->store, &image->file_size, err));
+	uint64_t file_size = 0;
+	QK_TRY(qcow_store_size(image->store, &file_size, err));
+	image->file_size = file_size;
 	QK_TRY(qk_hostmap_new(&image->hostmap, err));
 	if (format == LAYER_RAW)
 		return open_raw(image, o, err);
@@ -400,6 +403,8 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	image->store = store;
 	image->flags = options->flags;
 	enum qcow_status status = open_format(image, options, err);
+	if (status == QCOW_OK)
+		status = qk_rw_open(image, options, err);
 	if (status != QCOW_OK) {
 		qk_layer_close(image);
 		return status;
@@ -412,6 +417,7 @@ void qk_layer_close(struct qcow_image *image)
 {
 	if (image == NULL)
 		return;
+	qk_rw_close(image);
 	qk_hostmap_free(image->hostmap);
 	qk_meta_free(image->meta);
 	qk_decode_free(image->decode);

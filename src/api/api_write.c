@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api_write: qcow_pwrite and its kin: argument checks, and the flush of QCOW_IO_FUA. All of them may run on one
+ * image in any number of threads.
+ */
+#include <qcowkit/qcowkit.h>
+
+#include <inttypes.h>
+
+#include "base/err.h"
+#include "engine/image.h"
+#include "engine/iov.h"
+#include "engine/publish.h"
+#include "engine/rw.h"
+#include "engine/write.h"
+#include "engine/zero.h"
+
+static enum qcow_status check_writable(const struct qcow_image *image, struct qcow_error *err)
+{
+	if (QK_LIKELY(image != NULL && image->rw != NULL))
+		return QCOW_OK;
+	if (image == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "no image");
+	return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
+		qcow_store_name(image->store));
+}
+
+static enum qcow_status check_call(const struct qcow_image *image, uint64_t off, uint64_t len,
+	unsigned unknown_flags, struct qcow_error *err)
+{
+	QK_TRY(check_writable(image, err));
+	if (unknown_flags != 0)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "flags 0x%x do not go with this call", unknown_flags);
+	if (QK_LIKELY(qk_in_range(off, len, image->size)))
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_RANGE, 0, QCOW_NO_OFFSET, off,
+		"%" PRIu64 " bytes at %" PRIu64 " lie beyond the disk of %" PRIu64 " bytes", len,
+		off, image->size);
+}
+
+static enum qcow_status finish(struct qcow_image *image, unsigned flags, struct qcow_error *err)
+{
+	return (flags & QCOW_IO_FUA) == 0 ? QCOW_OK : qk_publish_flush(image->rw->publish, err);
+}
+
+enum qcow_status qcow_pwritev(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, unsigned flags, struct qcow_error *err)
+{
+	uint64_t len = 0;
+	if ((iov == NULL && n_iov != 0) || !qk_iov_sum(iov, n_iov, &len))
+		return QK_FAIL(err, QCOW_E_INVAL, "a bad list of %d buffers", n_iov);
+	QK_TRY(check_call(image, off, len, flags & ~(unsigned)QCOW_IO_FUA, err));
+	QK_TRY(qk_write(image, iov, n_iov, off, err));
+	return finish(image, flags, err);
+}
+
+enum qcow_status qcow_pwrite(struct qcow_image *image, const void *buf, size_t len, uint64_t off,
+	unsigned flags, struct qcow_error *err)
+{
+	const struct iovec iov = {(void *)(uintptr_t)buf, len};
+	return qcow_pwritev(image, &iov, 1, off, flags, err);
+}
+
+enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
+	struct qcow_error *err)
+{
+	const unsigned known = QCOW_IO_FUA | QCOW_IO_UNMAP | QCOW_IO_FAST;
+	QK_TRY(check_call(image, off, len, flags & ~known, err));
+	QK_TRY(qk_zero(image, off, len, flags, err));
+	return finish(image, flags, err);
+}
+
+enum qcow_status qcow_discard(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
+	struct qcow_error *err)
+{
+	QK_TRY(check_call(image, off, len, flags & ~(unsigned)QCOW_IO_FUA, err));
+	QK_TRY(qk_discard(image, off, len, err));
+	return finish(image, flags, err);
+}
+
+enum qcow_status qcow_flush(struct qcow_image *image, struct qcow_error *err)
+{
+	QK_TRY(check_writable(image, err));
+	return qk_publish_flush(image->rw->publish, err);
+}
+
+enum qcow_status qcow_recover(struct qcow_image *image, struct qcow_error *err)
+{
+	QK_TRY(check_writable(image, err));
+	return qk_publish_recover(image->rw->publish, err);
+}

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * write: see write.h.
+ */
+#include "engine/write.h"
+
+#include "base/err.h"
+#include "engine/image.h"
+#include "engine/iov.h"
+#include "engine/rw.h"
+
+/* Buffers of one store call. */
+#define PIECES 64
+
+static enum qcow_status find_runs(
+	const struct qk_write_range *range, struct qk_write *out, struct qcow_error *err)
+{
+	qk_goff off = range->off;
+	uint64_t left = range->len;
+	while (out->n < QK_WRITE_RUNS && left != 0) {
+		struct qk_run *run = &out->runs[out->n];
+		enum qcow_status status = qk_lookup_writable(
+			range->image, off, left, range->may_block, run, out->n == 0 ? err : NULL);
+		if (status != QCOW_OK)
+			return out->n == 0 ? status : QCOW_OK;
+		out->is_blocked = run->kind == QK_RUN_BLOCKED;
+		out->needs_remap = run->kind != QK_RUN_PLAIN && !out->is_blocked;
+		if (run->kind != QK_RUN_PLAIN)
+			return QCOW_OK;
+		out->n++;
+		out->covered += run->len;
+		off.v += run->len;
+		left -= run->len;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_write_begin(
+	const struct qk_write_range *range, struct qk_write *out, struct qcow_error *err)
+{
+	struct qk_rw *rw = range->image->rw;
+	QK_ASSERT(W1, rw != NULL && range->len != 0 &&
+			      qk_in_range(range->off.v, range->len, range->image->size));
+	QK_TRY(qk_fence_check(&rw->fence, err));
+	out->image = range->image;
+	out->off = range->off.v;
+	out->covered = 0;
+	out->n = 0;
+	out->is_blocked = false;
+	out->needs_remap = false;
+	out->epoch = qk_epoch_enter(rw->epoch);
+	enum qcow_status status = find_runs(range, out, err);
+	if (status != QCOW_OK)
+		qk_epoch_leave(rw->epoch, out->epoch);
+	return status;
+}
+
+void qk_write_end(struct qk_write *write)
+{
+	QK_ASSERT_VOID(W2, write->image != NULL);
+	qk_epoch_leave(write->image->rw->epoch, write->epoch);
+	write->image = NULL;
+}
+
+static enum qcow_status write_run(
+	const struct qk_run *run, struct qk_iov *from, struct qcow_error *err)
+{
+	struct iovec iov[PIECES];
+	uint64_t done = 0;
+	while (done < run->len) {
+		uint64_t taken = 0;
+		int n = 0;
+		qk_iov_take(from, run->len - done, iov, PIECES, &n, &taken);
+		QK_ASSERT(W3, taken != 0);
+		QK_TRY(qcow_store_writev(run->store, iov, n, run->host_off.v + done, err));
+		done += taken;
+	}
+	return QCOW_OK;
+}
+
+/* What can be written in place from `range` on; *done bytes, maybe none. */
+static enum qcow_status write_in_place(const struct qk_write_range *range, struct qk_iov *from,
+	uint64_t *done, struct qcow_error *err)
+{
+	struct qk_write write;
+	enum qcow_status status = QCOW_OK;
+	QK_TRY(qk_write_begin(range, &write, err));
+	for (unsigned i = 0; i < write.n && status == QCOW_OK; i++)
+		status = write_run(&write.runs[i], from, err);
+	*done = write.covered;
+	qk_write_end(&write);
+	return status;
+}
+
+enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, struct qcow_error *err)
+{
+	struct qk_iov from = {iov, n_iov, 0};
+	struct qk_write_range range = {.image = image, .off.v = off, .may_block = true};
+	QK_ASSERT(W4, qk_iov_sum(iov, n_iov, &range.len));
+	while (range.len != 0) {
+		uint64_t done = 0;
+		QK_TRY(write_in_place(&range, &from, &done, err));
+		if (done == 0)
+			return QK_FAIL_AT(err, QCOW_E_UNSUPPORTED, 0, QCOW_NO_OFFSET, range.off.v,
+				"guest offset %llu is not allocated: this version cannot do that",
+				(unsigned long long)range.off.v);
+		range.off.v += done;
+		range.len -= done;
+	}
+	return QCOW_OK;
+}
