@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the order checker share. Everything here is under the checker's lock. */
+#ifndef QKT_ORDER_INT_H
+#define QKT_ORDER_INT_H
+
+#include <pthread.h>
+
+#include "order.h"
+
+#define QKO_SECTOR	512u
+#define QKO_COPIED	(UINT64_C(1) << 63)
+#define QKO_PACKED_FLAG (UINT64_C(1) << 62)
+#define QKO_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
+
+enum qko_role {
+	QKO_HEADER,
+	QKO_L1,
+	QKO_L2,
+	QKO_RT, /* refcount table */
+	QKO_RB, /* refcount block */
+	QKO_SNAPSHOTS
+};
+
+/* A content of a sector that a crash may leave although it was overwritten. */
+struct qko_version {
+	uint64_t id; /* of the write, 0: durable */
+	struct qko_version *newer;
+	uint8_t bytes[QKO_SECTOR];
+};
+
+/* Metadata that some state after a crash can reach. */
+struct qko_table {
+	enum qko_role role;
+	uint64_t off, len; /* len: whole sectors */
+	uint8_t *cur; /* as last issued */
+	uint64_t *cur_id; /* a sector's: the write that made it so */
+	struct qko_version **older; /* a sector's: oldest first; NULL: `cur` is durable */
+	struct qko_table *next; /* of those that a header or a snapshot names */
+};
+
+struct qko_ref {
+	struct qko_table *t;
+	uint64_t slot;
+};
+
+/* Bytes of a sector that partial writes covered. */
+struct qko_mask {
+	uint64_t sector;
+	uint8_t bits[QKO_SECTOR / 8];
+};
+
+/* A host cluster of which something is known. */
+struct qko_cluster {
+	uint64_t index;
+	struct qko_table *table; /* the metadata here */
+	struct qko_ref *refs; /* slots that name it in some state */
+	uint32_t n_refs, room_refs, n_masks;
+	uint32_t n_static; /* bitmaps and the encryption header */
+	bool is_visible; /* named as plain data without the zero flag: what is written is not tracked */
+	uint64_t life; /* writes from this id on belong to its present life */
+	uint64_t *pending; /* a sector's: the last write that is not durable, 0: none. NULL: none */
+	uint8_t *alive; /* a bit a sector: written in this life, and durable */
+	struct qko_mask *masks;
+};
+
+enum qko_kind {
+	QKO_NOTHING,
+	QKO_TABLE,
+	QKO_PLAIN,
+	QKO_PACKED,
+	QKO_BAD
+};
+
+struct qko_target {
+	enum qko_kind kind;
+	uint64_t off, len;
+	bool is_copied, is_zero;
+	uint32_t subclusters; /* allocated ones, extended L2 only */
+};
+
+/* A header that a crash may leave. */
+struct qko_header {
+	uint64_t id;
+	bool is_valid, is_dirty;
+	uint64_t size, l1_off, l1_len, rt_off, rt_len, snap_off;
+	uint32_t n_snaps;
+	struct qko_table *l1, *rt, *snapshots;
+	struct qko_table **snap_l1;
+	uint32_t n_snap_l1;
+};
+
+struct qko_write {
+	uint64_t id, done; /* done: the sequence number of its return; 0: not yet, or never */
+	uint64_t off, len;
+	bool is_size; /* the size of the file became `off` */
+	bool retires;
+};
+
+struct qkt_order {
+	struct qkt_order_options opt;
+	pthread_mutex_t lock;
+	struct qcow_store *inner, *peek;
+	bool is_loading; /* what is there already is not judged */
+	bool is_deferring; /* refcounts are judged when all tables of a new header are read */
+	/* geometry, from the first header */
+	bool has_geometry, has_data_file, is_extended;
+	uint32_t version, cluster_bits, refcount_bits;
+	uint64_t cs;
+	struct qko_cluster **hash;
+	size_t n_hash, n_clusters;
+	struct qko_table *header, *roots;
+	struct qko_header *headers; /* oldest first, the last as issued */
+	size_t n_headers;
+	struct qko_write *writes; /* not durable, by id */
+	size_t n_writes, room_writes;
+	uint64_t seq, size, base_size;
+	struct {
+		uint64_t index;
+		uint32_t n;
+	} * acc; /* scratch of qko_paths */
+	size_t room_acc;
+	/* result */
+	enum qkt_order_rule rule;
+	uint64_t n_violations, n_judged;
+	char message[400];
+};
+
+void *qko_need(void *p);
+void qko_report(struct qkt_order *o, enum qkt_order_rule rule, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+uint64_t qko_be64(const uint8_t *p);
+uint32_t qko_be32(const uint8_t *p);
+
+/* ---- order_graph.c: what is reachable ---- */
+
+struct qko_cluster *qko_find(const struct qkt_order *o, uint64_t index); /* or NULL */
+struct qko_cluster *qko_get(struct qkt_order *o, uint64_t index);
+bool qko_is_named(const struct qko_cluster *c); /* some state after a crash has a pointer to it */
+bool qko_has_ref(const struct qko_cluster *c, const struct qko_table *t, uint64_t slot);
+unsigned qko_entry_bytes(const struct qkt_order *o, enum qko_role role);
+/* Version `n` of a sector, 0 the oldest, the last one `cur`; NULL behind that. */
+const uint8_t *qko_version(const struct qko_table *t, uint64_t sector, unsigned n);
+struct qko_target qko_decode(const struct qkt_order *o, enum qko_role role, const uint8_t *entry);
+/* What version `n` of a slot says; false behind the last. */
+bool qko_slot(const struct qkt_order *o, const struct qko_table *t, uint64_t slot, unsigned n,
+	struct qko_target *out);
+bool qko_covers(const struct qko_target *target, uint64_t cs, uint64_t index);
+/* Bytes [off, off + len) of a table are issued as `bytes`: new versions, new references, judged. */
+void qko_table_write(struct qkt_order *o, struct qko_table *t, uint64_t id, uint64_t off,
+	uint64_t len, const uint8_t *bytes);
+/* Writes marked `retires` are durable: versions of the sectors of [off, off + len) go. */
+void qko_table_retire(struct qkt_order *o, struct qko_table *t, uint64_t off, uint64_t len);
+/* Read everything that the durable header reaches. */
+void qko_load(struct qkt_order *o);
+void qko_unload(struct qkt_order *o);
+void qko_untrack(struct qko_cluster *c);
+bool qko_retires(const struct qkt_order *o, uint64_t id);
+
+/* ---- order_judge.c: the rules ---- */
+
+uint64_t qko_refs(struct qkt_order *o, struct qko_cluster *c, const struct qko_header *h);
+void qko_judge_refcount(struct qkt_order *o, struct qko_cluster *c); /* O2 */
+void qko_judge_all(struct qkt_order *o); /* O2, every cluster */
+void qko_judge_copied(struct qkt_order *o, struct qko_cluster *c); /* O9 */
+/* O1: is every sector of [off, off + len) durable, and the file so long? */
+void qko_judge_durable(struct qkt_order *o, uint64_t off, uint64_t len, const char *what);
+/* O1, O3: [off, off + len) of c becomes visible to the guest. */
+void qko_judge_data(struct qkt_order *o, struct qko_cluster *c, uint64_t off, uint64_t len);
+/* O1: the sectors of compressed data; the last of them may lie past the end. */
+void qko_judge_packed(struct qkt_order *o, uint64_t off, uint64_t len);
+void qko_judge_overwrite(struct qkt_order *o, struct qko_cluster *c, uint64_t off, uint64_t len);
+void qko_judge_table_write(struct qkt_order *o, struct qko_table *t); /* O4 */
+/* O2 where the write lowered entries of a refcount block. */
+void qko_judge_lowered(
+	struct qkt_order *o, struct qko_table *t, uint64_t sector, const uint8_t *before);
+void qko_judge_truncate(struct qkt_order *o, uint64_t size);
+uint64_t qko_size_min(const struct qkt_order *o);
+uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uint64_t slot);
+
+#endif
