@@ -40,6 +40,12 @@ struct qcow_convert_options {
 	void (*on_salvage)(void *ctx, uint64_t off, uint64_t len, const struct qcow_error *why);
 	void *salvage_ctx;
 	struct qcow_progress progress;
+	/* Copy the persistent bitmaps of the source (one source, version 3; a qcow2 target of version 3): content,
+	 * granularity, whether they are enabled. One that is marked in use, or cannot be read, refuses the
+	 * whole before anything is written, or with skip_broken_bitmaps is left out and told. */
+	bool bitmaps, skip_broken_bitmaps;
+	void (*on_skipped_bitmap)(void *ctx, const char *name, const struct qcow_error *why);
+	void *bitmap_ctx;
 };
 #define QCOW_CONVERT_OPTIONS_INIT                                                                  \
 	{                                                                                          \

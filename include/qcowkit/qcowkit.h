@@ -383,6 +383,44 @@ QCOW_EXPORT enum qcow_status qcow_flush(struct qcow_image *image, struct qcow_er
  * that are under way. */
 QCOW_EXPORT enum qcow_status qcow_recover(struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- what a bitmap says ---- */
+
+struct qcow_bitmap_reader;
+
+struct qcow_bitmap_extent {
+	uint64_t off, len; /* guest bytes; off is the offset asked for */
+	bool dirty;
+};
+
+/* The index of the bitmap `name`, for qcow_get_bitmap and qcow_bitmap_open. QCOW_E_NOENT (also where the
+ * autoclear bit says not to trust any), QCOW_E_CORRUPT (the directory cannot be read), QCOW_E_NOMEM, QCOW_E_IO. */
+QCOW_EXPORT enum qcow_status qcow_bitmap_find(struct qcow_image *image, const char *name,
+	uint32_t *index, struct qcow_error *err) QCOW_MUST_USE;
+
+/*
+ * Begin to read bitmap `index`. It is about the active disk, also where a snapshot is viewed, and needs neither
+ * backing file, data file nor key. The reader takes 70 KiB whatever the disk's size and must be closed before the
+ * image. Threads: a reader belongs to one thread at a time; any number of readers may work on one image at once,
+ * beside every call that reads.
+ * QCOW_E_CORRUPT with err->finding (BITMAP_INCONSISTENT: it is marked in use, and nothing it says can be trusted;
+ * BITMAP_TABLE, BITMAP_DIRECTORY: it is damaged), QCOW_E_UNSUPPORTED (it has extra data that may not be ignored),
+ * QCOW_E_RANGE, QCOW_E_NOMEM, QCOW_E_IO.
+ */
+QCOW_EXPORT enum qcow_status qcow_bitmap_open(struct qcow_image *image, uint32_t index,
+	struct qcow_bitmap_reader **out, struct qcow_error *err) QCOW_MUST_USE;
+
+/*
+ * The run at `off`, at most `len` bytes of it, that is dirty or clean throughout. It ends with the run, or after
+ * 16 MiB of bitmap were looked at: the next one may then say the same. Offsets may come in any order.
+ * QCOW_E_RANGE beyond the disk; QCOW_E_CORRUPT with err->finding where the bitmap's table names no cluster of the
+ * file (other ranges stay readable); QCOW_E_IO.
+ */
+QCOW_EXPORT enum qcow_status qcow_bitmap_read(struct qcow_bitmap_reader *reader, uint64_t off,
+	uint64_t len, struct qcow_bitmap_extent *out, struct qcow_error *err) QCOW_MUST_USE;
+
+/* NULL is allowed. */
+QCOW_EXPORT void qcow_bitmap_close(struct qcow_bitmap_reader *reader);
+
 /* ---- checking ---- */
 
 struct qcow_finding {
@@ -560,6 +598,26 @@ QCOW_EXPORT enum qcow_status qcow_builder_compressed(struct qcow_builder *builde
  * to say so: the builder then allocates and writes zeros. */
 QCOW_EXPORT enum qcow_status qcow_builder_zero(struct qcow_builder *builder, uint64_t off, uint64_t len,
 	struct qcow_error *err) QCOW_MUST_USE;
+
+struct qcow_bitmap_options {
+	uint32_t struct_size;
+	const char *name;	   /* 1 to 1023 bytes */
+	uint32_t granularity_bits; /* 9 to 31 */
+	bool is_auto;		   /* enabled: writers of the disk mark what they write */
+};
+#define QCOW_BITMAP_OPTIONS_INIT                                                                   \
+	{                                                                                          \
+		.struct_size = sizeof(struct qcow_bitmap_options), .granularity_bits = 16          \
+	}
+
+/* Begin a persistent bitmap of the new disk (version 3), clean throughout, and end the one before. At any time
+ * before finish. QCOW_E_INVAL, QCOW_E_EXIST (the name), QCOW_E_LIMIT, QCOW_E_NOMEM, errors of the store. */
+QCOW_EXPORT enum qcow_status qcow_builder_bitmap(struct qcow_builder *builder,
+	const struct qcow_bitmap_options *options, struct qcow_error *err) QCOW_MUST_USE;
+
+/* [off, +len) is dirty in the bitmap begun last. Offsets never decrease. */
+QCOW_EXPORT enum qcow_status qcow_builder_bitmap_dirty(struct qcow_builder *builder, uint64_t off,
+	uint64_t len, struct qcow_error *err) QCOW_MUST_USE;
 
 /* Write the tables, then sector 0. The builder is freed, on failure too. Flushed with `durable` only: then what
  * the caller wrote to the stores before this call is stable as well. */

@@ -111,6 +111,25 @@ enum qcow_status qcow_builder_zero(
 	return note(builder, qk_build_data_zero(builder, (qk_goff){off}, len, err));
 }
 
+enum qcow_status qcow_builder_bitmap(struct qcow_builder *builder,
+	const struct qcow_bitmap_options *options, struct qcow_error *err)
+{
+	if (builder == NULL || options == NULL || options->name == NULL ||
+		options->struct_size != sizeof(*options))
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"qcow_builder_bitmap: an argument is NULL, or not initialised by "
+			"QCOW_BITMAP_OPTIONS_INIT");
+	return note(builder, qk_build_bitmap_begin(builder, options, err));
+}
+
+enum qcow_status qcow_builder_bitmap_dirty(
+	struct qcow_builder *builder, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	if (builder == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_builder_bitmap_dirty: the builder is NULL");
+	return note(builder, qk_build_bitmap_dirty(builder, (qk_goff){off}, len, err));
+}
+
 enum qcow_status qcow_builder_finish(struct qcow_builder *builder, struct qcow_error *err)
 {
 	if (builder == NULL)

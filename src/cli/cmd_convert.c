@@ -93,7 +93,7 @@ static const struct cli_option options[] = {
 		.name = "copy-range-offloading",
 		.help = "accepted; blocks are shared wherever the file system can"},
 	{.letter = 'r', .name = "rate-limit", .arg = "RATE", .help = "bytes a second at most"},
-	{.name = "bitmaps", .help = "copy the source's bitmaps (by a later version)"},
+	{.name = "bitmaps", .help = "copy the source's persistent bitmaps"},
 	{.name = "skip-broken-bitmaps", .help = "with --bitmaps: leave out broken ones"},
 	CLI_OPT_PROGRESS,
 	CLI_OPT_QUIET,
@@ -179,8 +179,7 @@ static bool check_together(struct convert_job *job)
 		bool wrong;
 		const char *text;
 	} rules[] = {
-		{cli_flag(args, "bitmaps"), "bitmaps are copied by a later version"},
-		{cli_flag(args, "skip-broken-bitmaps"),
+		{cli_flag(args, "skip-broken-bitmaps") && !cli_flag(args, "bitmaps"),
 			"Use of --skip-broken-bitmaps requires --bitmaps"},
 		{cli_flag(args, "target-is-zero") && !cli_flag(args, "no-create"),
 			"--target-is-zero requires use of -n flag"},
@@ -196,6 +195,13 @@ static bool check_together(struct convert_job *job)
 			"--level is for compressed targets: add -c"},
 		{cli_arg(args, "snapshot") != NULL && args->n_operands > 2,
 			"No support for concatenating multiple snapshot"},
+		{cli_flag(args, "bitmaps") && args->n_operands > 2,
+			"Copying bitmaps only possible with single source"},
+		{cli_flag(args, "bitmaps") && cli_arg(args, "snapshot") != NULL,
+			"bitmaps are about the disk, not about a snapshot: --bitmaps and -l do not "
+			"go together"},
+		{cli_flag(args, "bitmaps") && strcmp(job->format, "raw") == 0,
+			"Format driver 'raw' does not support bitmaps"},
 		{cli_arg(args, "backing") != NULL && args->n_operands > 2,
 			"Having a backing file for the target makes no sense when concatenating "
 			"multiple input images"},
@@ -268,6 +274,15 @@ static void report_salvage(void *ctx, uint64_t off, uint64_t len, const struct q
 		(unsigned long long)len, (unsigned long long)off, why->message);
 }
 
+static void report_skipped_bitmap(void *ctx, const char *name, const struct qcow_error *why)
+{
+	struct convert_job *job = ctx;
+	if (why->finding == QCOW_FINDING_BITMAP_INCONSISTENT)
+		cli_error(job->cli, "warning: Skipping inconsistent bitmap '%s'", name);
+	else
+		cli_error(job->cli, "warning: Skipping bitmap '%s': %s", name, why->message);
+}
+
 static bool run_to_stdout(struct convert_job *job)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -324,6 +339,10 @@ static bool run_to_target(struct convert_job *job)
 	job->options.progress = shown;
 	job->options.on_salvage = cli_flag(job->args, "quiet") ? NULL : report_salvage;
 	job->options.salvage_ctx = job;
+	job->options.bitmaps = cli_flag(job->args, "bitmaps");
+	job->options.skip_broken_bitmaps = cli_flag(job->args, "skip-broken-bitmaps");
+	job->options.on_skipped_bitmap = report_skipped_bitmap;
+	job->options.bitmap_ctx = job;
 	struct qcow_convert_result result;
 	bool ok = qcow_convert(job->target, job->data, &job->options, &result, &err) == QCOW_OK &&
 		  sync_target(job, &err);

@@ -181,6 +181,73 @@ static int put_map(struct map *map, uint64_t start, uint64_t end)
 	return failed;
 }
 
+/* ---- --bitmap ---- */
+
+static void put_bitmap_run(struct map *map, const struct qcow_bitmap_extent *run)
+{
+	if (map->json)
+		(void)printf("%s{ \"start\": %llu, \"length\": %llu, \"dirty\": %s}",
+			map->printed == 0 ? "[" : ",\n", (unsigned long long)run->off,
+			(unsigned long long)run->len, run->dirty ? "true" : "false");
+	else if (run->dirty)
+		(void)printf("%#-16llx%#llx\n", (unsigned long long)run->off,
+			(unsigned long long)run->len);
+	map->printed += map->json || run->dirty;
+}
+
+static int put_bitmap(
+	struct map *map, struct qcow_bitmap_reader *reader, uint64_t start, uint64_t end)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_bitmap_extent run = {.off = start}, next;
+	for (uint64_t off = start; off < end; off += next.len) {
+		if (qcow_bitmap_read(reader, off, end - off, &next, &err) != QCOW_OK)
+			return cli_fail(map->cli, &err, "Failed to read the bitmap at offset %llu",
+				(unsigned long long)off);
+		if (run.len != 0 && run.dirty != next.dirty) {
+			put_bitmap_run(map, &run);
+			if (map->printed == map->most_runs)
+				return 0;
+			run = next;
+		} else {
+			run.len += next.len;
+			run.dirty = next.dirty;
+		}
+	}
+	if (run.len != 0)
+		put_bitmap_run(map, &run);
+	return 0;
+}
+
+static int map_bitmap(struct map *map, const char *name, uint64_t start, uint64_t end)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_bitmap_reader *reader = NULL;
+	uint32_t index = 0;
+	if (qcow_bitmap_find(map->image, name, &index, &err) != QCOW_OK ||
+		qcow_bitmap_open(map->image, index, &reader, &err) != QCOW_OK)
+		return cli_fail(
+			map->cli, &err, "%s", qcow_store_name(qcow_image_store(map->image)));
+	if (!map->json)
+		(void)printf("%-16s%s\n", "Offset", "Length");
+	int rc = put_bitmap(map, reader, start, end);
+	qcow_bitmap_close(reader);
+	if (map->json)
+		(void)printf("%s]\n", map->printed == 0 ? "[" : "");
+	return rc;
+}
+
+static int map_layers(struct map *map, uint64_t start, uint64_t end)
+{
+	if (!map->json)
+		(void)printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+	int rc = put_map(map, start, end);
+	/* what was found before a failure is still whole JSON */
+	if (map->json)
+		(void)printf("%s]\n", map->printed == 0 ? "[" : "");
+	return rc;
+}
+
 static bool parse_range(struct cli *cli, const struct cli_args *args, uint64_t *start,
 	uint64_t *len, uint64_t *most_runs)
 {
@@ -199,20 +266,19 @@ static int run(struct cli *cli, const struct cli_args *args)
 	uint64_t start = 0, len = INT64_MAX;
 	struct map map = {.cli = cli, .json = cli_wants_json(args), .most_runs = UINT64_MAX};
 	struct cli_open_request request;
+	const char *bitmap = cli_arg(args, "bitmap");
+	/* a bitmap is read without what the image names, and without its key */
+	unsigned flags = bitmap != NULL ? CLI_OPEN_ALONE | CLI_OPEN_CHECK : 0;
 	if (!parse_range(cli, args, &start, &len, &map.most_runs) ||
-		!cli_open_request_init(cli, args, args->operands[0], 0, &request))
+		!cli_open_request_init(cli, args, args->operands[0], flags, &request))
 		return 1;
 	request.sandbox = cli_sandbox_from_args(args, QK_MIB(128), 600);
 	if (cli_open(cli, &request, &map.image) != QCOW_OK)
 		return 1;
 	uint64_t size = shown_size(&map);
 	uint64_t end = start > size ? start : start + qk_min(len, size - start);
-	if (!map.json)
-		(void)printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
-	int rc = put_map(&map, start, end);
-	/* what was found before a failure is still whole JSON */
-	if (map.json)
-		(void)printf("%s]\n", map.printed == 0 ? "[" : "");
+	int rc = bitmap != NULL ? map_bitmap(&map, bitmap, start, end)
+				: map_layers(&map, start, end);
 	qcow_close(map.image);
 	return rc;
 }
@@ -225,6 +291,10 @@ static const struct cli_option options[] = {
 		.name = "max-length",
 		.arg = "LENGTH",
 		.help = "cover at most that many bytes"},
+	{.name = "bitmap",
+		.arg = "NAME",
+		.flags = CLI_OPT_QCOW,
+		.help = "show what is dirty in a persistent bitmap instead"},
 	{.name = "max-output", .arg = "N", .flags = CLI_OPT_QCOW, .help = "print at most N ranges"},
 	CLI_OPT_OUTPUT,
 	CLI_OPT_FORCE_SHARE,
@@ -240,13 +310,16 @@ const struct cli_command cli_cmd_map = {
 	.name = "map",
 	.summary = "Show which file holds which range of the disk, and where",
 	.synopsis = "[-f FMT | --image-opts] [--start-offset OFFSET] [--max-length LENGTH] "
-		    "[--output human|json] [-U] FILE",
+		    "[--bitmap NAME] [--output human|json] [-U] FILE",
 	.about = "The human form lists stored data only, compressed data as such. JSON covers the "
 		 "whole range: depth is the "
 		 "layer\n"
 		 "(0 = FILE itself), present says that some layer decides the range, zero that it "
 		 "reads\n"
-		 "as zeros, data that bytes are stored, offset where.",
+		 "as zeros, data that bytes are stored, offset where.\n"
+		 "With --bitmap the ranges are those that a persistent bitmap of FILE has marked "
+		 "dirty;\n"
+		 "JSON lists clean ones too.",
 	.options = options,
 	.min_operands = 1,
 	.max_operands = 1,

@@ -136,6 +136,7 @@ void qk_build_abandon(struct qcow_builder *b)
 		return;
 	qk_build_refs_release(&b->refs);
 	qk_build_map_release(&b->map);
+	qk_build_bitmaps_release(&b->bitmaps);
 	qk_crypt_free(b->crypt);
 	free(b->gather);
 	free(b->backing_name);
@@ -158,17 +159,16 @@ static enum qcow_status extend_file(struct qcow_builder *b, struct qcow_error *e
 }
 
 /* All but sector 0, then sector 0: from here on it is an image. */
-static enum qcow_status write_header(
-	struct qcow_builder *b, struct qk_header *h, struct qcow_error *err)
+static enum qcow_status write_header(struct qcow_builder *b, struct qk_header *h,
+	struct qk_extensions *ext, struct qcow_error *err)
 {
 	size_t used = b->g.cluster_size;
 	QK_AUTO_FREE uint8_t *cluster0 = qk_calloc(1, used);
 
 	if (cluster0 == NULL)
 		return QK_FAIL_NOMEM(err);
-	struct qk_extensions ext = {0};
-	qk_build_crypt_place(&b->options, b->crypto_off, b->crypto_bytes, h, &ext);
-	QK_TRY(qk_build_options_encode(&b->options, h, &ext, cluster0, err));
+	qk_build_crypt_place(&b->options, b->crypto_off, b->crypto_bytes, h, ext);
+	QK_TRY(qk_build_options_encode(&b->options, h, ext, cluster0, err));
 	while (b->zeroed && used > QK_SECTOR && qk_is_zero(cluster0 + used - QK_SECTOR, QK_SECTOR))
 		used -= QK_SECTOR;
 	if (used > QK_SECTOR)
@@ -182,18 +182,23 @@ static enum qcow_status write_header(
 static enum qcow_status finish_all(struct qcow_builder *b, struct qcow_error *err)
 {
 	struct qk_header h = {0};
+	struct qk_extensions ext = {0};
 	qk_hoff table = {0};
 
 	if (b->failed != QCOW_OK)
 		return QK_FAIL(err, b->failed, "the image is incomplete: an earlier call failed");
 	QK_TRY(qk_build_data_finish(b, err));
+	QK_TRY(qk_build_bitmaps_finish(b, &ext.bitmaps, err));
 	QK_TRY(qk_build_map_finish(&b->map, err));
 	QK_TRY(qk_build_refs_finish(&b->refs, &table, &h.rt_clusters, err));
 	QK_TRY(extend_file(b, err));
 	h.rt_off = table.v;
 	h.l1_off = b->map.l1_off;
 	h.l1_entries = (uint32_t)b->map.l1_entries;
-	return write_header(b, &h, err);
+	ext.has_bitmaps = ext.bitmaps.n_bitmaps != 0;
+	if (ext.has_bitmaps)
+		h.autoclear |= QCOW_AUTOCLEAR_BITMAPS;
+	return write_header(b, &h, &ext, err);
 }
 
 enum qcow_status qk_build_finish(struct qcow_builder *b, struct qcow_error *err)

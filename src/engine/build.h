@@ -9,12 +9,13 @@
  *   build_options.c  which options go together
  *   build_refs.c     host clusters and their refcounts
  *   build_map.c      L1 and L2 tables
+ *   build_bitmap.c   persistent bitmaps
  *   build_data.c     what the guest's clusters hold: data, compressed data, zeros, preallocation
  *
  *   host:  | header | refcount table | refcount block | L1 ... | L2 | data ... | L2 | data ...
  *
  * Memory: the refcount table (at most 8 MiB), two refcount blocks, one L2 table, 64 KiB of the L1 table, and
- * 2 MiB where compressed data is gathered. Nothing grows with the disk.
+ * 2 MiB where compressed data is gathered. Nothing grows with the disk; the directory of bitmaps grows with them.
  * A builder belongs to one thread at a time.
  */
 #ifndef QK_ENGINE_BUILD_H
@@ -99,6 +100,32 @@ enum qcow_status qk_build_map_set(
 /* Write what is open. */
 enum qcow_status qk_build_map_finish(struct qk_build_map *map, struct qcow_error *err) QK_MUST_USE;
 
+/* ---- build_bitmap.c ---- */
+
+struct qk_build_bitmap_name {
+	uint64_t hash;
+	uint64_t at; /* of the entry in `directory` */
+};
+
+struct qk_build_bitmaps {
+	uint8_t *directory;
+	uint64_t directory_bytes, directory_room;
+	struct qk_build_bitmap_name *names; /* n of them */
+	uint32_t n, names_room;
+	/* the bitmap that was begun last */
+	bool is_open;
+	uint32_t granularity_bits;
+	uint64_t table_off, table_entries;
+	uint8_t *table; /* a window of its table */
+	uint64_t window; /* its first entry */
+	bool window_is_dirty;
+	uint8_t *data; /* a cluster of bits */
+	uint64_t data_idx; /* its table entry, or QK_BUILD_NONE */
+	uint64_t cursor; /* bits below it are decided */
+};
+
+void qk_build_bitmaps_release(struct qk_build_bitmaps *m);
+
 /* ---- build.c ---- */
 
 struct qcow_builder {
@@ -121,6 +148,7 @@ struct qcow_builder {
 	size_t gather_len;
 	struct qk_crypt *crypt; /* NULL: guest data is plain */
 	uint64_t crypto_off, crypto_bytes; /* of the LUKS header */
+	struct qk_build_bitmaps bitmaps;
 	enum qcow_status failed; /* of the first call that failed: finish is then refused */
 };
 
@@ -171,5 +199,16 @@ enum qcow_status qk_build_data_zero(
 	struct qcow_builder *b, qk_goff off, uint64_t len, struct qcow_error *err) QK_MUST_USE;
 /* Decide what was never mentioned up to the end of the disk, and write what is gathered. */
 enum qcow_status qk_build_data_finish(struct qcow_builder *b, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- build_bitmap.c, with a builder ---- */
+
+/* As qcow_builder_bitmap and qcow_builder_bitmap_dirty. */
+enum qcow_status qk_build_bitmap_begin(struct qcow_builder *b, const struct qcow_bitmap_options *o,
+	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_build_bitmap_dirty(
+	struct qcow_builder *b, qk_goff off, uint64_t len, struct qcow_error *err) QK_MUST_USE;
+/* Write what is open and the directory. *out stays as it is where there are no bitmaps. */
+enum qcow_status qk_build_bitmaps_finish(
+	struct qcow_builder *b, struct qk_bitmaps_ext *out, struct qcow_error *err) QK_MUST_USE;
 
 #endif

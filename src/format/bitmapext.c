@@ -69,9 +69,8 @@ static bool is_padding_zero(struct qk_span padding)
 static bool is_description_valid(const struct qk_bitmap_entry *e)
 {
 	return (e->flags & ~KNOWN_FLAGS) == 0 && e->type == TYPE_DIRTY &&
-	       e->granularity_bits >= QK_MIN_BITMAP_GRANULARITY_BITS &&
 	       e->granularity_bits <= QK_MAX_BITMAP_GRANULARITY_BITS && e->name.n != 0 &&
-	       e->name.n <= QK_MAX_BITMAP_NAME && is_padding_zero(e->padding);
+	       is_padding_zero(e->padding);
 }
 
 unsigned qk_bitmap_judge(

@@ -25,9 +25,10 @@
 #define QK_MAX_BITMAPS		    65535U /* QEMU's limit */
 #define QK_MAX_BITMAP_DIRECTORY_BYTES \
 	(QK_MIB(64)) /* 65535 entries of 24 + 1023 bytes, rounded up */
-#define QK_MIN_BITMAP_GRANULARITY_BITS 9U /* QEMU's limits */
-#define QK_MAX_BITMAP_GRANULARITY_BITS 31U
-#define QK_MAX_BITMAP_NAME	       1023U
+#define QK_MAX_BITMAP_GRANULARITY_BITS	63U /* the specification's; what we write: */
+#define QK_MIN_WRITTEN_GRANULARITY_BITS 9U /* QEMU's limits */
+#define QK_MAX_WRITTEN_GRANULARITY_BITS 31U
+#define QK_MAX_WRITTEN_BITMAP_NAME	1023U
 #define QK_MAX_BITMAP_TABLE_BYTES \
 	QK_MIB(64) /* 8 Mi entries: 2^31 bytes of bitmap data at 512 B … */
 #define QK_MAX_EXTENSIONS      1024U /* in a header; six are known, and listing them is quadratic */

@@ -13,6 +13,7 @@
 
 #include "base/err.h"
 #include "base/num.h"
+#include "ops/bitmaps.h"
 #include "ops/copy.h"
 #include "ops/fit.h"
 
@@ -219,6 +220,7 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 	QK_TRY(check_request(request, err));
 	QK_TRY(choose_size(request, copy, err));
 	QK_TRY(request->is_raw ? check_raw(request, err) : check_qcow2(request, err));
+	QK_TRY(qk_bitmaps_check(options, request->is_raw, err));
 	copy->source.salvage = options->salvage;
 	copy->policy = choose_policy(request);
 	if (options->backing != NULL && !qk_source_find_backing(&copy->source, options->backing))
@@ -229,6 +231,8 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 	QK_TRY(qk_fit_check(copy, data, least_bytes(request, copy), err));
 	QK_TRY(open_sink(request, copy, err));
 	enum qcow_status status = qk_copy_run(copy, err);
+	if (status == QCOW_OK)
+		status = qk_bitmaps_copy(options, copy->source.size, copy->sink.builder, err);
 	if (status == QCOW_OK)
 		return qk_sink_finish(&copy->sink, err);
 	qk_sink_abandon(&copy->sink);

@@ -286,7 +286,7 @@ refusals_name_the_reason_and_leave_nothing() {
 	ok "$qcow" convert -O qcow2 d.raw i.qcow2 || return 1
 	local before
 	before=$(sha256sum d.raw i.qcow2)
-	refused 'later version' "$qcow" convert --bitmaps -O qcow2 i.qcow2 out.qcow2 &&
+	refused 'single source' "$qcow" convert --bitmaps -O qcow2 i.qcow2 d.raw out.qcow2 &&
 	refused 'Compression not supported' "$qcow" convert -c -O raw i.qcow2 out.raw &&
 	refused 'Compression and preallocation' "$qcow" convert -c -o preallocation=full -O qcow2 d.raw out.qcow2 &&
 	refused '1 to 16' "$qcow" convert -m 17 -O qcow2 d.raw out.qcow2 &&

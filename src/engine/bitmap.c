@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bitmap: see bitmap.h. A reader belongs to one thread; it shares nothing with other readers but the image,
+ * of which it reads what never changes.
+ *
+ * Invariants: V1 a table entry is looked at only below table_entries, and table_entries is what the size of the
+ * disk needs; V2 table[] holds entries table_base to table_base + table_n, data[] the bytes of the file from
+ * data_off on.
+ */
+#include "engine/bitmap.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/mem.h"
+#include "engine/image.h"
+#include "format/bitmapext.h"
+
+#define TABLE_WINDOW 512U /* entries: 4 KiB */
+#define DATA_BYTES   ((size_t)QK_KIB(64))
+/* A call answers after that many bytes of bitmap data and table: somebody may want to stop. */
+#define WORK_BYTES QK_MIB(16)
+#define NOTHING	   UINT64_MAX
+
+struct qcow_bitmap_reader {
+	const struct qcow_image *image;
+	uint64_t size; /* of the disk */
+	unsigned granularity_bits;
+	uint64_t table_off;
+	uint64_t table_entries;
+	uint64_t table_base, table_n; /* what table[] holds */
+	uint64_t data_off; /* what data[] holds, or NOTHING */
+	uint8_t table[TABLE_WINDOW * 8];
+	uint8_t data[DATA_BYTES];
+};
+
+/* A run of equal bits. */
+struct stretch {
+	uint64_t n_bits;
+	uint64_t work; /* bytes that were looked at */
+	bool is_dirty;
+};
+
+enum qcow_status qk_bitmap_find(
+	struct qcow_image *image, const char *name, uint32_t *index, struct qcow_error *err)
+{
+	for (uint32_t i = 0; i < image->bitmaps.n; i++) {
+		struct qcow_bitmap b;
+		QK_TRY(qk_bitmap_get(image, i, &b, NULL, err));
+		if (strcmp(b.name, name) == 0) {
+			*index = i;
+			return QCOW_OK;
+		}
+	}
+	return QK_FAIL(err, QCOW_E_NOENT,
+		"bitmap '%s' not found: the image has %" PRIu32 " bitmaps that can be trusted",
+		name, image->bitmaps.n);
+}
+
+/* Only content that is there, up to date and understood is worth an answer. */
+static enum qcow_status judge(const struct qcow_image *image, const struct qcow_bitmap *b,
+	unsigned finding, struct qcow_error *err)
+{
+	uint64_t bytes = (uint64_t)b->table_entries * 8;
+	if (b->in_use)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_BITMAP_INCONSISTENT,
+			QCOW_NO_OFFSET, QCOW_NO_OFFSET,
+			"bitmap '%s' is marked in use: it was not saved, and its content is not "
+			"to be trusted",
+			b->name);
+	if (finding == 0 && !qk_in_range(b->table_offset, bytes, image->file_size))
+		finding = QCOW_FINDING_BITMAP_TABLE;
+	if (finding != 0)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, finding, b->table_offset, QCOW_NO_OFFSET,
+			"bitmap '%s' (table of %" PRIu32 " entries at %" PRIu64
+			", granularity 2^%" PRIu32 ") is damaged: %s",
+			b->name, b->table_entries, b->table_offset, b->granularity_bits,
+			qcow_finding_text(finding));
+	if (b->extra_bytes != 0 && !b->extra_data_compatible)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"bitmap '%s' has %" PRIu32
+			" bytes of extra data that nobody may ignore, and they are not known here",
+			b->name, b->extra_bytes);
+	return QCOW_OK;
+}
+
+enum qcow_status qk_bitmap_reader_new(struct qcow_image *image, uint32_t index,
+	struct qcow_bitmap_reader **out, struct qcow_error *err)
+{
+	struct qcow_bitmap b;
+	unsigned finding = 0;
+	QK_TRY(qk_bitmap_get(image, index, &b, &finding, err));
+	QK_TRY(judge(image, &b, finding, err));
+	struct qcow_bitmap_reader *r = qk_calloc(1, sizeof(*r));
+	if (r == NULL)
+		return QK_FAIL_NOMEM(err);
+	r->image = image;
+	r->size = image->header.size;
+	r->granularity_bits = b.granularity_bits;
+	r->table_off = b.table_offset;
+	r->table_entries = b.table_entries;
+	r->data_off = NOTHING;
+	*out = r;
+	return QCOW_OK;
+}
+
+void qk_bitmap_reader_free(struct qcow_bitmap_reader *reader)
+{
+	free(reader);
+}
+
+static enum qcow_status load_entry(struct qcow_bitmap_reader *r, uint64_t index,
+	struct qk_bitmap_table_entry *out, uint64_t *work, struct qcow_error *err)
+{
+	QK_ASSERT(V1, index < r->table_entries);
+	if (index < r->table_base || index - r->table_base >= r->table_n) {
+		uint64_t n = qk_min(TABLE_WINDOW, r->table_entries - index);
+		r->table_n = 0;
+		QK_TRY(qcow_store_read(
+			r->image->store, r->table, n * 8, r->table_off + index * 8, err));
+		r->table_base = index;
+		r->table_n = n;
+	}
+	*work += 8;
+	uint64_t raw = qk_load64(r->table + (index - r->table_base) * 8);
+	*out = qk_bitmap_table_decode(&r->image->geometry, raw);
+	if (out->finding == 0 && out->off.v >= r->image->file_size)
+		out->finding = QCOW_FINDING_BITMAP_TABLE;
+	if (out->finding == 0)
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_CORRUPT, out->finding, r->table_off + index * 8,
+		QCOW_NO_OFFSET,
+		"entry %" PRIu64 " of a bitmap table, 0x%" PRIx64
+		", names no cluster of the file (%" PRIu64 " bytes)",
+		index, raw, r->image->file_size);
+}
+
+/* How many of the bits [at, end) of p are `is_set`, up to the first that is not. Bit 0 of a byte is first. */
+static uint64_t count_equal(const uint8_t *p, uint64_t at, uint64_t end, bool is_set)
+{
+	static const uint8_t all[2] = {0x00, 0xff};
+	uint64_t bit = at;
+
+	while (bit < end) {
+		uint8_t differs = (uint8_t)((p[bit / 8] ^ all[is_set]) >> (bit % 8));
+		if (differs != 0) {
+			bit += (unsigned)__builtin_ctz(differs);
+			break;
+		}
+		bit += 8 - bit % 8;
+		/* eight bytes at a time where they are alike */
+		for (uint64_t word = is_set ? UINT64_MAX : 0; bit + 64 <= end; bit += 64)
+			if (memcmp(p + bit / 8, &word, 8) != 0)
+				break;
+	}
+	return qk_min(bit, end) - at;
+}
+
+/* The run at `bit`, as far as one table entry and one piece of data show it. */
+static enum qcow_status look(
+	struct qcow_bitmap_reader *r, uint64_t bit, struct stretch *out, struct qcow_error *err)
+{
+	uint64_t cluster_size = r->image->geometry.cluster_size;
+	uint64_t per_cluster = cluster_size * 8;
+	uint64_t at = bit % per_cluster; /* in the cluster */
+	struct qk_bitmap_table_entry e;
+
+	out->work = 0;
+	QK_TRY(load_entry(r, bit / per_cluster, &e, &out->work, err));
+	if (e.off.v == 0) {
+		out->is_dirty = e.all_ones;
+		out->n_bits = per_cluster - at;
+		return QCOW_OK;
+	}
+	uint64_t piece = qk_min(DATA_BYTES, cluster_size);
+	uint64_t off = e.off.v + qk_align_down(at / 8, piece);
+	if (r->data_off != off) {
+		r->data_off = NOTHING;
+		QK_TRY(qcow_store_read_padded(r->image->store, r->data, piece, off, err));
+		r->data_off = off;
+	}
+	at -= (off - e.off.v) * 8;
+	out->is_dirty = (r->data[at / 8] >> (at % 8) & 1) != 0;
+	out->n_bits = count_equal(r->data, at, piece * 8, out->is_dirty);
+	out->work += out->n_bits / 8;
+	return QCOW_OK;
+}
+
+enum qcow_status qk_bitmap_reader_next(struct qcow_bitmap_reader *reader, uint64_t off,
+	uint64_t len, struct qcow_bitmap_extent *out, struct qcow_error *err)
+{
+	unsigned shift = reader->granularity_bits;
+	struct stretch run = {0}, more = {0};
+
+	if (len == 0 || !qk_in_range(off, len, reader->size))
+		return QK_FAIL(err, QCOW_E_RANGE,
+			"%" PRIu64 " bytes at %" PRIu64 " do not lie in a disk of %" PRIu64, len,
+			off, reader->size);
+	uint64_t bit = off >> shift;
+	uint64_t end = ((off + len - 1) >> shift) + 1;
+	QK_TRY(look(reader, bit, &run, err));
+	uint64_t work = run.work;
+	for (bit += run.n_bits; bit < end && work < WORK_BYTES; bit += more.n_bits) {
+		/* what comes before a damaged entry is an answer; the next call meets the damage */
+		if (look(reader, bit, &more, NULL) != QCOW_OK || more.is_dirty != run.is_dirty)
+			break;
+		work += more.work;
+	}
+	/* the last bit may stand for more than the disk has; below it nothing overflows */
+	uint64_t stop = bit >= end ? off + len : bit << shift;
+	*out = (struct qcow_bitmap_extent){off, stop - off, run.is_dirty};
+	return QCOW_OK;
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bitmaps: see bitmaps.h. Which ones are broken is found out before the target is touched, so that a refusal
+ * leaves nothing behind; content that turns out to be damaged later fails the whole.
+ */
+#include "ops/bitmaps.h"
+
+#include "base/num.h"
+
+#define MIN_GRANULARITY_BITS 9U /* that can be written */
+#define MAX_GRANULARITY_BITS 31U
+
+/* Begin to read bitmap `index` where it is whole and can be written again: else *out is NULL and *why says. */
+static enum qcow_status begin(struct qcow_image *source, uint32_t index, struct qcow_bitmap *bitmap,
+	struct qcow_bitmap_reader **out, struct qcow_error *why, struct qcow_error *err)
+{
+	*out = NULL;
+	QK_TRY(qcow_get_bitmap(source, index, bitmap, err));
+	if (!bitmap->in_use && (bitmap->granularity_bits < MIN_GRANULARITY_BITS ||
+				       bitmap->granularity_bits > MAX_GRANULARITY_BITS)) {
+		(void)QK_FAIL(why, QCOW_E_UNSUPPORTED,
+			"a granularity of 2^%u bytes cannot be written", bitmap->granularity_bits);
+		return QCOW_OK;
+	}
+	enum qcow_status status = qcow_bitmap_open(source, index, out, why);
+	if (status == QCOW_OK || status == QCOW_E_CORRUPT || status == QCOW_E_UNSUPPORTED)
+		return QCOW_OK;
+	if (err != NULL)
+		*err = *why;
+	return status;
+}
+
+static enum qcow_status check_one(
+	const struct qcow_convert_options *options, uint32_t index, struct qcow_error *err)
+{
+	struct qcow_error why = QCOW_ERROR_INIT;
+	struct qcow_bitmap bitmap;
+	struct qcow_bitmap_reader *reader = NULL;
+
+	QK_TRY(begin(options->sources[0], index, &bitmap, &reader, &why, err));
+	bool is_broken = reader == NULL;
+	qcow_bitmap_close(reader);
+	if (!is_broken || options->skip_broken_bitmaps)
+		return QCOW_OK;
+	if (bitmap.in_use)
+		return QK_FAIL_AT(err, why.status, why.finding, QCOW_NO_OFFSET, QCOW_NO_OFFSET,
+			"Cannot copy inconsistent bitmap '%s'", bitmap.name);
+	return QK_FAIL_AT(err, why.status, why.finding, why.host_off, QCOW_NO_OFFSET,
+		"Cannot copy bitmap '%s': %s", bitmap.name, why.message);
+}
+
+enum qcow_status qk_bitmaps_check(
+	const struct qcow_convert_options *options, bool is_raw, struct qcow_error *err)
+{
+	struct qcow_info info;
+
+	if (!options->bitmaps)
+		return QCOW_OK;
+	if (options->n_sources != 1)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "Copying bitmaps only possible with single source");
+	qcow_get_info(options->sources[0], &info);
+	if (info.version < 3)
+		return QK_FAIL(err, QCOW_E_INVAL, "Source lacks bitmap support");
+	if (is_raw || options->create.version < 3)
+		return QK_FAIL(err, QCOW_E_INVAL, "Format driver '%s' does not support bitmaps%s",
+			options->format, is_raw ? "" : " in version 2");
+	for (uint32_t i = 0; i < info.n_bitmaps; i++)
+		QK_TRY(check_one(options, i, err));
+	return QCOW_OK;
+}
+
+static enum qcow_status copy_content(struct qcow_bitmap_reader *reader, uint64_t size,
+	const struct qcow_progress *progress, struct qcow_builder *builder, struct qcow_error *err)
+{
+	struct qcow_bitmap_extent e;
+
+	for (uint64_t off = 0; off < size; off += e.len) {
+		if (progress->cancelled != NULL && progress->cancelled(progress->ctx))
+			return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
+		QK_TRY(qcow_bitmap_read(reader, off, size - off, &e, err));
+		if (e.dirty)
+			QK_TRY(qcow_builder_bitmap_dirty(builder, e.off, e.len, err));
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status copy_one(const struct qcow_convert_options *options, uint32_t index,
+	uint64_t size, struct qcow_builder *builder, struct qcow_error *err)
+{
+	struct qcow_bitmap_options made = QCOW_BITMAP_OPTIONS_INIT;
+	struct qcow_error why = QCOW_ERROR_INIT;
+	struct qcow_bitmap bitmap;
+	struct qcow_bitmap_reader *reader = NULL;
+
+	QK_TRY(begin(options->sources[0], index, &bitmap, &reader, &why, err));
+	if (reader == NULL) {
+		if (options->on_skipped_bitmap != NULL)
+			options->on_skipped_bitmap(options->bitmap_ctx, bitmap.name, &why);
+		return QCOW_OK;
+	}
+	made.name = bitmap.name;
+	made.granularity_bits = bitmap.granularity_bits;
+	made.is_auto = bitmap.is_auto;
+	enum qcow_status status = qcow_builder_bitmap(builder, &made, err);
+	if (status == QCOW_OK)
+		status = copy_content(reader, size, &options->progress, builder, err);
+	qcow_bitmap_close(reader);
+	return status;
+}
+
+enum qcow_status qk_bitmaps_copy(const struct qcow_convert_options *options, uint64_t size,
+	struct qcow_builder *builder, struct qcow_error *err)
+{
+	struct qcow_info info;
+
+	if (!options->bitmaps)
+		return QCOW_OK;
+	qcow_get_info(options->sources[0], &info);
+	size = qk_min(size, qcow_size(options->sources[0]));
+	for (uint32_t i = 0; i < info.n_bitmaps; i++)
+		QK_TRY(copy_one(options, i, size, builder, err));
+	return QCOW_OK;
+}
