@@ -51,7 +51,8 @@ enum qk_space_kind {
 struct qk_space_request {
 	struct qcow_store *store;
 	const struct qk_geometry *geometry; /* these three outlive the space and do not change */
-	const struct qk_header *header; /* as on disk; its refcount table is followed from here on */
+	const struct qk_header
+		*header; /* as on disk; its refcount table is followed from here on */
 	const struct qk_extensions *ext;
 	uint64_t file_size;
 	uint64_t cache_bytes; /* budget of refcount blocks; 0: 4 MiB. At least 4 blocks are kept */
@@ -110,14 +111,14 @@ void qk_space_give_back(struct qk_space *sp, uint64_t off, uint64_t n);
 
 /* One reference more to each of `n` clusters from the one that holds byte `off`. QCOW_E_LIMIT where the width is
  * full, QCOW_E_CORRUPT where one of them is free, QCOW_E_IO, QCOW_E_NOMEM: nothing was changed. */
-enum qcow_status qk_space_raise(struct qk_space *sp, uint64_t off, uint64_t n,
-	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_space_raise(
+	struct qk_space *sp, uint64_t off, uint64_t n, struct qcow_error *err) QK_MUST_USE;
 
 /* One reference less to each, after the barrier that made the unlinking stable and when no reader is left;
  * at 0 the cluster is FREE. QCOW_E_CORRUPT (REFCOUNT_TOO_LOW; the corrupt bit is set) where one is free
  * already, QCOW_E_IO, QCOW_E_NOMEM: nothing was changed, and calling again later is right. */
-enum qcow_status qk_space_drop(struct qk_space *sp, uint64_t off, uint64_t n,
-	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_space_drop(
+	struct qk_space *sp, uint64_t off, uint64_t n, struct qcow_error *err) QK_MUST_USE;
 
 /* Never hand these clusters out again while the image is open, whatever happens to their refcounts: a failed
  * publication may have left pointers to them. Does no I/O. On QCOW_E_NOMEM nothing at all is handed out from
@@ -126,8 +127,8 @@ enum qcow_status qk_space_quarantine(
 	struct qk_space *sp, uint64_t off, uint64_t n, struct qcow_error *err) QK_MUST_USE;
 
 /* The refcount of the cluster that holds byte `off`. QCOW_E_IO, QCOW_E_NOMEM. */
-enum qcow_status qk_space_refcount(struct qk_space *sp, uint64_t off, uint64_t *out,
-	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_space_refcount(
+	struct qk_space *sp, uint64_t off, uint64_t *out, struct qcow_error *err) QK_MUST_USE;
 
 /* Bytes that the file has by now; offsets from there on are beyond it. No lock. */
 uint64_t qk_space_file_size(const struct qk_space *sp);

@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * space_blocks: the cache of refcount blocks. A block that was changed stays until its sectors are written and a
+ * flush has passed (P3), for after a failed flush the host may read back what never reached the disk: it is
+ * written again from here. Where nothing can leave the cache grows past its budget, and
+ * qk_space_wants_publish says so.
+ *
+ * A block is written by sector, by qk_refblock_write alone; a new one whole.
+ */
+#include "engine/space_private.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+static uint64_t n_sectors(const struct qk_space *sp)
+{
+	return sp->g->cluster_size / QK_SECTOR;
+}
+
+static uint64_t n_words(const struct qk_space *sp)
+{
+	return qk_div_up(n_sectors(sp), 64);
+}
+
+static struct qk_refblock **bucket_of(struct qk_space *sp, uint64_t idx)
+{
+	return &sp->buckets[idx % QK_SPACE_BUCKETS];
+}
+
+static bool map_test(const uint64_t *map, uint64_t i)
+{
+	return (map[i / 64] >> (i % 64) & 1) != 0;
+}
+
+/* True where the bit was clear. */
+static bool map_set(uint64_t *map, uint64_t i)
+{
+	uint64_t bit = UINT64_C(1) << (i % 64);
+	bool was_clear = (map[i / 64] & bit) == 0;
+
+	map[i / 64] |= bit;
+	return was_clear;
+}
+
+/* ---- order of use ---- */
+
+static void unlink_use(struct qk_space *sp, struct qk_refblock *b)
+{
+	*(b->newer != NULL ? &b->newer->older : &sp->newest) = b->older;
+	*(b->older != NULL ? &b->older->newer : &sp->oldest) = b->newer;
+}
+
+static void link_use(struct qk_space *sp, struct qk_refblock *b)
+{
+	b->newer = NULL;
+	b->older = sp->newest;
+	*(sp->newest != NULL ? &sp->newest->newer : &sp->oldest) = b;
+	sp->newest = b;
+}
+
+/* ---- making and dropping ---- */
+
+static struct qk_refblock *make(
+	struct qk_space *sp, uint64_t idx, uint64_t off, enum qk_refblock_state state)
+{
+	uint64_t maps = 2 * n_words(sp) * sizeof(uint64_t);
+	struct qk_refblock *b = qk_calloc(1, sizeof(*b) + maps);
+	uint8_t *bytes = qk_malloc_aligned(QK_SECTOR, sp->g->cluster_size);
+
+	if (b == NULL || bytes == NULL) {
+		free(b);
+		free(bytes);
+		return NULL;
+	}
+	*b = (struct qk_refblock){.idx = idx, .off = off, .bytes = bytes, .state = state};
+	b->dirty = (uint64_t *)(void *)(b + 1);
+	b->unstable = b->dirty + n_words(sp);
+	return b;
+}
+
+static void insert(struct qk_space *sp, struct qk_refblock *b)
+{
+	struct qk_refblock **bucket = bucket_of(sp, b->idx);
+
+	b->next_hash = *bucket;
+	*bucket = b;
+	link_use(sp, b);
+	sp->n_blocks++;
+}
+
+static void destroy(struct qk_refblock *b)
+{
+	free(b->bytes);
+	free(b);
+}
+
+static void evict(struct qk_space *sp, struct qk_refblock *b)
+{
+	struct qk_refblock **at = bucket_of(sp, b->idx);
+
+	while (*at != b)
+		at = &(*at)->next_hash;
+	*at = b->next_hash;
+	unlink_use(sp, b);
+	sp->n_blocks--;
+	destroy(b);
+}
+
+static bool may_leave(const struct qk_refblock *b)
+{
+	return b->pins == 0 && b->n_dirty == 0 && b->n_unstable == 0 &&
+	       b->state == QK_REFBLOCK_LINKED;
+}
+
+static void shrink(struct qk_space *sp)
+{
+	struct qk_refblock *b = sp->oldest;
+
+	while (b != NULL && sp->n_blocks >= sp->max_blocks) {
+		struct qk_refblock *newer = b->newer;
+		if (may_leave(b))
+			evict(sp, b);
+		b = newer;
+	}
+}
+
+void qk_refblocks_release(struct qk_space *sp)
+{
+	while (sp->newest != NULL) {
+		struct qk_refblock *b = sp->newest;
+		unlink_use(sp, b);
+		destroy(b);
+	}
+}
+
+/* ---- finding ---- */
+
+struct qk_refblock *qk_refblock_peek(struct qk_space *sp, uint64_t idx)
+{
+	struct qk_refblock *b = *bucket_of(sp, idx);
+
+	while (b != NULL && b->idx != idx)
+		b = b->next_hash;
+	return b;
+}
+
+static enum qcow_status load(
+	struct qk_space *sp, uint64_t idx, struct qk_refblock **out, struct qcow_error *err)
+{
+	uint64_t off = sp->table[idx];
+	struct qk_refblock *b = NULL;
+
+	shrink(sp);
+	b = make(sp, idx, off, QK_REFBLOCK_LINKED);
+	if (b == NULL)
+		return QK_FAIL_NOMEM(err);
+	enum qcow_status status = qcow_store_read_padded(
+		sp->store, b->bytes, (size_t)sp->g->cluster_size, off, err);
+	if (status != QCOW_OK) {
+		destroy(b);
+		qk_err_context(err, "refcount block %" PRIu64 " at %" PRIu64, idx, off);
+		if (err != NULL)
+			err->finding = QCOW_FINDING_TABLE_READ_FAILED;
+		return status;
+	}
+	insert(sp, b);
+	*out = b;
+	return QCOW_OK;
+}
+
+enum qcow_status qk_refblock_get(
+	struct qk_space *sp, uint64_t idx, struct qk_refblock **out, struct qcow_error *err)
+{
+	QK_ASSERT(P4, idx < sp->table_entries && sp->table[idx] != 0);
+	struct qk_refblock *b = qk_refblock_peek(sp, idx);
+
+	if (b == NULL) {
+		QK_TRY(load(sp, idx, &b, err));
+	} else if (b != sp->newest) {
+		unlink_use(sp, b);
+		link_use(sp, b);
+	}
+	b->pins++;
+	*out = b;
+	return QCOW_OK;
+}
+
+void qk_refblock_put(struct qk_refblock *b)
+{
+	QK_ASSERT_VOID(P2, b->pins != 0);
+	b->pins--;
+}
+
+static void mark_all(struct qk_space *sp, struct qk_refblock *b)
+{
+	for (uint64_t i = 0; i < n_sectors(sp); i++)
+		b->n_dirty += map_set(b->dirty, i);
+}
+
+enum qcow_status qk_refblock_new(struct qk_space *sp, uint64_t idx, uint64_t off,
+	struct qk_refblock **out, struct qcow_error *err)
+{
+	QK_ASSERT(P2, qk_refblock_peek(sp, idx) == NULL);
+	shrink(sp);
+	struct qk_refblock *b = make(sp, idx, off, QK_REFBLOCK_NEW);
+	if (b == NULL)
+		return QK_FAIL_NOMEM(err);
+	memset(b->bytes, 0, (size_t)sp->g->cluster_size);
+	mark_all(sp, b);
+	insert(sp, b);
+	b->pins++;
+	*out = b;
+	return QCOW_OK;
+}
+
+void qk_refblock_unmake(struct qk_space *sp, struct qk_refblock *b)
+{
+	evict(sp, b);
+}
+
+/* ---- entries ---- */
+
+uint64_t qk_refblock_at(const struct qk_space *sp, const struct qk_refblock *b, uint64_t cluster)
+{
+	return qk_refcount_get(sp->g, b->bytes, cluster & (sp->g->rb_entries - 1));
+}
+
+void qk_refblock_set(struct qk_space *sp, struct qk_refblock *b, uint64_t cluster, uint64_t value)
+{
+	uint64_t at = cluster & (sp->g->rb_entries - 1);
+
+	QK_ASSERT_VOID(P4, cluster >> sp->g->rb_bits == b->idx && value <= sp->g->refcount_max);
+	qk_refcount_set(sp->g, b->bytes, at, value);
+	b->n_dirty += map_set(b->dirty, (at << sp->g->refcount_order) / (8 * QK_SECTOR));
+}
+
+/* ---- writing ---- */
+
+void qk_refblock_requeue(struct qk_refblock *b)
+{
+	if (b->n_unstable == 0)
+		return;
+	uint64_t *end = b->unstable + (b->unstable - b->dirty);
+
+	b->n_dirty = 0;
+	b->n_unstable = 0;
+	for (uint64_t *d = b->dirty, *u = b->unstable; u < end; d++, u++) {
+		*d |= *u;
+		*u = 0;
+		b->n_dirty += (uint32_t)__builtin_popcountll(*d);
+	}
+}
+
+void qk_refblock_requeue_all(struct qk_space *sp)
+{
+	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older)
+		qk_refblock_requeue(b);
+}
+
+void qk_refblock_settle(struct qk_refblock *b)
+{
+	memset(b->unstable, 0, (size_t)((uint8_t *)b->unstable - (uint8_t *)b->dirty));
+	b->n_unstable = 0;
+}
+
+/* Copy the dirty sectors and call them written; their map goes to `map`. */
+static void copy_out(struct qk_space *sp, struct qk_refblock *b, uint64_t *map)
+{
+	memcpy(map, b->dirty, (size_t)(n_words(sp) * sizeof(*map)));
+	for (uint64_t i = 0; i < n_sectors(sp); i++) {
+		if (!map_test(map, i))
+			continue;
+		memcpy(sp->scratch + i * QK_SECTOR, b->bytes + i * QK_SECTOR, QK_SECTOR);
+		b->n_unstable += map_set(b->unstable, i);
+	}
+	memset(b->dirty, 0, (size_t)(n_words(sp) * sizeof(*map)));
+	b->n_dirty = 0;
+}
+
+/* Runs of sectors in `map`, from the scratch buffer. */
+static enum qcow_status write_runs(
+	struct qk_space *sp, uint64_t off, const uint64_t *map, struct qcow_error *err)
+{
+	for (uint64_t i = 0; i < n_sectors(sp);) {
+		uint64_t n = 0;
+		while (i + n < n_sectors(sp) && map_test(map, i + n))
+			n++;
+		if (n != 0)
+			QK_TRY(qcow_store_write(sp->store, sp->scratch + i * QK_SECTOR,
+				(size_t)(n * QK_SECTOR), off + i * QK_SECTOR, err));
+		i += n + 1;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_refblock_write(
+	struct qk_space *sp, struct qk_refblock *b, struct qcow_error *err)
+{
+	uint64_t map[QK_SPACE_SECTOR_MAX];
+
+	(void)pthread_mutex_lock(&sp->lock);
+	enum qcow_status status = qk_space_judge_write(
+		sp, QK_SPACE_REFBLOCK, b->off, sp->g->cluster_size, err);
+	if (status == QCOW_OK)
+		copy_out(sp, b, map);
+	(void)pthread_mutex_unlock(&sp->lock);
+	QK_TRY(status);
+	return write_runs(sp, b->off, map, err);
+}

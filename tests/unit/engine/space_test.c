@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Random sequences of taking, raising, dropping, giving back and publishing against an array of integers, on
+ * every refcount width and several cluster sizes; and the single rules of allocation.
+ */
+#include "space_lab.h"
+
+#include <stdlib.h>
+
+#define N_STEPS 1500U
+
+static uint64_t pick_owned(struct lab *lab, struct qkt_rng *rng)
+{
+	for (unsigned i = 0; i < 50 && lab->top != 0; i++) {
+		uint64_t c = qkt_rng_below(rng, lab->top);
+		if (lab->counts[c] != 0)
+			return c;
+	}
+	return 0;
+}
+
+static void step_take(struct lab *lab, struct qkt_rng *rng, bool may_fill)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run = {0};
+	uint64_t n = 1 + qkt_rng_below(rng, 40);
+	uint64_t min_n = qkt_rng_below(rng, 4) == 0 ? n : qkt_rng_below(rng, 2);
+	enum qcow_status status = lab_take(lab, n, min_n, &run, &err);
+
+	if (status == QCOW_E_NOSPC && may_fill)
+		return;
+	assert_ok(status, err);
+	if (qkt_rng_below(rng, 8) != 0)
+		return;
+	for (uint64_t i = 0; i < run.n; i++)
+		lab->counts[(run.off >> lab->cluster_bits) + i] = 0;
+	qk_space_give_back(lab->sp, run.off, run.n);
+}
+
+static void step(struct lab *lab, struct qkt_rng *rng, bool may_fill)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t c = pick_owned(lab, rng);
+	uint64_t count = 0;
+
+	switch (c == 0 ? 0 : qkt_rng_below(rng, 10)) {
+	case 0:
+	case 1:
+	case 2:
+		step_take(lab, rng, may_fill);
+		break;
+	case 3:
+	case 4:
+		assert_status(lab_raise(lab, c, &err),
+			lab->counts[c] == lab->max ? QCOW_E_LIMIT : QCOW_OK, err);
+		break;
+	case 5:
+		if (qkt_rng_below(rng, 8) == 0)
+			assert_ok(lab_publish(lab, &err), err);
+		break;
+	case 6:
+		assert_ok(qk_space_refcount(lab->sp, c << lab->cluster_bits, &count, &err), err);
+		assert_int_equal(count, lab->counts[c]);
+		break;
+	default:
+		assert_ok(lab_drop(lab, c, &err), err);
+	}
+}
+
+static void run(const struct lab_options *o, uint64_t seed)
+{
+	struct qkt_rng rng = qkt_rng_fixed(seed);
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct lab lab;
+
+	lab_open(&lab, o);
+	for (unsigned i = 0; i < N_STEPS; i++) {
+		step(&lab, &rng, o->fixed_clusters != 0);
+		if (i % 500 == 499) {
+			assert_ok(lab_publish(&lab, &err), err);
+			lab_judge(&lab, false);
+		}
+	}
+	assert_ok(qk_space_close(lab.sp, &err), err);
+	lab_judge(&lab, true);
+	qk_space_free(lab.sp);
+	assert_ok(lab_space(&lab, o, &err), err);
+	for (unsigned i = 0; i < N_STEPS / 4; i++)
+		step(&lab, &rng, o->fixed_clusters != 0);
+	assert_ok(qk_space_close(lab.sp, &err), err);
+	lab_judge(&lab, true);
+	lab_free(&lab);
+}
+
+static void random_steps_agree_with_an_array(void **state)
+{
+	(void)state;
+	struct qkt_rng rng = qkt_rng_init(20261122);
+	for (uint32_t bits = 1; bits <= 64; bits *= 2) {
+		for (uint64_t cs = 512; cs <= 65536; cs *= 8) {
+			struct lab_options o = {.cluster_size = cs, .refcount_bits = bits};
+			run(&o, qkt_rng_next(&rng));
+		}
+	}
+}
+
+static void random_steps_on_a_device(void **state)
+{
+	(void)state;
+	struct qkt_rng rng = qkt_rng_init(20261123);
+	for (uint32_t bits = 1; bits <= 64; bits *= 4) {
+		struct lab_options o = {
+			.cluster_size = 512, .refcount_bits = bits, .fixed_clusters = 3000};
+		run(&o, qkt_rng_next(&rng));
+	}
+}
+
+static void a_small_cache_forgets_nothing(void **state)
+{
+	(void)state;
+	struct qkt_rng rng = qkt_rng_init(20261124);
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 64, .cache_bytes = 1};
+	run(&o, qkt_rng_next(&rng));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(random_steps_agree_with_an_array),
+		cmocka_unit_test(random_steps_on_a_device),
+		cmocka_unit_test(a_small_cache_forgets_nothing),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
