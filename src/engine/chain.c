@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "engine/image.h"
 #include "engine/open.h"
+#include "engine/rw.h"
 
 static bool stat_store(struct qcow_store *store, struct stat *out)
 {
@@ -206,7 +207,12 @@ enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_
 	enum qcow_status status = descend(top, options, err);
 	if (status == QCOW_OK && options->backing != NULL)
 		status = adopt(top, options->backing, err);
+	/* the caller's chain stays the caller's where this fails */
+	if (status == QCOW_OK)
+		status = qk_rw_open(top, options, err);
 	if (status != QCOW_OK) {
+		if (options->backing != NULL)
+			top->backing = NULL;
 		qk_chain_close(top);
 		return status;
 	}

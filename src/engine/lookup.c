@@ -13,6 +13,8 @@
 #include "base/err.h"
 #include "engine/image.h"
 #include "engine/meta.h"
+#include "engine/rw.h"
+#include "engine/stage.h"
 #include "format/l1l2.h"
 
 /* What one entry says from some byte of its cluster on. */
@@ -206,6 +208,27 @@ static void walk_slice(struct walk *w, const struct qk_slice *s, uint32_t index,
 	}
 }
 
+/* The entries around `index` of the table at l2_off: those that are staged, else those of the cache. Where something
+ * is staged they are a sector of the table, for its neighbour may be staged or not. */
+static enum qcow_status get_slice(const struct walk *w, uint64_t l2_off, uint32_t index,
+	struct qk_slice *out, struct qcow_error *err)
+{
+	const struct qcow_image *image = w->image;
+	struct qk_stage *stage = image->rw != NULL ? image->rw->stage : NULL;
+	if (stage == NULL || qk_stage_is_empty(stage))
+		return qk_meta_slice(image->meta, l2_off, index, w->may_block, out, err);
+	uint32_t first = (uint32_t)qk_align_down(index, QK_STAGE_ENTRIES);
+	uint64_t cluster = w->off >> image->geometry.cluster_bits;
+	if (!qk_stage_find(stage, cluster / QK_STAGE_ENTRIES, out)) {
+		QK_TRY(qk_meta_slice(image->meta, l2_off, index, w->may_block, out, err));
+		if (out->words != NULL)
+			out->words += first - out->first;
+	}
+	out->first = first;
+	out->n_entries = QK_STAGE_ENTRIES;
+	return QCOW_OK;
+}
+
 /* Walk what one L2 table says, slice by slice, up to its end. */
 static enum qcow_status walk_table(struct walk *w, uint64_t l2_off, struct qcow_error *err)
 {
@@ -219,8 +242,7 @@ static enum qcow_status walk_table(struct walk *w, uint64_t l2_off, struct qcow_
 		do {
 			*w = before;
 			/* behind a run, a table that cannot be read only ends it */
-			QK_TRY(qk_meta_slice(w->image->meta, l2_off, index, w->may_block, &slice,
-				w->run.len == 0 ? err : NULL));
+			QK_TRY(get_slice(w, l2_off, index, &slice, w->run.len == 0 ? err : NULL));
 			if (slice.words == NULL) {
 				w->is_done = true;
 				return QCOW_OK;
@@ -237,14 +259,14 @@ static enum qcow_status walk_table(struct walk *w, uint64_t l2_off, struct qcow_
 }
 
 /* Step over L1 entries that are absent, from entry `index` on. */
-static void walk_absent(struct walk *w, const uint64_t *l1, uint64_t n, uint64_t index)
+static void walk_absent(struct walk *w, const _Atomic uint64_t *l1, uint64_t n, uint64_t index)
 {
 	const struct qk_geometry *g = &w->image->geometry;
 	uint64_t last = (w->end - 1) / g->l2_span;
 	uint64_t limit = qk_min(n, last + 1);
 	do
 		index++;
-	while (index < limit && l1[index] == 0);
+	while (index < limit && qk_l1_word(l1, index) == 0);
 	/* an entry past the table is absent too, where the table really ends there */
 	if (index >= limit && (index > last || n == w->image->l1_entries))
 		join_unallocated(w, w->end - w->off);
@@ -263,7 +285,7 @@ static enum qcow_status fail_l1(const struct walk *w, uint64_t index, unsigned f
 }
 
 static enum qcow_status walk_l1_entry(
-	struct walk *w, const uint64_t *l1, uint64_t n, struct qcow_error *err)
+	struct walk *w, const _Atomic uint64_t *l1, uint64_t n, struct qcow_error *err)
 {
 	const struct qcow_image *image = w->image;
 	uint64_t index = w->off / image->geometry.l2_span;
@@ -272,11 +294,11 @@ static enum qcow_status walk_l1_entry(
 							   : QCOW_FINDING_L1_BEYOND_FILE;
 		return fail_l1(w, index, finding, 0, err);
 	}
-	if (index >= n || l1[index] == 0) {
+	uint64_t raw = index < n ? qk_l1_word(l1, index) : 0;
+	if (raw == 0) {
 		walk_absent(w, l1, n, index);
 		return QCOW_OK;
 	}
-	uint64_t raw = qk_load64((const uint8_t *)&l1[index]);
 	struct qk_l1_entry e = qk_l1_decode(&image->geometry, raw);
 	if (e.finding == 0 && e.l2_off.v >= image->file_size)
 		e.finding = QCOW_FINDING_L1_ENTRY_BEYOND_FILE;
@@ -304,7 +326,7 @@ static void lookup_raw(struct qcow_image *image, qk_goff off, uint64_t len, stru
 static enum qcow_status walk_range(struct walk *w, struct qk_run *out, struct qcow_error *err)
 {
 	qk_goff off = {w->off};
-	const uint64_t *l1 = NULL;
+	const _Atomic uint64_t *l1 = NULL;
 	uint64_t n = 0;
 	QK_TRY(qk_meta_l1(w->image->meta, w->may_block, &l1, &n, err));
 	while (l1 != NULL && !w->is_done && w->off < w->end) {

@@ -25,7 +25,7 @@
 #define MIN_SETS    4U /* 128 KiB */
 #define MAX_SETS    (UINT32_C(1) << 17) /* 4 GiB */
 
-struct qk_slot {
+struct slot {
 	_Atomic uint64_t tag;
 	_Atomic(_Atomic uint64_t *) words;
 	_Atomic uint32_t sequence;
@@ -33,16 +33,22 @@ struct qk_slot {
 };
 
 struct set {
-	_Alignas(64) struct qk_slot slots[WAYS];
+	_Alignas(64) struct slot slots[WAYS];
 	pthread_mutex_t lock;
 	unsigned hand; /* guarded by lock */
 };
 
+struct l1 {
+	uint64_t n;
+	struct l1 *older; /* that a reader may still hold */
+	_Atomic uint64_t words[];
+};
+
 struct qk_meta {
 	struct qk_meta_request rq;
-	uint64_t l1_in_file; /* entries that the file holds */
+	uint64_t l1_in_file; /* entries that the file holds: what is loaded */
 	pthread_mutex_t l1_lock;
-	_Atomic(const uint64_t *) l1;
+	_Atomic(struct l1 *) l1;
 	uint32_t slice_bytes;
 	uint32_t slice_entries;
 	unsigned slice_entries_bits;
@@ -105,23 +111,36 @@ void qk_meta_free(struct qk_meta *meta)
 	struct set *sets = atomic_load_explicit(&meta->sets, memory_order_acquire);
 	if (sets != NULL)
 		free_sets(sets, meta->n_sets);
-	free((void *)(uintptr_t)atomic_load_explicit(&meta->l1, memory_order_acquire));
+	struct l1 *l1 = atomic_load_explicit(&meta->l1, memory_order_acquire);
+	while (l1 != NULL) {
+		struct l1 *older = l1->older;
+		free(l1);
+		l1 = older;
+	}
 	(void)pthread_mutex_destroy(&meta->l1_lock);
 	(void)pthread_mutex_destroy(&meta->sets_lock);
 	free(meta);
 }
 
-/* The caller holds l1_lock. */
-static enum qcow_status load_l1(
-	struct qk_meta *meta, const uint64_t **words, struct qcow_error *err)
+static struct l1 *new_l1(uint64_t n)
 {
-	uint64_t *table QK_AUTO_FREE = qk_malloc(meta->l1_in_file, sizeof(*table));
+	uint64_t bytes = n * sizeof(uint64_t) + sizeof(struct l1);
+	struct l1 *l1 = qk_calloc(bytes, 1);
+	if (l1 != NULL)
+		l1->n = n;
+	return l1;
+}
+
+/* The caller holds l1_lock. */
+static enum qcow_status load_l1(struct qk_meta *meta, struct l1 **out, struct qcow_error *err)
+{
+	struct l1 *table QK_AUTO_FREE = new_l1(meta->l1_in_file);
 	if (table == NULL)
 		return QK_FAIL_NOMEM(err);
-	size_t bytes = (size_t)(meta->l1_in_file * sizeof(*table));
+	size_t bytes = (size_t)(meta->l1_in_file * sizeof(uint64_t));
 	enum qcow_status status = bytes == 0 ? QCOW_OK
-					     : qcow_store_read(meta->rq.store, table, bytes,
-						       meta->rq.l1_off, err);
+					     : qcow_store_read(meta->rq.store, (void *)table->words,
+						       bytes, meta->rq.l1_off, err);
 	if (status != QCOW_OK) {
 		if (err != NULL) {
 			err->finding = QCOW_FINDING_TABLE_READ_FAILED;
@@ -130,24 +149,56 @@ static enum qcow_status load_l1(
 		qk_err_context(err, "reading the L1 table at %" PRIu64, meta->rq.l1_off);
 		return status;
 	}
-	*words = table;
+	*out = table;
 	atomic_store_explicit(&meta->l1, table, memory_order_release);
 	table = NULL;
 	return QCOW_OK;
 }
 
-enum qcow_status qk_meta_l1(struct qk_meta *meta, bool may_block, const uint64_t **words,
+enum qcow_status qk_meta_l1(struct qk_meta *meta, bool may_block, const _Atomic uint64_t **words,
 	uint64_t *n, struct qcow_error *err)
 {
-	*n = meta->l1_in_file;
-	*words = atomic_load_explicit(&meta->l1, memory_order_acquire);
-	if (QK_LIKELY(*words != NULL) || !may_block)
-		return QCOW_OK;
-	(void)pthread_mutex_lock(&meta->l1_lock);
-	*words = atomic_load_explicit(&meta->l1, memory_order_acquire);
-	enum qcow_status status = *words != NULL ? QCOW_OK : load_l1(meta, words, err);
-	(void)pthread_mutex_unlock(&meta->l1_lock);
+	enum qcow_status status = QCOW_OK;
+	struct l1 *l1 = atomic_load_explicit(&meta->l1, memory_order_acquire);
+	if (QK_UNLIKELY(l1 == NULL) && may_block) {
+		(void)pthread_mutex_lock(&meta->l1_lock);
+		l1 = atomic_load_explicit(&meta->l1, memory_order_acquire);
+		if (l1 == NULL)
+			status = load_l1(meta, &l1, err);
+		(void)pthread_mutex_unlock(&meta->l1_lock);
+	}
+	*words = l1 != NULL ? l1->words : NULL;
+	*n = l1 != NULL ? l1->n : meta->l1_in_file;
 	return status;
+}
+
+void qk_meta_l1_set(struct qk_meta *meta, uint64_t index, uint64_t raw)
+{
+	struct l1 *l1 = atomic_load_explicit(&meta->l1, memory_order_acquire);
+	QK_ASSERT_VOID(M4, l1 != NULL && index < l1->n);
+	atomic_store_explicit(&l1->words[index], __builtin_bswap64(raw), memory_order_release);
+}
+
+enum qcow_status qk_meta_l1_grow(
+	struct qk_meta *meta, uint64_t off, uint64_t n, struct qcow_error *err)
+{
+	const _Atomic uint64_t *words = NULL;
+	uint64_t old_n = 0;
+	QK_TRY(qk_meta_l1(meta, true, &words, &old_n, err));
+	QK_ASSERT(M4, n >= old_n);
+	struct l1 *l1 = new_l1(n);
+	if (l1 == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (uint64_t i = 0; i < old_n; i++)
+		atomic_store_explicit(&l1->words[i],
+			atomic_load_explicit(&words[i], memory_order_relaxed),
+			memory_order_relaxed);
+	(void)pthread_mutex_lock(&meta->l1_lock);
+	l1->older = atomic_load_explicit(&meta->l1, memory_order_acquire);
+	meta->rq.l1_off = off;
+	atomic_store_explicit(&meta->l1, l1, memory_order_release);
+	(void)pthread_mutex_unlock(&meta->l1_lock);
+	return QCOW_OK;
 }
 
 static enum qcow_status make_sets(struct qk_meta *meta, struct set **out, struct qcow_error *err)
@@ -179,8 +230,15 @@ static enum qcow_status get_sets(struct qk_meta *meta, struct set **out, struct 
 	return status;
 }
 
+/* Neighbouring slices go to neighbouring sets; tables that are far apart to any. */
+static struct set *set_of(const struct qk_meta *meta, struct set *sets, uint64_t slice_off)
+{
+	uint64_t key = slice_off / meta->slice_bytes;
+	return &sets[(key ^ (key >> 16)) & (meta->n_sets - 1)];
+}
+
 /* Note the slot's sequence count where it holds `tag` and nobody is changing it. */
-static bool try_slot(struct qk_slot *slot, uint64_t tag, struct qk_slice *out)
+static bool try_slot(struct slot *slot, uint64_t tag, struct qk_slice *out)
 {
 	if (atomic_load_explicit(&slot->tag, memory_order_relaxed) != tag)
 		return false;
@@ -190,7 +248,7 @@ static bool try_slot(struct qk_slot *slot, uint64_t tag, struct qk_slice *out)
 	if (!atomic_load_explicit(&slot->is_recent, memory_order_relaxed))
 		atomic_store_explicit(&slot->is_recent, true, memory_order_relaxed);
 	out->words = atomic_load_explicit(&slot->words, memory_order_acquire);
-	out->slot = slot;
+	out->sequence_at = &slot->sequence;
 	out->sequence = sequence;
 	return true;
 }
@@ -205,16 +263,15 @@ static bool find(struct set *set, uint64_t tag, struct qk_slice *out)
 
 bool qk_slice_is_whole(const struct qk_slice *slice)
 {
-	return atomic_load_explicit(&slice->slot->sequence, memory_order_relaxed) ==
-	       slice->sequence;
+	return atomic_load_explicit(slice->sequence_at, memory_order_relaxed) == slice->sequence;
 }
 
 /* A slot to replace: the first empty one, else the first that was not looked at since the hand last
  * passed. The caller holds the set's lock. */
-static struct qk_slot *victim(struct set *set)
+static struct slot *victim(struct set *set)
 {
 	for (unsigned i = 0; i < 2 * WAYS; i++) {
-		struct qk_slot *slot = &set->slots[set->hand];
+		struct slot *slot = &set->slots[set->hand];
 		set->hand = (set->hand + 1) % WAYS;
 		if (!atomic_exchange_explicit(&slot->is_recent, false, memory_order_relaxed))
 			return slot;
@@ -223,7 +280,7 @@ static struct qk_slot *victim(struct set *set)
 }
 
 /* Put `bytes` of `data` into the slot. The caller holds the set's lock. */
-static void fill_slot(struct qk_slot *slot, uint64_t tag, const uint64_t *data, uint32_t bytes)
+static void fill_slot(struct slot *slot, uint64_t tag, const uint64_t *data, uint32_t bytes)
 {
 	_Atomic uint64_t *words = atomic_load_explicit(&slot->words, memory_order_relaxed);
 	uint32_t sequence = atomic_load_explicit(&slot->sequence, memory_order_relaxed);
@@ -249,7 +306,7 @@ static enum qcow_status load_slice(
 		qk_err_context(err, "reading the L2 table at %" PRIu64, off);
 		return status;
 	}
-	struct qk_slot *slot = victim(set);
+	struct slot *slot = victim(set);
 	if (atomic_load_explicit(&slot->words, memory_order_relaxed) == NULL) {
 		_Atomic uint64_t *words = qk_malloc_aligned(64, meta->slice_bytes);
 		if (words == NULL)
@@ -284,13 +341,74 @@ enum qcow_status qk_meta_slice(struct qk_meta *meta, uint64_t l2_off, uint32_t i
 	uint64_t number = index >> meta->slice_entries_bits;
 	uint64_t off = l2_off + number * meta->slice_bytes;
 	QK_ASSERT(M3, index < meta->rq.geometry->l2_entries && (off & 1) == 0);
-	/* neighbouring slices go to neighbouring sets; tables that are far apart to any */
-	uint64_t key = off / meta->slice_bytes;
-	struct set *set = &sets[(key ^ (key >> 16)) & (meta->n_sets - 1)];
+	struct set *set = set_of(meta, sets, off);
 	out->first = (uint32_t)(number << meta->slice_entries_bits);
 	out->n_entries = meta->slice_entries;
 	out->words = NULL;
 	if (QK_LIKELY(find(set, off | 1, out)) || !may_block)
 		return QCOW_OK;
 	return miss(meta, set, off, out, err);
+}
+
+/* ---- writing ---- */
+
+/* The slot that holds the slice at `off`, or NULL. The caller holds the set's lock. */
+static struct slot *held_slot(struct set *set, uint64_t off)
+{
+	for (unsigned w = 0; w < WAYS; w++)
+		if (atomic_load_explicit(&set->slots[w].tag, memory_order_relaxed) == (off | 1))
+			return &set->slots[w];
+	return NULL;
+}
+
+/* Change words of a slot, or empty it where `words` is NULL. The caller holds the set's lock. */
+static void change_slot(struct slot *slot, uint64_t first, const uint64_t *words, uint32_t n_words)
+{
+	_Atomic uint64_t *to = atomic_load_explicit(&slot->words, memory_order_relaxed);
+	uint32_t sequence = atomic_load_explicit(&slot->sequence, memory_order_relaxed);
+	atomic_store_explicit(&slot->sequence, sequence + 1, memory_order_relaxed);
+	if (words == NULL)
+		atomic_store_explicit(&slot->tag, 0, memory_order_release);
+	for (uint32_t i = 0; words != NULL && i < n_words; i++)
+		atomic_store_explicit(&to[first + i], words[i], memory_order_release);
+	atomic_store_explicit(&slot->sequence, sequence + 2, memory_order_release);
+}
+
+enum qcow_status qk_meta_write(struct qk_meta *meta, uint64_t off, const uint64_t *words,
+	uint32_t n_words, struct qcow_error *err)
+{
+	struct set *sets = NULL;
+	QK_TRY(get_sets(meta, &sets, err));
+	uint64_t slice_off = qk_align_down(off, meta->slice_bytes);
+	uint64_t first = (off - slice_off) / sizeof(uint64_t);
+	size_t bytes = n_words * sizeof(uint64_t);
+	QK_ASSERT(M5, off - slice_off + bytes <= meta->slice_bytes);
+	struct set *set = set_of(meta, sets, slice_off);
+	/* under the lock: else who misses the slice meanwhile reads it before the write and keeps it */
+	(void)pthread_mutex_lock(&set->lock);
+	enum qcow_status status = qcow_store_write(meta->rq.store, words, bytes, off, err);
+	struct slot *slot = held_slot(set, slice_off);
+	if (slot != NULL)
+		change_slot(slot, first, status == QCOW_OK ? words : NULL, n_words);
+	(void)pthread_mutex_unlock(&set->lock);
+	return status;
+}
+
+void qk_meta_forget(struct qk_meta *meta, uint64_t l2_off)
+{
+	struct set *sets = atomic_load_explicit(&meta->sets, memory_order_acquire);
+	uint64_t end = l2_off + meta->rq.geometry->cluster_size;
+	for (uint64_t off = l2_off; sets != NULL && off < end; off += meta->slice_bytes) {
+		struct set *set = set_of(meta, sets, off);
+		(void)pthread_mutex_lock(&set->lock);
+		struct slot *slot = held_slot(set, off);
+		if (slot != NULL)
+			change_slot(slot, 0, NULL, 0);
+		(void)pthread_mutex_unlock(&set->lock);
+	}
+}
+
+uint32_t qk_meta_slice_bytes(const struct qk_meta *meta)
+{
+	return meta->slice_bytes;
 }

@@ -42,14 +42,37 @@ void qk_meta_free(struct qk_meta *meta);
 /* The L1 table in memory, as stored (big endian), *n entries of it: those that the file holds.
  * QCOW_E_IO with TABLE_READ_FAILED, QCOW_E_NOMEM; a later call tries again. With may_block false and the
  * table not loaded: QCOW_OK and *words NULL. Any thread. */
-enum qcow_status qk_meta_l1(struct qk_meta *meta, bool may_block, const uint64_t **words,
+enum qcow_status qk_meta_l1(struct qk_meta *meta, bool may_block, const _Atomic uint64_t **words,
 	uint64_t *n, struct qcow_error *err);
 
-struct qk_slot;
+static inline uint64_t qk_l1_word(const _Atomic uint64_t *words, uint64_t i)
+{
+	return __builtin_bswap64(atomic_load_explicit(&words[i], memory_order_acquire));
+}
+
+/* Change entry `index` (< n of the table, which is loaded) in memory, for readers to see. One caller at a time. */
+void qk_meta_l1_set(struct qk_meta *meta, uint64_t index, uint64_t raw);
+
+/* The table has n entries (more than before) from now on, the new ones 0, and begins at `off`. What readers
+ * hold of the old one stays valid. One caller at a time. QCOW_E_NOMEM, QCOW_E_IO. */
+enum qcow_status qk_meta_l1_grow(
+	struct qk_meta *meta, uint64_t off, uint64_t n, struct qcow_error *err);
+
+/* Write n_words (big endian) at `off` of the file, which lie in one slice of an L2 table, and into the cache where
+ * the slice is in it: a reader sees the old or the new words. On failure the cache forgets the slice.
+ * Errors of the store. */
+enum qcow_status qk_meta_write(struct qk_meta *meta, uint64_t off, const uint64_t *words,
+	uint32_t n_words, struct qcow_error *err);
+
+/* Forget the slices of the table at l2_off: the cluster had another life. */
+void qk_meta_forget(struct qk_meta *meta, uint64_t l2_off);
+
+/* Bytes of a slice; tables begin with a slice. */
+uint32_t qk_meta_slice_bytes(const struct qk_meta *meta);
 
 struct qk_slice {
 	const _Atomic uint64_t *words; /* NULL: not cached, and may_block was false */
-	const struct qk_slot *slot;
+	const _Atomic uint32_t *sequence_at; /* moves when the words are changed */
 	uint32_t sequence;
 	uint32_t first; /* L2 entry that words[0] belongs to */
 	uint32_t n_entries; /* L2 entries in the slice */

@@ -403,8 +403,6 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	image->store = store;
 	image->flags = options->flags;
 	enum qcow_status status = open_format(image, options, err);
-	if (status == QCOW_OK)
-		status = qk_rw_open(image, options, err);
 	if (status != QCOW_OK) {
 		qk_layer_close(image);
 		return status;

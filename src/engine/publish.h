@@ -12,15 +12,22 @@
 
 struct qk_publish;
 
+/* Reads the L1 table. QCOW_E_IO, QCOW_E_NOMEM. */
 enum qcow_status qk_publish_new(
 	struct qcow_image *image, struct qk_publish **out, struct qcow_error *err) QK_MUST_USE;
 /* Frees memory, writes nothing. NULL is allowed. */
 void qk_publish_free(struct qk_publish *p);
 
-/* Everything that returned before is stable. Takes the publish lock; the caller is in no epoch. Any thread. */
+/* Everything that returned before is stable. Takes the publish lock; the caller is in no epoch. Any thread.
+ * QCOW_E_NOSPC, QCOW_E_NOMEM: nothing was published, the image goes on; other failures fence, where it is not
+ * known what is on the disk. */
 enum qcow_status qk_publish_flush(struct qk_publish *p, struct qcow_error *err) QK_MUST_USE;
 
 /* qcow_recover. */
 enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err) QK_MUST_USE;
+
+/* Publish, then give the L1 table room for n entries, in a new place. The caller holds tables_lock. */
+enum qcow_status qk_publish_grow_l1(
+	struct qk_publish *p, uint64_t n, struct qcow_error *err) QK_MUST_USE;
 
 #endif

@@ -8,6 +8,8 @@
 #include "engine/hostmap.h"
 #include "engine/image.h"
 #include "engine/publish.h"
+#include "engine/space.h"
+#include "engine/stage.h"
 
 static enum qcow_status judge_bitmaps(struct qcow_image *image, struct qcow_error *err)
 {
@@ -54,14 +56,45 @@ static enum qcow_status judge(
 	return judge_features(image, err);
 }
 
-static enum qcow_status make(struct qcow_image *image, struct qcow_error *err)
+static enum qcow_status make_qcow2(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	struct qk_rw *rw = image->rw;
+	struct qk_space_request rq = {.store = image->store,
+		.geometry = &image->geometry,
+		.header = &image->header,
+		.ext = &image->ext,
+		.file_size = image->file_size};
+	rq.prove = o->prove == QCOW_PROVE_FULL	? QK_PROVE_FULL
+		   : o->prove == QCOW_PROVE_OFF ? QK_PROVE_OFF
+						: QK_PROVE_AUTO;
+	if ((image->header.incompatible & QK_INCOMPAT_DIRTY) != 0)
+		return QK_FAIL(err, QCOW_E_POLICY,
+			"the dirty bit is set: the refcounts have to be rebuilt first");
+	if ((image->header.autoclear & ~(QK_AUTOCLEAR_BITMAPS | QK_AUTOCLEAR_RAW_DATA)) != 0)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"the image has autoclear bits that this version does not know");
+	QK_TRY(qk_space_new(&rq, &rw->space, err));
+	qk_rw_follow_size(image);
+	return qk_stage_new(o->stage_bytes, &rw->stage, err);
+}
+
+static enum qcow_status make(
+	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
 {
 	struct qk_rw *rw = qk_calloc(1, sizeof(*rw));
 	if (rw == NULL)
 		return QK_FAIL_NOMEM(err);
+	/* none of these can fail with default attributes on the platforms that we build for */
 	qk_fence_init(&rw->fence);
+	(void)pthread_mutex_init(&rw->tables_lock, NULL);
+	for (unsigned i = 0; i < QK_STRIPES; i++)
+		(void)pthread_mutex_init(&rw->stripes[i], NULL);
+	rw->has_below = image->backing != NULL || image->backing_name != NULL;
 	image->rw = rw;
 	QK_TRY(qk_epoch_new(&rw->epoch, err));
+	if (!image->is_raw)
+		QK_TRY(make_qcow2(image, o, err));
 	return qk_publish_new(image, &rw->publish, err);
 }
 
@@ -72,7 +105,17 @@ enum qcow_status qk_rw_open(
 		return QCOW_OK;
 	QK_TRY(judge(image, o, err));
 	qk_hostmap_stop(image->hostmap);
-	return make(image, err);
+	return make(image, o, err);
+}
+
+/* The caller was told to flush before: there is nobody left to tell of a failure. */
+static void settle(struct qcow_image *image)
+{
+	struct qk_rw *rw = image->rw;
+	if (rw->publish == NULL || qk_publish_flush(rw->publish, NULL) != QCOW_OK)
+		return;
+	enum qcow_status status = rw->space != NULL ? qk_space_close(rw->space, NULL) : QCOW_OK;
+	(void)status;
 }
 
 void qk_rw_close(struct qcow_image *image)
@@ -80,14 +123,23 @@ void qk_rw_close(struct qcow_image *image)
 	struct qk_rw *rw = image->rw;
 	if (rw == NULL)
 		return;
-	if (rw->publish != NULL) {
-		/* the caller was told to flush before: there is nobody left to tell */
-		enum qcow_status status = qk_publish_flush(rw->publish, NULL);
-		(void)status;
-	}
+	settle(image);
 	qk_publish_free(rw->publish);
+	qk_stage_free(rw->stage);
+	qk_space_free(rw->space);
 	qk_epoch_free(rw->epoch);
+	for (unsigned i = 0; i < QK_STRIPES; i++)
+		(void)pthread_mutex_destroy(&rw->stripes[i]);
+	(void)pthread_mutex_destroy(&rw->tables_lock);
 	qk_fence_release(&rw->fence);
 	free(rw);
 	image->rw = NULL;
+}
+
+void qk_rw_follow_size(struct qcow_image *image)
+{
+	uint64_t now = qk_space_file_size(image->rw->space);
+	uint64_t known = atomic_load_explicit(&image->file_size, memory_order_relaxed);
+	while (known < now && !atomic_compare_exchange_weak(&image->file_size, &known, now))
+		;
 }

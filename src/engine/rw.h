@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * rw: what an image open for writing has beside what every image has.
+ * rw: what an image open for writing has beside what every image has. Set by rw.c before a second thread sees the
+ * image, and constant afterwards; what changes lies behind the pointers.
  */
 #ifndef QK_ENGINE_RW_H
 #define QK_ENGINE_RW_H
@@ -11,19 +12,33 @@
 #include "engine/fence.h"
 
 struct qk_publish;
+struct qk_space;
+struct qk_stage;
+
+#define QK_STRIPES 64U
 
 struct qk_rw {
 	struct qk_epoch *epoch; /* of the readers, and of the writers in place */
 	struct qk_fence fence;
 	struct qk_publish *publish;
+	bool has_below; /* what this layer does not hold may be held by another */
+
+	/* qcow2 only */
+	struct qk_space *space;
+	struct qk_stage *stage;
+	pthread_mutex_t tables_lock; /* making L2 tables, growing L1 */
+	pthread_mutex_t stripes[QK_STRIPES]; /* remapping clusters */
 };
 
 /* May the image of `options` be written? Where QCOW_OPEN_WRITE is not among the flags: nothing is done. Else what
- * writing needs is made and hangs at image->rw. Errors as qcow_open. */
+ * writing needs is made and hangs at image->rw. Called when the layers below are known. Errors as qcow_open. */
 enum qcow_status qk_rw_open(struct qcow_image *image, const struct qcow_open_options *options,
 	struct qcow_error *err) QK_MUST_USE;
 
 /* Publish, flush, free. NULL as image->rw is allowed. */
 void qk_rw_close(struct qcow_image *image);
+
+/* The store has grown: clusters that were taken lie within the file from now on. */
+void qk_rw_follow_size(struct qcow_image *image);
 
 #endif

@@ -7,10 +7,22 @@
 #include "base/err.h"
 #include "engine/image.h"
 #include "engine/iov.h"
+#include "engine/remap.h"
 #include "engine/rw.h"
+#include "engine/space.h"
 
 /* Buffers of one store call. */
 #define PIECES 64
+
+/* A bad image may name metadata as data. */
+static enum qcow_status check_overlap(
+	struct qcow_image *image, const struct qk_run *run, struct qcow_error *err)
+{
+	struct qk_space *space = image->rw->space;
+	if (space == NULL)
+		return QCOW_OK;
+	return qk_space_check_overlap(space, QK_SPACE_DATA, run->host_off.v, run->len, err);
+}
 
 static enum qcow_status find_runs(
 	const struct qk_write_range *range, struct qk_write *out, struct qcow_error *err)
@@ -27,6 +39,9 @@ static enum qcow_status find_runs(
 		out->needs_remap = run->kind != QK_RUN_PLAIN && !out->is_blocked;
 		if (run->kind != QK_RUN_PLAIN)
 			return QCOW_OK;
+		status = check_overlap(range->image, run, out->n == 0 ? err : NULL);
+		if (status != QCOW_OK)
+			return out->n == 0 ? status : QCOW_OK;
 		out->n++;
 		out->covered += run->len;
 		off.v += run->len;
@@ -102,9 +117,8 @@ enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int
 		uint64_t done = 0;
 		QK_TRY(write_in_place(&range, &from, &done, err));
 		if (done == 0)
-			return QK_FAIL_AT(err, QCOW_E_UNSUPPORTED, 0, QCOW_NO_OFFSET, range.off.v,
-				"guest offset %llu is not allocated: this version cannot do that",
-				(unsigned long long)range.off.v);
+			QK_TRY(qk_remap_write(image, range.off, range.len, &from, &done, err));
+		QK_ASSERT(W6, done != 0 && done <= range.len);
 		range.off.v += done;
 		range.len -= done;
 	}

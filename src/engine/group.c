@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * group: see group.h. Locking: one stripe, held from lock to unlock, across data I/O.
+ */
+#include "engine/group.h"
+
+#include <inttypes.h>
+
+#include "engine/image.h"
+#include "engine/locks.h"
+#include "engine/publish.h"
+#include "engine/rw.h"
+#include "engine/space.h"
+#include "engine/table.h"
+
+static uint64_t key_of(const struct qcow_image *image, qk_goff off)
+{
+	return (off.v >> image->geometry.cluster_bits) / QK_STAGE_ENTRIES;
+}
+
+static pthread_mutex_t *stripe_of(struct qcow_image *image, uint64_t key)
+{
+	return &image->rw->stripes[(key ^ (key >> 6)) % QK_STRIPES];
+}
+
+/* The sector of the table at l2_off as the file, or the cache, has it. */
+static enum qcow_status read_sector(struct qcow_image *image, uint64_t l2_off, uint32_t index,
+	uint64_t words[QK_STAGE_ENTRIES], struct qcow_error *err)
+{
+	struct qk_slice slice;
+	do {
+		QK_TRY(qk_meta_slice(image->meta, l2_off, index, true, &slice, err));
+		const _Atomic uint64_t *from = slice.words + (index - slice.first);
+		for (uint32_t i = 0; i < QK_STAGE_ENTRIES; i++)
+			words[i] = atomic_load_explicit(&from[i], memory_order_acquire);
+	} while (!qk_slice_is_whole(&slice));
+	return QCOW_OK;
+}
+
+static enum qcow_status pin(
+	struct qcow_image *image, uint64_t key, struct qk_chunk **out, struct qcow_error *err)
+{
+	struct qk_stage *stage = image->rw->stage;
+	const struct qk_geometry *g = &image->geometry;
+	uint64_t disk[QK_STAGE_ENTRIES];
+	uint64_t l2_off = 0;
+	uint64_t cluster = key * QK_STAGE_ENTRIES;
+	*out = qk_stage_pin(stage, key);
+	if (*out != NULL)
+		return QCOW_OK;
+	QK_TRY(qk_table_get(image, cluster >> g->l2_bits, &l2_off, err));
+	QK_TRY(read_sector(image, l2_off, (uint32_t)(cluster & (g->l2_entries - 1)), disk, err));
+	return qk_stage_add(stage, key, l2_off, disk, out, err);
+}
+
+enum qcow_status qk_group_lock(
+	struct qcow_image *image, qk_goff off, struct qk_group *out, struct qcow_error *err)
+{
+	struct qk_rw *rw = image->rw;
+	uint64_t key = key_of(image, off);
+	QK_TRY(qk_fence_check(&rw->fence, err));
+	if (qk_stage_is_full(rw->stage))
+		QK_TRY(qk_publish_flush(rw->publish, err));
+	out->image = image;
+	out->guest.v = (key * QK_STAGE_ENTRIES) << image->geometry.cluster_bits;
+	out->owned = 0;
+	qk_lock(stripe_of(image, key));
+	enum qcow_status status = pin(image, key, &out->chunk, err);
+	if (status != QCOW_OK) {
+		qk_unlock(stripe_of(image, key));
+		return status;
+	}
+	for (uint32_t i = 0; i < QK_STAGE_ENTRIES; i++)
+		out->words[i] = __builtin_bswap64(
+			atomic_load_explicit(&out->chunk->words[i], memory_order_relaxed));
+	return QCOW_OK;
+}
+
+void qk_group_unlock(struct qk_group *group)
+{
+	struct qcow_image *image = group->image;
+	qk_stage_unpin(image->rw->stage, group->chunk);
+	qk_unlock(stripe_of(image, key_of(image, group->guest)));
+}
+
+struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i)
+{
+	const struct qcow_image *image = group->image;
+	qk_goff guest = {group->guest.v + ((uint64_t)i << image->geometry.cluster_bits)};
+	struct qk_l2_entry e = qk_l2_decode(&image->geometry, group->words[i], 0, guest);
+	bool is_beyond = qk_l2_has_host(&e) && e.host_off.v >= image->file_size;
+	if (e.finding == 0 && is_beyond)
+		e.finding = QCOW_FINDING_L2_ENTRY_BEYOND_FILE;
+	return e;
+}
+
+static enum qcow_status fail_entry(
+	const struct qk_group *group, uint32_t i, unsigned finding, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &group->image->geometry;
+	uint64_t guest = group->guest.v + ((uint64_t)i << g->cluster_bits);
+	uint32_t index = qk_guest_pos(g, (qk_goff){guest}).l2_index;
+	uint64_t at = group->chunk->l2_off + (uint64_t)index * g->l2_entry_size;
+	return QK_FAIL_AT(err, QCOW_E_CORRUPT, finding, at, guest,
+		"L2 entry 0x%016" PRIx64 " at %" PRIu64 " for guest offset %" PRIu64 ": %s",
+		group->words[i], at, guest, qcow_finding_text(finding));
+}
+
+enum qcow_status qk_group_judge(
+	struct qk_group *group, uint32_t first, uint32_t n, struct qcow_error *err)
+{
+	for (uint32_t i = first; i < first + n; i++) {
+		struct qk_l2_entry e = qk_group_entry(group, i);
+		uint64_t references = 1;
+		if (e.finding != 0)
+			return fail_entry(group, i, e.finding, err);
+		if (!qk_l2_has_host(&e))
+			continue;
+		if (!e.copied)
+			QK_TRY(qk_space_refcount(
+				group->image->rw->space, e.host_off.v, &references, err));
+		if (references == 1)
+			group->owned |= UINT64_C(1) << i;
+	}
+	return QCOW_OK;
+}
+
+struct qk_pair qk_group_unlinked(const struct qk_group *group, const struct qk_l2_entry *e)
+{
+	unsigned bits = group->image->geometry.cluster_bits;
+	if (qk_l2_has_host(e))
+		return (struct qk_pair){e->host_off.v, 1};
+	if (e->type != QK_L2_COMPRESSED)
+		return (struct qk_pair){0, 0};
+	uint64_t first = e->host_off.v >> bits;
+	uint64_t last = (e->host_off.v + e->compressed_bytes - 1) >> bits;
+	return (struct qk_pair){first << bits, last - first + 1};
+}
+
+enum qcow_status qk_group_commit(
+	struct qk_group *group, struct qk_stage_change *change, struct qcow_error *err)
+{
+	change->chunk = group->chunk;
+	QK_TRY(qk_stage_commit(group->image->rw->stage, change, err));
+	for (uint32_t i = 0; i < change->n; i++)
+		group->words[change->first + i] = change->words[i];
+	return QCOW_OK;
+}

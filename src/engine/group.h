@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * group: the guest clusters of one sector of an L2 table, locked for remapping. All that remaps goes through here, so
+ * two that remap one cluster never run together.
+ */
+#ifndef QK_ENGINE_GROUP_H
+#define QK_ENGINE_GROUP_H
+
+#include <qcowkit/qcowkit.h>
+
+#include "engine/stage.h"
+#include "format/l1l2.h"
+
+struct qk_group {
+	struct qcow_image *image;
+	struct qk_chunk *chunk;
+	qk_goff guest; /* of entry 0 */
+	uint64_t words[QK_STAGE_ENTRIES]; /* as readers see them now, host order */
+	uint64_t owned; /* entries whose host cluster has one reference: see qk_group_judge */
+};
+
+/* Lock the group of the guest cluster at `off` and make its L2 table writable; publishes first where the stage is
+ * full. Errors of qk_table_get, of a publication, QCOW_E_IO with TABLE_READ_FAILED. */
+enum qcow_status qk_group_lock(struct qcow_image *image, qk_goff off, struct qk_group *out,
+	struct qcow_error *err) QK_MUST_USE;
+void qk_group_unlock(struct qk_group *group);
+
+/* Decode entry i. Host clusters past the end of the file get their finding too. */
+struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i);
+
+/* Judge entries [first, first + n), and find out which host clusters have one reference: COPIED says so, else
+ * the refcount. QCOW_E_CORRUPT with finding for the first that is bad, QCOW_E_IO, QCOW_E_NOMEM. */
+enum qcow_status qk_group_judge(
+	struct qk_group *group, uint32_t first, uint32_t n, struct qcow_error *err) QK_MUST_USE;
+
+/* The clusters that lose a reference when entry `e` is replaced; n 0: none. */
+struct qk_pair qk_group_unlinked(const struct qk_group *group, const struct qk_l2_entry *e);
+
+/* qk_stage_commit, and take the words over. */
+enum qcow_status qk_group_commit(
+	struct qk_group *group, struct qk_stage_change *change, struct qcow_error *err) QK_MUST_USE;
+
+#endif

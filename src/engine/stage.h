@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * stage: L2 entries that were changed and are not published yet, in chunks of one sector of an L2 table. A chunk
+ * that is there answers for all entries of its sector: readers look here before the L2 cache, without a lock.
+ *
+ * There are two generations: what is changed now is open; what a publication is writing is publishing. With
+ * them go the L1 entries that changed and the clusters that were unlinked and wait for the barrier.
+ *
+ *	key = guest cluster / entries in a chunk
+ *	chunk: words  as readers see them
+ *	       disk   as the L2 table has them, or will have when the publication under way is through
+ */
+#ifndef QK_ENGINE_STAGE_H
+#define QK_ENGINE_STAGE_H
+
+#include <pthread.h>
+
+#include "base/err.h"
+#include "engine/meta.h"
+
+#define QK_STAGE_ENTRIES 64U /* 8 bytes each: a sector */
+
+struct qk_chunk {
+	_Atomic uint64_t key;
+	_Atomic(struct qk_chunk *) next; /* of the bucket, or of the free ones */
+	uint64_t l2_off; /* host offset of the L2 table; constant while the chunk is used */
+	/* guarded by stage.lock */
+	uint32_t pins;
+	uint64_t open, publishing; /* a bit an entry that changed in that generation */
+	struct qk_chunk *next_open, *next_publishing;
+	/* written at the swap, read by the publisher */
+	uint64_t disk[QK_STAGE_ENTRIES]; /* big endian */
+	_Atomic uint64_t words[QK_STAGE_ENTRIES]; /* big endian, as in a slice of meta.h */
+};
+
+/* A list of pairs that is joined to another without allocating. */
+struct qk_pairs_block;
+struct qk_pairs {
+	struct qk_pairs_block *first, *last;
+	uint64_t n;
+};
+struct qk_pair {
+	uint64_t a, b;
+};
+struct qk_pairs_block {
+	struct qk_pairs_block *next;
+	uint32_t n;
+	struct qk_pair v[127]; /* more than a change unlinks */
+};
+
+struct qk_stage_generation {
+	struct qk_chunk *chunks;
+	uint64_t n_chunks;
+	struct qk_pairs l1; /* a: index; the words are meta's */
+	struct qk_pairs unlinked; /* a: host offset of a cluster, b: clusters */
+	bool needs_barrier; /* entries point to what was written in this generation */
+};
+
+struct qk_stage {
+	pthread_mutex_t lock;
+	_Atomic uint32_t sequence; /* odd while chunks are being removed */
+	_Atomic uint64_t n_chunks;
+	uint64_t max_chunks; /* a soft bound */
+	struct qk_stage_generation open, publishing;
+	struct qk_chunk *unused;
+	uint64_t bucket_mask;
+	_Atomic(struct qk_chunk *) *buckets;
+};
+
+enum qcow_status qk_stage_new(
+	uint64_t bytes, struct qk_stage **out, struct qcow_error *err) QK_MUST_USE;
+void qk_stage_free(struct qk_stage *stage);
+
+/* ---- readers ---- */
+
+/* The chunk's words, where there is one; out->first and ->n_entries are the caller's. Any thread, no lock. */
+bool qk_stage_find(struct qk_stage *stage, uint64_t key, struct qk_slice *out);
+
+static inline bool qk_stage_is_empty(struct qk_stage *stage)
+{
+	return atomic_load_explicit(&stage->n_chunks, memory_order_acquire) == 0;
+}
+
+/* ---- writers: they hold the stripe lock of the key ---- */
+
+/* The chunk of `key`, pinned: it stays until qk_stage_unpin. NULL where there is none. */
+struct qk_chunk *qk_stage_pin(struct qk_stage *stage, uint64_t key);
+/* Make it, pinned, for the L2 table at l2_off with the words that the table has now. QCOW_E_NOMEM. */
+enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_off,
+	const uint64_t disk[QK_STAGE_ENTRIES], struct qk_chunk **out,
+	struct qcow_error *err) QK_MUST_USE;
+void qk_stage_unpin(struct qk_stage *stage, struct qk_chunk *chunk);
+
+static inline bool qk_stage_is_full(const struct qk_stage *stage)
+{
+	return atomic_load_explicit(&stage->n_chunks, memory_order_relaxed) >= stage->max_chunks;
+}
+
+struct qk_stage_change {
+	struct qk_chunk *chunk; /* pinned */
+	uint32_t first, n; /* entries */
+	uint64_t words[QK_STAGE_ENTRIES]; /* of first, first + 1, …; host order */
+	bool needs_barrier; /* they point to something written since the last publication */
+	uint32_t n_unlinked;
+	struct qk_pair unlinked[QK_STAGE_ENTRIES]; /* a: host offset, b: clusters */
+};
+
+/* Readers see the entries from now on, the next publication writes them and drops what was unlinked.
+ * QCOW_E_NOMEM: nothing was changed. */
+enum qcow_status qk_stage_commit(struct qk_stage *stage, const struct qk_stage_change *change,
+	struct qcow_error *err) QK_MUST_USE;
+
+/* L1 entry `index` changed, and the table at `unlinked` (0: none) has one reference less. QCOW_E_NOMEM. */
+enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t unlinked,
+	struct qcow_error *err) QK_MUST_USE;
+
+/* Is something waiting for a publication that would set clusters free? */
+bool qk_stage_has_unlinked(struct qk_stage *stage);
+
+/* ---- the publisher, under the publish lock ---- */
+
+/* What is open is publishing from now on; nothing was publishing. */
+void qk_stage_swap(struct qk_stage *stage);
+/* It was published: forget it, but for what is open again. The unlinked clusters are the caller's to free. */
+void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked);
+/* It was not: all of it is open again. */
+void qk_stage_reopen(struct qk_stage *stage);
+/* These clusters wait for the next publication (again). */
+void qk_stage_defer(struct qk_stage *stage, struct qk_pairs *unlinked);
+
+void qk_pairs_release(struct qk_pairs *pairs);
+
+#endif

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Random writes, zeros and discards on images made by qemu-img, beside an array of bytes; every write to the file is
+ * judged by the order checker as it passes. In the end qemu-img must find the image clean and the disk equal
+ * to the array.
+ */
+#include "qemu.h"
+
+#include "order.h"
+
+#define MAX_LEN 300000U
+
+struct config {
+	const char *name;
+	const char *options; /* of qemu-img create */
+	const char *setup; /* shell commands on img, or NULL */
+	uint64_t size;
+	const char *backing; /* bytes of a raw base file, or NULL */
+	unsigned steps;
+	uint64_t stage_bytes;
+};
+
+static const struct config configs[] = {
+	{"plain", "", NULL, 50 << 20, NULL, 300, 0},
+	{"odd size", "", NULL, (20 << 20) + 12345, NULL, 200, 0},
+	{"odd size 512", "cluster_size=512,refcount_bits=1", NULL, (1 << 20) + 77, NULL, 300, 0},
+	{"c512", "cluster_size=512", NULL, 4 << 20, NULL, 300, 0},
+	{"c512 small stage", "cluster_size=512", NULL, 4 << 20, NULL, 300, 1},
+	{"c4k refcount 64", "cluster_size=4k,refcount_bits=64", NULL, 30 << 20, NULL, 300, 0},
+	{"c4k refcount 1", "cluster_size=4k,refcount_bits=1", NULL, 30 << 20, NULL, 300, 0},
+	{"c2M", "cluster_size=2M", NULL, 100 << 20, NULL, 150, 0},
+	{"v2", "compat=0.10", NULL, 20 << 20, NULL, 300, 0},
+	{"v2 c512", "compat=0.10,cluster_size=512", NULL, 2 << 20, NULL, 300, 0},
+	{"backing", "", NULL, 20 << 20, "12M", 300, 0},
+	{"backing odd", "cluster_size=4k", NULL, 8 << 20, "5000001", 300, 0},
+	{"v2 backing", "compat=0.10,cluster_size=4k", NULL, 8 << 20, "5000000", 300, 0},
+	{"metadata", "preallocation=metadata", NULL, 20 << 20, NULL, 200, 0},
+	{"snapshot", "cluster_size=4k", "qemu-io -c 'write -P 7 1M 3M' img && qemu-img snapshot -c s img",
+		8 << 20, NULL, 300, 0},
+	{"snapshot deleted", "cluster_size=64k",
+		"qemu-io -c 'write -P 7 1M 3M' img && qemu-img snapshot -c s img &&"
+		"qemu-io -c 'write -P 9 2M 3M' img && qemu-img snapshot -c t img && qemu-img snapshot -d s img",
+		8 << 20, NULL, 300, 0},
+	{"v2 snapshot", "compat=0.10,cluster_size=1k",
+		"qemu-io -c 'write -P 7 1M 1M' img && qemu-img snapshot -c s img", 4 << 20, NULL, 300, 0},
+	{"compressed", "cluster_size=4k",
+		"qemu-io -c 'write -P 7 0 3M' img && qemu-img convert -c -O qcow2 -o cluster_size=4k img i2 && mv i2 img",
+		8 << 20, NULL, 300, 0},
+	{"compressed zstd", "", "qemu-io -c 'write -P 7 0 6M' img &&"
+		"qemu-img convert -c -O qcow2 -o compression_type=zstd img i2 && mv i2 img",
+		8 << 20, NULL, 300, 0},
+	{"zero clusters", "cluster_size=4k", "qemu-io -c 'write -P 7 0 3M' -c 'write -z 1M 1M' -c 'write -z -u 5M 1M' img",
+		8 << 20, NULL, 300, 0},
+};
+
+static void make_image(const struct config *c)
+{
+	sh("rm -f img base");
+	if (c->backing != NULL)
+		sh("head -c %s /dev/urandom >base", c->backing);
+	sh("qemu-img create -f qcow2 %s%s %s img %llu", c->options[0] != 0 ? "-o " : "", c->options,
+		c->backing != NULL ? "-b base -F raw" : "", (unsigned long long)c->size);
+	if (c->setup != NULL)
+		sh("%s", c->setup);
+}
+
+struct bench {
+	struct qkt_order *order;
+	struct qkt_fault *fault;
+	struct qcow_store *peek;
+	struct qcow_image *image;
+};
+
+static struct bench open_for_writing(uint64_t stage_bytes)
+{
+	struct bench b = {.order = qkt_order_new(NULL), .fault = qkt_fault_new()};
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *base = NULL;
+	o.flags = QCOW_OPEN_WRITE;
+	o.resolve = resolve_in_dir;
+	o.stage_bytes = stage_bytes;
+	if (qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err) != QCOW_OK)
+		fail_msg("%s", err.message);
+	if (qcow_open(qkt_guard(b.fault, b.order, base, 0), &o, &b.image, &err) != QCOW_OK)
+		fail_msg("%s", err.message);
+	return b;
+}
+
+static void close_bench(struct bench *b)
+{
+	qcow_close(b->image);
+	qkt_order_free(b->order);
+	qkt_fault_free(b->fault);
+}
+
+struct disk {
+	uint8_t *bytes, *buf;
+	uint64_t size;
+	uint64_t cluster;
+	bool discards; /* read as zeros */
+};
+
+static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t kind = next_random(seed) % 16;
+	uint64_t off = next_random(seed) % d->size;
+	uint64_t most = next_random(seed) % 3 == 0 ? MAX_LEN : 9000;
+	uint64_t len = next_random(seed) % most;
+	if (next_random(seed) % 3 == 0) {
+		off &= ~(d->cluster - 1);
+		len = (len + d->cluster) & ~(d->cluster - 1);
+	}
+	len = len > d->size - off ? d->size - off : len;
+	unsigned fua = next_random(seed) % 16 == 0 ? QCOW_IO_FUA : 0;
+	if (kind < 8) {
+		size_t half = (size_t)(len / 3);
+		for (size_t i = 0; i < len; i++)
+			d->bytes[off + i] = (uint8_t)(next_random(seed) >> 8);
+		const struct iovec iov[2] = {{d->bytes + off, half}, {d->bytes + off + half, (size_t)len - half}};
+		assert_int_equal(qcow_pwritev(image, iov, 2, off, fua, &err), QCOW_OK);
+	} else if (kind < 11) {
+		unsigned flags = fua | (kind == 8 ? (unsigned)QCOW_IO_UNMAP : 0);
+		memset(d->bytes + off, 0, len);
+		assert_int_equal(qcow_zero(image, off, len, flags, &err), QCOW_OK);
+	} else if (kind < 12) {
+		uint64_t first = (off + d->cluster - 1) & ~(d->cluster - 1);
+		uint64_t end = off + len == d->size ? d->size : (off + len) & ~(d->cluster - 1);
+		if (d->discards && first < end)
+			memset(d->bytes + first, 0, end - first);
+		assert_int_equal(qcow_discard(image, off, len, fua, &err), QCOW_OK);
+	} else if (kind < 15) {
+		if (qcow_pread(image, d->buf, len, off, &err) != QCOW_OK)
+			fail_msg("%s", err.message);
+		assert_memory_equal(d->buf, d->bytes + off, len);
+	} else {
+		assert_int_equal(qcow_flush(image, &err), QCOW_OK);
+	}
+}
+
+static void judge_by_qemu(const struct disk *d, const char *what)
+{
+	FILE *f = fopen(in_dir("truth"), "wb");
+	assert_non_null(f);
+	assert_int_equal(fwrite(d->bytes, 1, d->size, f), d->size);
+	fclose(f);
+	sh("qemu-img check img || { echo '%s'; exit 1; }", what);
+	sh("qemu-img convert -O raw img got && head -c %llu got | cmp - truth",
+		(unsigned long long)d->size);
+}
+
+static void run_config(const struct config *c)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_info info;
+	make_image(c);
+	sh("qemu-img convert -O raw img before; qemu-img snapshot -l img >snaps");
+	struct bench b = open_for_writing(c->stage_bytes);
+	struct disk d = {.size = c->size};
+	qcow_get_info(b.image, &info);
+	d.cluster = info.cluster_size;
+	d.discards = info.version == 3 || c->backing == NULL;
+	d.bytes = calloc(1, d.size + MAX_LEN);
+	d.buf = malloc(MAX_LEN + (4 << 20));
+	assert_int_equal(qcow_pread(b.image, d.bytes, d.size, 0, &err), QCOW_OK);
+	uint64_t seed = 88172645463325252 + c->size;
+	for (unsigned i = 0; i < c->steps; i++)
+		step(b.image, &d, &seed);
+	uint8_t *all = malloc(d.size);
+	assert_int_equal(qcow_pread(b.image, all, d.size, 0, &err), QCOW_OK);
+	assert_memory_equal(all, d.bytes, d.size);
+	assert_int_equal(qcow_flush(b.image, &err), QCOW_OK);
+	free(all);
+	assert_true(qkt_order_judged(b.order) > 0);
+	close_bench(&b);
+	judge_by_qemu(&d, c->name);
+	free(d.bytes);
+	free(d.buf);
+}
+
+static void random_steps_agree_with_an_array(void **state)
+{
+	(void)state;
+	const char *only = getenv("QK_CONFIG");
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+		if (only != NULL && strcmp(only, configs[i].name) != 0)
+			continue;
+		print_message("%s\n", configs[i].name);
+		run_config(&configs[i]);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(random_steps_agree_with_an_array),
+	};
+	if (!has_qemu()) {
+		print_message("SKIP qemu-img or qemu-io is missing (Debian: qemu-utils)\n");
+		return 77;
+	}
+	return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
