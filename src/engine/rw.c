@@ -64,16 +64,12 @@ static enum qcow_status make_qcow2(
 		.geometry = &image->geometry,
 		.header = &image->header,
 		.ext = &image->ext,
-		.file_size = image->file_size};
-	rq.prove = o->prove == QCOW_PROVE_FULL	? QK_PROVE_FULL
-		   : o->prove == QCOW_PROVE_OFF ? QK_PROVE_OFF
-						: QK_PROVE_AUTO;
-	if ((image->header.incompatible & QK_INCOMPAT_DIRTY) != 0)
-		return QK_FAIL(err, QCOW_E_POLICY,
-			"the dirty bit is set: the refcounts have to be rebuilt first");
-	if ((image->header.autoclear & ~(QK_AUTOCLEAR_BITMAPS | QK_AUTOCLEAR_RAW_DATA)) != 0)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the image has autoclear bits that this version does not know");
+		.file_size = image->file_size,
+		.prove = o->prove};
+	QK_TRY(qk_space_prepare(&rq, &image->header, QK_AUTOCLEAR_BITMAPS | QK_AUTOCLEAR_RAW_DATA,
+		o->dirty == QCOW_DIRTY_REFUSE, err));
+	/* a rebuild may have made the file longer */
+	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
 	QK_TRY(qk_space_new(&rq, &rw->space, err));
 	qk_rw_follow_size(image);
 	return qk_stage_new(o->stage_bytes, &rw->stage, err);

@@ -111,6 +111,8 @@ enum qcow_status qk_space_new(
 		return QK_FAIL_NOMEM(err);
 	(void)pthread_mutex_init(&sp->lock, NULL);
 	enum qcow_status status = init(sp, rq, err);
+	if (status == QCOW_OK)
+		status = qk_space_prove(sp, rq, err);
 	if (status != QCOW_OK) {
 		qk_space_free(sp);
 		return status;
@@ -147,7 +149,7 @@ static bool has_dirty(struct qk_space *sp)
 	return any;
 }
 
-static enum qcow_status publish(struct qk_space *sp, struct qcow_error *err)
+enum qcow_status qk_space_publish_now(struct qk_space *sp, struct qcow_error *err)
 {
 	bool needs_link = false;
 
@@ -203,7 +205,7 @@ enum qcow_status qk_space_close(struct qk_space *sp, struct qcow_error *err)
 	QK_TRY(status);
 	/* the second round frees a refcount table that the first replaced */
 	for (int round = 0; round < 2 && has_dirty(sp); round++)
-		QK_TRY(publish(sp, err));
+		QK_TRY(qk_space_publish_now(sp, err));
 	(void)pthread_mutex_lock(&sp->lock);
 	status = cut_end(sp, err);
 	(void)pthread_mutex_unlock(&sp->lock);

@@ -8,7 +8,8 @@
  *   space_alloc.c    taking clusters, reservations, the end of the file
  *   space_count.c    raise, drop, give back, quarantine
  *   space_table.c    new refcount blocks, growth of the refcount table, publication of both
- *   space_overlap.c  what lies where: overlap checks, the corrupt bit
+ *   space_map.c	      which structure lies in which cluster
+ *   space_overlap.c  overlap checks, the header, the corrupt bit
  *   space_prove.c    proof of free space: stored refcounts against counted references (invariant 6)
  *   space_rebuild.c  before the first write: autoclear bits, refcounts of a dirty image
  *
@@ -56,11 +57,7 @@ struct qk_space_request {
 	const struct qk_extensions *ext;
 	uint64_t file_size;
 	uint64_t cache_bytes; /* budget of refcount blocks; 0: 4 MiB. At least 4 blocks are kept */
-	enum {
-		QK_PROVE_AUTO, /* as enum qcow_prove */
-		QK_PROVE_FULL,
-		QK_PROVE_OFF
-	} prove;
+	enum qcow_prove prove;
 };
 
 /*
@@ -68,15 +65,14 @@ struct qk_space_request {
  * autoclear bits that are not in `keep_autoclear` (one write of sector 0), and rebuilds the refcounts of a
  * dirty image, or refuses it. Flushes what it writes. *header is brought up to date. Where there is nothing to do
  * nothing is written.
- * QCOW_E_POLICY (dirty and refuse_dirty), QCOW_E_CORRUPT with a finding (what cannot be rebuilt), errors
+ * QCOW_E_READONLY (dirty and refuse_dirty), QCOW_E_CORRUPT with a finding (what cannot be rebuilt), errors
  * of the store, QCOW_E_NOMEM. A failure leaves the dirty bit set.
  */
 enum qcow_status qk_space_prepare(const struct qk_space_request *rq, struct qk_header *header,
 	uint64_t keep_autoclear, bool refuse_dirty, struct qcow_error *err) QK_MUST_USE;
 
 /*
- * Reads the refcount table (at most 8 MiB) and proves the free space as rq->prove says. Writes nothing, but
- * for the corrupt bit where references outnumber a stored refcount.
+ * Reads the refcount table (at most 8 MiB) and proves the free space as rq->prove says. Writes nothing.
  * QCOW_E_CORRUPT with a finding where metadata contradicts itself, QCOW_E_IO, QCOW_E_NOMEM.
  */
 enum qcow_status qk_space_new(const struct qk_space_request *rq, struct qk_space **out,
@@ -149,6 +145,10 @@ enum qcow_status qk_space_publish_begin(
 	struct qk_space *sp, bool *needs_link, struct qcow_error *err) QK_MUST_USE;
 enum qcow_status qk_space_publish_link(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
 void qk_space_publish_done(struct qk_space *sp);
+
+/* More refcount blocks are in memory than the budget allows, and most wait for a publication: publish soon. Ask after
+ * a number of drops, which change blocks far apart. */
+bool qk_space_wants_publish(struct qk_space *sp);
 
 /* Lift of the fence: reads the header again and compares the place of the refcount table with what was last
  * written; refcounts that are uncertain are written again by the next begin. QCOW_E_CORRUPT, QCOW_E_IO. */

@@ -87,9 +87,10 @@ static enum qcow_status scan_block(
 	uint64_t idx = first >> sp->g->rb_bits;
 	struct qk_refblock *b = NULL;
 
-	if (idx >= sp->table_entries || sp->table[idx] == 0)
+	bool is_missing = idx >= sp->table_entries || sp->table[idx] == 0;
+	if (is_missing && !sp->only_blocks)
 		return scan(f, NULL, first, end, done, err);
-	if (full_test(sp, idx)) {
+	if (is_missing || full_test(sp, idx)) {
 		*done = extend_run(f, first, false);
 		return QCOW_OK;
 	}

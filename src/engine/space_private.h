@@ -118,6 +118,7 @@ struct qk_space {
 	uint64_t cursor; /* every cluster from floor to here is taken, or was skipped on purpose */
 	uint64_t floor; /* below it nothing is handed out: its refcounts are not proven */
 	bool skipped;
+	bool only_blocks; /* areas without a refcount block count as taken */
 	uint64_t limit; /* the first that cannot be: end of a device, or of what entries can name */
 	uint64_t open_size; /* of the file, in bytes */
 	uint64_t
@@ -133,7 +134,8 @@ struct qk_space {
 	/* structures, space_overlap.c */
 	struct qk_space_ranges ranges;
 	struct qk_cluster_set singles; /* L2 tables and refcount blocks */
-	bool knows_all_l2; /* of the active tree */
+	bool knows_all_l2; /* of the active tree and the snapshots' */
+	uint64_t l1_bytes, n_l2; /* all L1 tables that were read, and L2 tables known */
 	_Atomic uint64_t filter[QK_SPACE_FILTER_BITS / 64];
 };
 
@@ -227,7 +229,16 @@ enum qcow_status qk_space_cover(
 /* Give a table that has grown its place. */
 enum qcow_status qk_space_place_table(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
 
-/* ---- space_overlap.c ---- */
+/* begin, flush, link, flush, done. For open and close. */
+enum qcow_status qk_space_publish_now(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- space_prove.c ---- */
+
+/* As rq->prove says. Also settles where clusters may be taken. */
+enum qcow_status qk_space_prove(
+	struct qk_space *sp, const struct qk_space_request *rq, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- space_map.c ---- */
 
 enum qcow_status qk_cluster_set_add(struct qk_cluster_set *s, uint64_t cluster, uint64_t kind,
 	struct qcow_error *err) QK_MUST_USE;
@@ -245,8 +256,10 @@ enum qcow_status qk_space_map_add(struct qk_space *sp, enum qk_space_kind kind, 
 void qk_space_map_forget(struct qk_space *sp, uint64_t first, uint64_t n);
 /* The kind of the structure in this cluster, QK_SPACE_DATA where none is known. */
 enum qk_space_kind qk_space_map_find(const struct qk_space *sp, uint64_t cluster);
+/* No lock: false where no structure is in the cluster for sure. */
+bool qk_space_map_may_hold(const struct qk_space *sp, uint64_t cluster);
 const char *qk_space_kind_name(enum qk_space_kind kind);
-/* As qk_space_check_overlap and qk_space_mark_corrupt, lock held. */
+/* ---- space_overlap.c: as qk_space_check_overlap and qk_space_mark_corrupt, lock held. */
 enum qcow_status qk_space_judge_write(struct qk_space *sp, enum qk_space_kind kind, uint64_t off,
 	uint64_t len, struct qcow_error *err) QK_MUST_USE;
 void qk_space_corrupt(struct qk_space *sp);

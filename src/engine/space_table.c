@@ -225,6 +225,14 @@ enum qcow_status qk_space_place_table(struct qk_space *sp, struct qcow_error *er
 
 /* ---- publishing ---- */
 
+bool qk_space_wants_publish(struct qk_space *sp)
+{
+	(void)pthread_mutex_lock(&sp->lock);
+	bool wants = sp->n_blocks > sp->max_blocks;
+	(void)pthread_mutex_unlock(&sp->lock);
+	return wants;
+}
+
 /* Entries that can be linked by the publication under way. */
 static uint64_t linkable_entries(const struct qk_space *sp)
 {

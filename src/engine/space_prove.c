@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * space_prove: every reference to a host cluster counted, against the refcounts that are stored. A refcount below its
+ * references, or a structure that something else lies on, stops writing: such a cluster would be handed
+ * out, or overwritten in place, while somebody needs it. So does COPIED on a cluster with several references.
+ * Leaks, and COPIED clear at one reference, are nobody's business here.
+ *
+ * Entries that point past the end of the file are harmless until the file grows over them: their clusters go
+ * into quarantine.
+ *
+ * Memory: 16 MiB for the counters, 2 MiB for the set of L2 tables, whatever the image's size.
+ */
+#include "engine/space_census.h"
+
+#include <inttypes.h>
+
+#include "format/l1l2.h"
+
+#define CENSUS_BYTES	QK_MIB(16)
+#define L2SET_BYTES	QK_MIB(2)
+#define MAX_QUARANTINED (UINT64_C(1) << 16) /* by bad entries */
+#define SMALL_TABLES	QK_MIB(8) /* L1 and L2 tables that are always counted at open */
+
+/* ---- counting ---- */
+
+/* An entry past the end of the file names these clusters. */
+static void quarantine_target(struct qk_space_census *c, const struct qcow_finding *f)
+{
+	const struct qk_geometry *g = c->sp->g;
+	struct qk_l2_entry e = {.host_off = {f->stored & QK_OFFSET_MASK}, .compressed_bytes = 1};
+
+	if (f->id == QCOW_FINDING_COMPRESSED_BEYOND_FILE)
+		e = qk_l2_decode(g, f->stored, 0, (qk_goff){0});
+	uint64_t last = qk_space_cluster(c->sp, e.host_off.v + e.compressed_bytes - 1);
+	for (uint64_t i = qk_space_cluster(c->sp, e.host_off.v); i <= last; i++) {
+		if (c->sp->quarantine.n >= MAX_QUARANTINED ||
+			qk_cluster_set_add(&c->sp->quarantine, i, 0, NULL) != QCOW_OK)
+			c->has_lost_entries = true;
+	}
+}
+
+static void note(void *ctx, const struct qcow_finding *f)
+{
+	struct qk_space_census *c = ctx;
+
+	switch (f->id) {
+	case QCOW_FINDING_L1_ENTRY_BEYOND_FILE:
+	case QCOW_FINDING_L2_ENTRY_BEYOND_FILE:
+	case QCOW_FINDING_COMPRESSED_BEYOND_FILE:
+		quarantine_target(c, f);
+		break;
+	case QCOW_FINDING_TABLE_READ_FAILED:
+		c->has_unread_tables = true;
+		break;
+	default:
+		break;
+	}
+}
+
+enum qcow_status qk_space_census_init(
+	struct qk_space_census *c, struct qk_space *sp, struct qcow_error *err)
+{
+	*c = (struct qk_space_census){.sp = sp, .header = sp->header};
+	c->audit = (struct qk_audit){.store = sp->store,
+		.header = &c->header,
+		.ext = sp->ext,
+		.geometry = sp->g,
+		.file_size = sp->open_size,
+		.report = note,
+		.report_ctx = c};
+	c->n_clusters = qk_audit_end(&c->audit) >> sp->g->cluster_bits;
+	struct qk_refs_request q = {
+		.audit = &c->audit, .census = &c->census, .memory_bytes = L2SET_BYTES};
+	QK_TRY(qk_refs_init(&c->refs, &q, err));
+	return qk_census_init(&c->census, CENSUS_BYTES, c->n_clusters, err);
+}
+
+void qk_space_census_release(struct qk_space_census *c)
+{
+	qk_refs_release(&c->refs);
+	qk_census_release(&c->census);
+}
+
+/* Clusters [lo, census.hi). Never quiet: a table that cannot be read must be noticed in every pass. */
+static enum qcow_status count(struct qk_space_census *c, uint64_t lo, struct qcow_error *err)
+{
+	qk_census_begin(&c->census, lo, c->n_clusters, false);
+	QK_TRY(qk_refs_count(&c->refs, err));
+	if (!c->census.need_wide)
+		return QCOW_OK;
+	qk_census_begin(&c->census, lo, c->n_clusters, true);
+	return qk_refs_count(&c->refs, err);
+}
+
+enum qcow_status qk_space_census_run(struct qk_space_census *c,
+	enum qcow_status (*pass)(void *ctx, struct qcow_error *err), void *ctx,
+	struct qcow_error *err)
+{
+	uint64_t lo = 0;
+
+	while (lo < c->n_clusters) {
+		QK_TRY(count(c, lo, err));
+		if (c->has_lost_entries)
+			return QK_FAIL(err, QCOW_E_LIMIT,
+				"too many entries point past the end of the file to keep its end "
+				"free for them");
+		if (c->has_unread_tables)
+			return QK_FAIL(err, c->audit.first_failure.status,
+				"references cannot be counted: %s", c->audit.first_failure.message);
+		QK_TRY(pass(ctx, err));
+		lo = c->census.hi;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_space_census_each(struct qk_space_census *c,
+	enum qcow_status (*each)(
+		void *ctx, uint64_t cluster, uint64_t word, struct qcow_error *err),
+	void *ctx, struct qcow_error *err)
+{
+	size_t n = 0;
+	const uint64_t *keys = qk_census_sorted(&c->census, &n);
+
+	for (size_t k = 0; k < n; k++) {
+		const uint8_t *page = qk_census_find(&c->census, keys[k]);
+		for (uint64_t i = 0; i <= c->census.page_mask; i++) {
+			uint64_t word = qk_census_load(&c->census, page, i);
+			uint64_t cluster = (keys[k] << c->census.page_shift) + i;
+			if ((word & QK_CENSUS_WIDE_COUNT) != 0 && cluster >= c->census.lo &&
+				cluster < c->census.hi)
+				QK_TRY(each(ctx, cluster, word, err));
+		}
+	}
+	return QCOW_OK;
+}
+
+/* ---- judging ---- */
+
+enum qcow_status qk_space_census_judge(
+	const struct qk_space *sp, uint64_t cluster, uint64_t word, struct qcow_error *err)
+{
+	uint64_t refs = word & QK_CENSUS_WIDE_COUNT;
+	uint64_t off = cluster << sp->g->cluster_bits;
+
+	if ((word & QK_CENSUS_WIDE(QK_CENSUS_OVERLAP)) != 0)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_METADATA_OVERLAP, off,
+			QCOW_NO_OFFSET,
+			"not opened for writing: two structures share the cluster at %" PRIu64,
+			off);
+	if (refs > 1 && (word & QK_CENSUS_WIDE(QK_CENSUS_COPIED)) != 0)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_COPIED_WRONG, off,
+			QCOW_NO_OFFSET,
+			"not opened for writing: COPIED is set for the cluster at %" PRIu64
+			", which has %" PRIu64 " references",
+			off, refs);
+	return QCOW_OK;
+}
+
+static enum qcow_status compare(void *ctx, uint64_t cluster, uint64_t word, struct qcow_error *err)
+{
+	struct qk_space_census *c = ctx;
+	uint64_t refs = word & QK_CENSUS_WIDE_COUNT;
+	uint64_t off = cluster << c->sp->g->cluster_bits;
+	uint64_t stored = 0;
+
+	QK_TRY(qk_space_census_judge(c->sp, cluster, word, err));
+	QK_TRY(qk_space_get(c->sp, cluster, &stored, err));
+	if (stored >= refs)
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, off, QCOW_NO_OFFSET,
+		"not opened for writing: the cluster at %" PRIu64 " has refcount %" PRIu64
+		" and %" PRIu64 " references",
+		off, stored, refs);
+}
+
+static enum qcow_status compare_pass(void *ctx, struct qcow_error *err)
+{
+	return qk_space_census_each(ctx, compare, ctx, err);
+}
+
+static enum qcow_status prove(struct qk_space *sp, struct qcow_error *err)
+{
+	struct qk_space_census c;
+	enum qcow_status status = qk_space_census_init(&c, sp, err);
+
+	if (status == QCOW_OK)
+		status = qk_space_census_run(&c, compare_pass, &c, err);
+	qk_space_census_release(&c);
+	return status;
+}
+
+static bool is_small(const struct qk_space *sp)
+{
+	return sp->knows_all_l2 && sp->l1_bytes + (sp->n_l2 << sp->g->cluster_bits) <= SMALL_TABLES;
+}
+
+enum qcow_status qk_space_prove(
+	struct qk_space *sp, const struct qk_space_request *rq, struct qcow_error *err)
+{
+	if (rq->prove == QCOW_PROVE_OFF)
+		return QCOW_OK;
+	if (rq->prove == QCOW_PROVE_FULL || is_small(sp) || !sp->can_grow)
+		return prove(sp, err);
+	sp->floor = sp->pristine;
+	return QCOW_OK;
+}

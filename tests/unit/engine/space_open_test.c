@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a space makes of images that QEMU wrote and that were damaged since: which are refused, which clusters are
+ * never handed out, and how the refcounts of a dirty image are rebuilt, with every call of the store failing.
+ */
+#include "cm.h"
+#include "qemu.h"
+
+#include "engine/image.h"
+#include "engine/open.h"
+#include "engine/space.h"
+#include "fault.h"
+#include "host.h"
+
+#define K64 UINT64_C(0x10000)
+
+struct opened {
+	struct qcow_image *image;
+	struct qk_space *sp;
+	struct qcow_store *store;
+};
+
+static struct qk_space_request request(struct opened *o, enum qcow_prove prove)
+{
+	struct qk_space_request rq = {.store = o->store,
+		.geometry = &o->image->geometry,
+		.header = &o->image->header,
+		.ext = &o->image->ext,
+		.prove = prove};
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	assert_ok(qcow_store_size(o->store, &rq.file_size, &err), err);
+	return rq;
+}
+
+static struct qcow_store *open_rw(const char *name)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *store = NULL;
+
+	assert_ok(qcow_file_open(in_dir(name), QCOW_FILE_WRITE, &store, &err), err);
+	return store;
+}
+
+static struct opened open_image(struct qcow_store *store)
+{
+	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct opened o = {.store = store};
+
+	assert_ok(qk_layer_open(store, &options, &o.image, &err), err);
+	return o;
+}
+
+static void close_image(struct opened *o)
+{
+	qk_space_free(o->sp);
+	qk_layer_close(o->image);
+}
+
+/* Opening "t" for writing answers `want`, with the finding. */
+static void expect(enum qcow_status want, unsigned finding, enum qcow_prove prove)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct opened o = open_image(open_rw("t"));
+	struct qk_space_request rq = request(&o, prove);
+
+	assert_status(qk_space_new(&rq, &o.sp, &err), want, err);
+	if (want != QCOW_OK)
+		assert_int_equal(err.finding, finding);
+	close_image(&o);
+}
+
+/* qemu-img's offsets: header 0, refcount table 64K, block 128K, L1 192K, L2 256K, data from 320K */
+static void make_base(void)
+{
+	sh("rm -f t && qemu-img create -q -f qcow2 t 1G && qemu-io -c 'write -P 1 0 256k' t");
+}
+
+static void poke_refcount(uint64_t cluster, uint16_t v)
+{
+	v = __builtin_bswap16(v);
+	poke("t", 2 * K64 + cluster * 2, &v, sizeof(v));
+}
+
+static void a_refcount_below_its_references_is_refused(void **state)
+{
+	(void)state;
+	for (uint64_t cluster = 0; cluster < 9; cluster++) {
+		make_base();
+		expect(QCOW_OK, 0, QCOW_PROVE_AUTO);
+		poke_refcount(cluster, 0);
+		expect(QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, QCOW_PROVE_AUTO);
+		expect(QCOW_OK, 0, QCOW_PROVE_OFF);
+	}
+}
+
+static void leaks_and_copied_clear_are_not(void **state)
+{
+	(void)state;
+	make_base();
+	poke_refcount(5, 7);
+	poke_refcount(100, 3);
+	poke64("t", 4 * K64, 5 * K64);
+	expect(QCOW_OK, 0, QCOW_PROVE_FULL);
+}
+
+static void shared_metadata_is_refused(void **state)
+{
+	(void)state;
+	make_base();
+	poke64("t", 4 * K64 + 8, UINT64_C(1) << 63 | 3 * K64);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_METADATA_OVERLAP, QCOW_PROVE_AUTO);
+	make_base();
+	poke64("t", 3 * K64 + 8, UINT64_C(1) << 63 | 2 * K64);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_METADATA_OVERLAP, QCOW_PROVE_OFF);
+	make_base();
+	poke64("t", K64 + 8, 3 * K64);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_METADATA_OVERLAP, QCOW_PROVE_OFF);
+	make_base();
+	poke64("t", K64 + 8, 2 * K64);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_BLOCK_TWICE, QCOW_PROVE_OFF);
+	make_base();
+	poke64("t", K64 + 8, 2 * K64 + 512);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_REFTABLE_ENTRY_UNALIGNED, QCOW_PROVE_OFF);
+	make_base();
+	poke64("t", K64 + 8, 1 << 30);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_REFTABLE_ENTRY_BEYOND_FILE, QCOW_PROVE_OFF);
+}
+
+static void copied_on_a_shared_cluster_is_refused(void **state)
+{
+	(void)state;
+	make_base();
+	poke64("t", 4 * K64 + 8, UINT64_C(1) << 63 | 5 * K64);
+	poke_refcount(5, 2);
+	expect(QCOW_E_CORRUPT, QCOW_FINDING_COPIED_WRONG, QCOW_PROVE_AUTO);
+}
+
+static void take_one(struct qk_space *sp, struct qk_space_run *run)
+{
+	struct qk_space_want want = {.n = 1};
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	assert_ok(qk_space_take(sp, &want, run, &err), err);
+}
+
+static void what_bad_entries_name_past_the_end_is_never_handed_out(void **state)
+{
+	(void)state;
+	make_base();
+	/* the file ends after cluster 8 */
+	poke64("t", 4 * K64 + 128, UINT64_C(1) << 63 | 10 * K64);
+	poke64("t", 3 * K64 + 8, UINT64_C(1) << 63 | 12 * K64);
+	poke64("t", 4 * K64 + 136, UINT64_C(1) << 62 | (13 * K64 + 77));
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct opened o = open_image(open_rw("t"));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	struct qk_space_run run;
+	static const uint64_t want[] = {9, 11, 14, 15};
+
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	for (size_t i = 0; i < sizeof(want) / sizeof(*want); i++) {
+		take_one(o.sp, &run);
+		assert_int_equal(run.off, want[i] * K64);
+		assert_true(run.reads_zero);
+	}
+	close_image(&o);
+}
+
+static void large_tables_are_not_counted_and_nothing_of_the_file_is_taken(void **state)
+{
+	(void)state;
+	/* 130 L2 tables of 64 KiB are more than 8 MiB; clusters 5 and 6 are freed by a discard */
+	sh("rm -f t && qemu-img create -q -f qcow2 t 80G && qemu-io -c 'write -q 0 128k' t");
+	sh("for i in $(seq 129); do echo \"write -q $((i * 512))M 4k\"; done | "
+	   "qemu-io t > /dev/null; qemu-io -d unmap -c 'discard -q 0 128k' t");
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct opened o = open_image(open_rw("t"));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	struct qk_space_run run;
+	uint64_t count = 1;
+
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	assert_ok(qk_space_refcount(o.sp, 5 * K64, &count, &err), err);
+	assert_int_equal(count, 0);
+	take_one(o.sp, &run);
+	assert_true(run.off >= rq.file_size);
+	qk_space_free(o.sp);
+	rq.prove = QCOW_PROVE_FULL;
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	take_one(o.sp, &run);
+	assert_int_equal(run.off, 5 * K64);
+	close_image(&o);
+}
+
+/* ---- writes that would land on something ---- */
+
+static void expect_overlap(enum qk_space_kind kind, uint64_t off, bool is_bad)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t bit = 0;
+
+	make_base();
+	struct opened o = open_image(open_rw("t"));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	struct qk_space_want want = {.n = 1};
+	struct qk_space_run run;
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	assert_status(qk_space_check_overlap(o.sp, kind, off, 512, &err),
+		is_bad ? QCOW_E_CORRUPT : QCOW_OK, err);
+	if (is_bad) {
+		assert_int_equal(err.finding, QCOW_FINDING_METADATA_OVERLAP);
+		assert_int_equal(err.host_off, off / K64 * K64);
+		assert_status(qk_space_take(o.sp, &want, &run, &err), QCOW_E_CORRUPT, err);
+	}
+	assert_ok(qcow_store_read(o.store, &bit, sizeof(bit), 72, &err), err);
+	assert_int_equal(__builtin_bswap64(bit), is_bad ? QCOW_INCOMPAT_CORRUPT : 0);
+	close_image(&o);
+}
+
+static void writes_on_other_structures_are_refused(void **state)
+{
+	(void)state;
+	static const enum qk_space_kind at[] = {QK_SPACE_HEADER, QK_SPACE_REFTABLE,
+		QK_SPACE_REFBLOCK, QK_SPACE_L1, QK_SPACE_L2, QK_SPACE_DATA};
+
+	for (enum qk_space_kind kind = 0; kind <= QK_SPACE_L2; kind++) {
+		for (uint64_t c = 0; c < sizeof(at) / sizeof(*at); c++) {
+			bool unknown = at[c] == QK_SPACE_DATA && kind == QK_SPACE_L2;
+			expect_overlap(kind, c * K64 + 1024, kind != at[c] && !unknown);
+		}
+	}
+}
+
+/* ---- autoclear ---- */
+
+static void unknown_autoclear_bits_are_cleared_once(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_fault *fault = qkt_fault_new();
+	uint64_t bits = 0;
+
+	make_base();
+	poke64("t", 88, UINT64_C(1) << 40 | 1 << 7);
+	struct opened o = open_image(qkt_fault_wrap(fault, open_rw("t"), 0));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	struct qk_header header = o.image->header;
+	qkt_fault_log(fault);
+	assert_ok(qk_space_prepare(&rq, &header, 3, false, &err), err);
+	assert_ok(qk_space_prepare(&rq, &header, 3, false, &err), err);
+	assert_int_equal(qkt_fault_log_count(fault), 2);
+	assert_int_equal(qkt_fault_log_entry(fault, 0)->call, QKT_WRITE);
+	assert_int_equal(qkt_fault_log_entry(fault, 0)->len, 512);
+	assert_int_equal(qkt_fault_log_entry(fault, 1)->call, QKT_FLUSH);
+	assert_int_equal(header.autoclear, 0);
+	assert_ok(qcow_store_read(o.store, &bits, sizeof(bits), 88, &err), err);
+	assert_int_equal(bits, 0);
+	close_image(&o);
+	qkt_fault_free(fault);
+	sh("qemu-img check -q t");
+}
+
+/* ---- dirty images ---- */
+
+static enum qcow_status prepare(
+	struct opened *o, const struct qk_space_request *rq, struct qcow_error *err)
+{
+	struct qk_header header = o->image->header;
+
+	return qk_space_prepare(rq, &header, 3, false, err);
+}
+
+/* What qcow_check says of the file: corruptions, and whether the dirty bit is set. */
+static void judge(const char *name, bool *is_dirty, uint64_t *n_corruptions, uint64_t *n_leaks)
+{
+	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_check_options check = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_image *image = NULL;
+	uint8_t byte = 0;
+
+	options.flags = QCOW_OPEN_CHECK;
+	assert_ok(try_open(name, &options, &image, &err), err);
+	assert_ok(qcow_check(image, &check, &result, &err), err);
+	assert_ok(qcow_store_read(image->store, &byte, 1, 79, &err), err);
+	*is_dirty = (byte & 1) != 0;
+	*n_corruptions = result.corruptions;
+	*n_leaks = result.leaks;
+	qcow_close(image);
+}
+
+static void rebuild_with_failures(void)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	enum qcow_status status = QCOW_E_IO;
+	uint64_t corruptions = 0;
+	uint64_t leaks = 0;
+	bool is_dirty = true;
+
+	for (uint64_t nth = 1; status != QCOW_OK; nth++) {
+		struct qkt_fault *fault = qkt_fault_new();
+		sh("cp --sparse=always base t");
+		struct opened o = open_image(qkt_fault_wrap(fault, open_rw("t"), 0));
+		struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+		rq.cache_bytes = 1;
+		qkt_fault_arm(fault, QKT_ANY, nth, nth % 2 ? QKT_EIO : QKT_SHORT, nth % 3 == 0);
+		status = prepare(&o, &rq, &err);
+		bool was_hit = qkt_fault_hits(fault) != 0;
+		qkt_fault_disarm(fault);
+		close_image(&o);
+		qkt_fault_free(fault);
+		judge("t", &is_dirty, &corruptions, &leaks);
+		assert_true(status == QCOW_OK || was_hit);
+		assert_true(is_dirty || corruptions == 0);
+		assert_true(status != QCOW_OK || !is_dirty);
+	}
+	assert_int_equal(corruptions, 0);
+	assert_int_equal(leaks, 0);
+	sh("qemu-img check -q t && qemu-img compare -q -U t want");
+}
+
+static void dirty_refcounts_are_rebuilt(void **state)
+{
+	(void)state;
+	static const char *const options[] = {"cluster_size=64k", "cluster_size=512",
+		"cluster_size=512,refcount_bits=64", "cluster_size=4k,refcount_bits=1",
+		"cluster_size=2M,refcount_bits=8"};
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(*options); i++) {
+		sh("rm -f base want && qemu-img create -q -f qcow2 -o lazy_refcounts=on,%s base "
+		   "8M && (qemu-io -c 'write -P 3 100k 300k' -c 'write -P 4 5M 100k' -c abort base "
+		   "|| true) && qemu-img info -f qcow2 base && cp base want && "
+		   "qemu-img check -q -r all want && rm -f raw",
+			options[i]);
+		rebuild_with_failures();
+	}
+}
+
+static void missing_blocks_are_made(void **state)
+{
+	(void)state;
+	/* 512 bytes and 64 bits: a block counts 64 clusters. Entries 1 to 9 of the table are lost. */
+	sh("rm -f base want && qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 "
+	   "base 8M && qemu-io -c 'write -P 3 0 700k' base && cp base want");
+	for (uint64_t i = 1; i < 10; i++)
+		poke64("base", 512 + i * 8, 0);
+	poke64("base", 72, 1);
+	rebuild_with_failures();
+}
+
+static void a_dirty_image_is_refused_if_asked(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	make_base();
+	poke64("t", 72, 1);
+	struct opened o = open_image(open_rw("t"));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	struct qk_header header = o.image->header;
+	assert_status(qk_space_prepare(&rq, &header, 3, true, &err), QCOW_E_READONLY, err);
+	assert_int_equal(err.finding, QCOW_FINDING_DIRTY);
+	close_image(&o);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_refcount_below_its_references_is_refused),
+		cmocka_unit_test(leaks_and_copied_clear_are_not),
+		cmocka_unit_test(shared_metadata_is_refused),
+		cmocka_unit_test(copied_on_a_shared_cluster_is_refused),
+		cmocka_unit_test(what_bad_entries_name_past_the_end_is_never_handed_out),
+		cmocka_unit_test(large_tables_are_not_counted_and_nothing_of_the_file_is_taken),
+		cmocka_unit_test(writes_on_other_structures_are_refused),
+		cmocka_unit_test(unknown_autoclear_bits_are_cleared_once),
+		cmocka_unit_test(dirty_refcounts_are_rebuilt),
+		cmocka_unit_test(missing_blocks_are_made),
+		cmocka_unit_test(a_dirty_image_is_refused_if_asked),
+	};
+	qkt_need_program("qemu-img", "qemu-utils");
+	return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
