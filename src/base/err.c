@@ -104,6 +104,14 @@ void qk_err_context(struct qcow_error *err, const char *fmt, ...)
 	(void)snprintf(err->message + used, sizeof(err->message) - used, ": %s", old);
 }
 
+void qk_err_complete(struct qcow_error *err, const char *site, enum qcow_status status)
+{
+	if (err == NULL || status == QCOW_OK || err->status == status)
+		return;
+	fill(err, site, status);
+	(void)snprintf(err->message, sizeof(err->message), "%s", qcow_status_text(status));
+}
+
 void qk_err_clear(struct qcow_error *err)
 {
 	if (err == NULL)

@@ -36,6 +36,9 @@ enum qcow_status qk_err_set_os(struct qcow_error *err, const char *site, int os_
 /* Put "context: " before the message of an error that is already set. */
 void qk_err_context(struct qcow_error *err, const char *fmt, ...) QK_PRINTF(2, 3);
 
+/* What a caller's function failed with: where it filled nothing in, the status in words. */
+void qk_err_complete(struct qcow_error *err, const char *site, enum qcow_status status);
+
 /* Clear to success. */
 void qk_err_clear(struct qcow_error *err);
 

@@ -61,12 +61,15 @@ static enum qcow_status resolve(const struct qcow_open_options *o, const struct 
 			"'%s' names the %s '%s', and opening what an image names is not allowed "
 			"here",
 			ref->from, kind_name(ref->kind), ref->name);
+	qk_err_clear(err);
 	enum qcow_status status = o->resolve(o->resolve_ctx, ref, out, err);
+	if (status == QCOW_OK && out->store == NULL)
+		status = QK_FAIL(err, QCOW_E_INVAL, "the resolver gives no store");
 	if (status != QCOW_OK) {
+		qk_err_complete(err, QK_SITE, status);
 		qk_err_context(err, "%s '%s' of '%s'", kind_name(ref->kind), ref->name, ref->from);
 		return status;
 	}
-	QK_ASSERT(C1, out->store != NULL);
 	return QCOW_OK;
 }
 

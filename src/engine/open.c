@@ -90,8 +90,12 @@ static enum qcow_status find_secret(struct qcow_image *image, const struct qcow_
 	image->is_locked = (image->flags & QCOW_OPEN_CHECK) != 0;
 	if (image->is_locked)
 		return QCOW_OK;
-	if (secret.data == NULL && o->get_secret != NULL)
-		QK_TRY(o->get_secret(o->secret_ctx, &rq, &secret, err));
+	if (secret.data == NULL && o->get_secret != NULL) {
+		qk_err_clear(err);
+		enum qcow_status status = o->get_secret(o->secret_ctx, &rq, &secret, err);
+		qk_err_complete(err, QK_SITE, status);
+		QK_TRY(status);
+	}
 	if (secret.data == NULL)
 		return QK_FAIL(err, QCOW_E_KEY,
 			"the image is encrypted (%s) and no passphrase was given",

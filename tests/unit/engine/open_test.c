@@ -107,6 +107,40 @@ static void references_need_a_resolver(void **state)
 	assert_int_equal(n_calls, 1);
 }
 
+/* Answers that fill nothing in: a failure, or success without a store. */
+static enum qcow_status silent_resolver(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	const enum qcow_status *answer = ctx;
+	(void)ref, (void)out, (void)err;
+	return *answer;
+}
+
+static void a_resolver_that_says_nothing_still_makes_a_message(void **state)
+{
+	(void)state;
+	sh("rm -f *; qemu-img create -q -f raw base 1M; qemu-img create -q -f qcow2 -b base -F raw "
+	   "t");
+	struct qcow_image *image = NULL;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	enum qcow_status answer = QCOW_E_ACCESS;
+	o.resolve = silent_resolver;
+	o.resolve_ctx = &answer;
+	/* what an earlier call left in it is gone */
+	err.status = QCOW_E_ACCESS;
+	memcpy(err.message, "of another call", sizeof("of another call"));
+	assert_int_equal(qcow_open(open_file("t"), &o, &image, &err), QCOW_E_ACCESS);
+	assert_int_equal(err.status, QCOW_E_ACCESS);
+	assert_non_null(strstr(err.message, "backing file 'base' of '"));
+	assert_non_null(strstr(err.message, ": permission denied"));
+	assert_null(strstr(err.message, "of another call"));
+	answer = QCOW_OK;
+	assert_int_equal(qcow_open(open_file("t"), &o, &image, &err), QCOW_E_INVAL);
+	assert_non_null(strstr(err.message, "no store"));
+	assert_int_equal(qcow_open(open_file("t"), &o, &image, NULL), QCOW_E_INVAL);
+}
+
 static void a_backing_file_without_a_recorded_format_is_not_guessed(void **state)
 {
 	(void)state;
@@ -564,6 +598,7 @@ int main(void)
 		cmocka_unit_test(format_decides_over_the_probe),
 		cmocka_unit_test(files_cut_in_the_header_are_refused),
 		cmocka_unit_test(references_need_a_resolver),
+		cmocka_unit_test(a_resolver_that_says_nothing_still_makes_a_message),
 		cmocka_unit_test(a_backing_file_without_a_recorded_format_is_not_guessed),
 		cmocka_unit_test(loops_are_found_and_named),
 		cmocka_unit_test(a_data_file_that_was_not_opened_is_missed_by_name),
