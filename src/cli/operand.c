@@ -411,14 +411,15 @@ static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
 /*
  * QEMU shares raw disks with their writers: whoever reads one reads what is there. A qcow2 layer needs its
  * file alone, for its tables change under a writer. As the format is known only once the file is open, an
- * open that a lock refuses is tried again without asking the locks, and holds where the layer is raw.
+ * open that a lock refuses is tried again without asking the locks, and holds where the layer is raw. No layer
+ * over another is raw; its second open would take over the layers below, which are the caller's on failure.
  */
 static enum qcow_status open_layer_shared(struct refs *refs, const struct layer *layer,
 	struct qcow_image **out, struct qcow_error *err)
 {
 	enum qcow_status status = open_layer(refs, layer, out, err);
 	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
-		(refs->flags & CLI_OPEN_UNSHARED) != 0)
+		(refs->flags & CLI_OPEN_UNSHARED) != 0 || layer->backing != NULL)
 		return status;
 	struct refs again = {
 		.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE, .request = refs->request};

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cli/utf8.h"
 
 bool cli_path_protocol(const char *path, size_t *protocol_bytes)
 {
@@ -151,6 +152,26 @@ enum qcow_status cli_spec_parse_json(const char *text, json_t **out, struct qcow
 	return QCOW_OK;
 }
 
+static bool is_utf8(const char *text)
+{
+	uint32_t c = 0;
+	for (size_t at = 0, left = strlen(text), n; left > 0; at += n, left -= n) {
+		n = cli_utf8_next(text + at, left, &c);
+		if (n == 0)
+			return false;
+	}
+	return true;
+}
+
+/* A value need not be UTF-8, for it may be a path, which is opened as it was typed; a key names an option. */
+static enum qcow_status set_typed(
+	json_t *spec, const char *key, const char *value, struct qcow_error *err)
+{
+	if (!is_utf8(key))
+		return QK_FAIL(err, QCOW_E_INVAL, "the option '%s' is not built in", key);
+	return set_dotted(spec, key, json_string_nocheck(value), err);
+}
+
 static enum qcow_status parse_image_opts(
 	struct cli *cli, const char *text, json_t **out, struct qcow_error *err)
 {
@@ -163,10 +184,9 @@ static enum qcow_status parse_image_opts(
 		/* a word without '=' is a flag that is on, the first one a path */
 		const char *value = list.v[i].value;
 		if (value == NULL && i == 0)
-			status = set_dotted(spec, "filename", cli_json_string(list.v[i].key), err);
+			status = set_typed(spec, "filename", list.v[i].key, err);
 		else
-			status = set_dotted(spec, list.v[i].key,
-				cli_json_string(value != NULL ? value : "on"), err);
+			status = set_typed(spec, list.v[i].key, value != NULL ? value : "on", err);
 	}
 	cli_keyvals_release(&list);
 	if (status != QCOW_OK) {
@@ -177,7 +197,19 @@ static enum qcow_status parse_image_opts(
 	return QCOW_OK;
 }
 
-/* json strings must be UTF-8, paths need not be: such a path goes through untouched, beside the tree. */
+/* "./path" as a string that need not be UTF-8; NULL: out of memory. */
+static json_t *dot_path(const char *path)
+{
+	size_t n = strlen(path);
+	QK_AUTO_FREE char *text = qk_malloc((uint64_t)n + sizeof("./"), 1);
+	if (text == NULL)
+		return NULL;
+	memcpy(text, "./", strlen("./"));
+	memcpy(text + strlen("./"), path, n + 1);
+	return json_string_nocheck(text);
+}
+
+/* json strings must be UTF-8, paths need not be: such a path goes through untouched. */
 static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_error *err)
 {
 	size_t n = 0;
@@ -193,7 +225,7 @@ static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_e
 	/* what "file:" leaves may look like another protocol: then it is shown as the path that it is */
 	bool ambiguous = cli_path_protocol(path, &n);
 	json_t *spec = json_object();
-	json_t *name = ambiguous ? json_sprintf("./%s", path) : json_string_nocheck(path);
+	json_t *name = ambiguous ? dot_path(path) : json_string_nocheck(path);
 	if (spec == NULL || json_object_set_new(spec, "filename", name) != 0) {
 		json_decref(spec);
 		return QK_FAIL_NOMEM(err);

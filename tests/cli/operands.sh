@@ -29,6 +29,15 @@ cp top.qcow2 'a,b.qcow2'
 run "$QCOW" map --output json --image-opts 'driver=qcow2,file.filename=a,,b.qcow2'
 same two_commas_are_one map out
 cp top.qcow2 'a:b.qcow2'
+cp top.qcow2 $'n\xffm.qcow2'
+cp top.qcow2 $'a:\xff.qcow2'
+for name in $'n\xffm.qcow2' $'file:a:\xff.qcow2'; do
+	run "$QCOW" map --output json "$name"
+	same "a name that is not UTF-8: $name" map out
+done
+run "$QCOW" map --output json --image-opts $'driver=qcow2,file.filename=n\xffm.qcow2'
+same a_name_that_is_not_utf8_in_options map out
+says an_option_that_is_not_utf8 1 '*option * is not built in' "$QCOW" map --image-opts $'driver=qcow2,file.\xff.x=1'
 run "$QCOW" map --output json ./a:b.qcow2
 same a_colon_behind_a_slash map out
 says a_colon_is_a_protocol 1 "*the protocol 'a' is not built in; a file of that name is './a:b.qcow2'" \
@@ -144,6 +153,8 @@ says not_even_as_raw 1 '*Failed to get shared "write" lock' "$QCOW" info -f raw 
 says the_personality_wants_tables_that_stay 1 '*Failed to get shared "write" lock' "$QCOW_QEMU_IMG" info base.qcow2
 expect the_personality_shares_raw_disks 0 "$QCOW_QEMU_IMG" info -f raw base.qcow2
 says but_does_not_convert_them 1 '*Failed to get shared "write" lock' "$QCOW_QEMU_IMG" convert -f raw -O raw base.qcow2 none
+says and_leaves_what_lies_below_it_alone 1 '*Failed to get shared "write" lock*' "$QCOW_QEMU_IMG" map --image-opts \
+	driver=qcow2,file.filename=base.qcow2,backing.driver=raw,backing.file.filename=disk.raw
 expect force_share_reads_all_the_same 0 "$QCOW" info -U base.qcow2
 expect force_share_reads_the_chain 0 "$QCOW" map -U top.qcow2
 kill $io_pid 2>/dev/null
