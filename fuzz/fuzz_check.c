@@ -3,9 +3,7 @@
  * A whole image, checked and walked. Input: the file. Oracle: totals are those of the callbacks, findings have a
  * name, structures come before their entries, and where the check finds no corruption, reads find none.
  */
-#include "fuzz.h"
-
-#include <qcowkit/qcowkit.h>
+#include "whole.h"
 
 struct totals {
 	uint64_t n[QCOW_SEVERITY_NOTE + 1];
@@ -62,7 +60,9 @@ static void check(struct qcow_image *image)
 	o.memory_bytes = 1;
 	o.on_finding = count;
 	o.ctx = &t;
+	fuzz_bounds_begin();
 	FUZZ_CHECK(qcow_check(image, &o, &r, NULL) == QCOW_OK);
+	fuzz_bounds_end("check", 8 * FUZZ_MIB);
 	FUZZ_CHECK(t.n[QCOW_SEVERITY_CORRUPTION] == r.corruptions);
 	FUZZ_CHECK(t.n[QCOW_SEVERITY_LEAK] == r.leaks && t.n[QCOW_SEVERITY_NOTE] == r.notes);
 	FUZZ_CHECK(r.fragmented_clusters <= r.allocated_clusters);
@@ -72,24 +72,21 @@ static void check(struct qcow_image *image)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-	struct qcow_store *store = NULL;
+	struct fuzz_input input = {.data = data, .n = n};
+	struct qcow_store *store = fuzz_store_open(&input);
 	struct qcow_image *image = NULL;
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
 	struct walk w = {.n = 0};
 
 	o.flags = QCOW_OPEN_NO_BACKING | QCOW_OPEN_NO_DATA_FILE | QCOW_OPEN_CHECK;
 	o.format = "qcow2";
-	if (qcow_memory_open(0, &store, NULL) != QCOW_OK)
-		return 0;
-	if (n != 0 && qcow_store_write(store, data, n, 0, NULL) != QCOW_OK) {
-		qcow_store_close(store);
-		return 0;
-	}
 	if (qcow_open(store, &o, &image, NULL) != QCOW_OK)
 		return 0;
 	check(image);
+	fuzz_bounds_begin();
 	FUZZ_CHECK(qcow_walk(image, QCOW_WALK_ENTRIES | QCOW_WALK_REFCOUNTS, visit, &w, NULL) ==
 		   QCOW_OK);
+	fuzz_bounds_end("walk", 8 * FUZZ_MIB);
 	qcow_close(image);
 	return 0;
 }

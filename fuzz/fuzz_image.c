@@ -3,32 +3,40 @@
  * A whole image: opened, listed, mapped and read. Input: the file. Oracle: no invariant of ours breaks, a
  * failure says why, the map covers the disk, and what it calls zeros reads as zeros.
  */
-#include "fuzz.h"
-
-#include <qcowkit/qcowkit.h>
+#include "whole.h"
 
 #define MAX_EXTENTS 300 /* an input is not worth more */
 #define MAX_ENTRIES 50U
 
-static struct qcow_image *open_input(const uint8_t *data, size_t n)
+/* Whatever the image names is a short raw disk. */
+static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
 {
-	struct qcow_store *store = NULL;
+	(void)ctx;
+	FUZZ_CHECK(ref->name[0] != '\0' && ref->depth == 0);
+	out->format = "raw";
+	return qcow_memory_open(4096 + 512, &out->store, err);
+}
+
+static struct qcow_image *open_input(struct fuzz_input *input)
+{
+	struct qcow_store *store = fuzz_store_open(input);
+	size_t n = input->n;
 	struct qcow_image *image = NULL;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-	o.flags = QCOW_OPEN_NO_BACKING | QCOW_OPEN_NO_DATA_FILE;
+	o.resolve = resolve;
+	if (n % 3 != 0)
+		o.flags |= QCOW_OPEN_NO_BACKING | QCOW_OPEN_NO_DATA_FILE;
 	if (n % 2 != 0)
 		o.flags |= QCOW_OPEN_CHECK;
 	if (n % 5 == 0)
 		o.snapshot = "1";
 	o.cache_bytes = 1; /* the smallest cache evicts most */
-	if (qcow_memory_open(0, &store, NULL) != QCOW_OK)
-		return NULL;
-	if (n != 0 && qcow_store_write(store, data, n, 0, NULL) != QCOW_OK) {
-		qcow_store_close(store);
-		return NULL;
-	}
+	fuzz_bounds_begin();
 	enum qcow_status status = qcow_open(store, &o, &image, &err);
+	fuzz_bounds_end("open", 8 * FUZZ_MIB);
+	FUZZ_CHECK(input->bytes_read <= 4 * FUZZ_MIB + 2 * n);
 	FUZZ_CHECK(status == err.status && status != QCOW_E_BUG);
 	FUZZ_CHECK(status == QCOW_OK || (image == NULL && err.message[0] != '\0'));
 	return image;
@@ -65,10 +73,14 @@ static void read_extent(struct qcow_image *image, const struct qcow_extent *e)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-	struct qcow_image *image = open_input(data, n);
+	struct fuzz_input input = {.data = data, .n = n};
+	struct qcow_image *image = open_input(&input);
 	if (image == NULL)
 		return 0;
+	fuzz_bounds_begin();
 	list(image);
+	fuzz_bounds_end("list", 8 * FUZZ_MIB);
+	fuzz_bounds_begin();
 	struct qcow_info info;
 	qcow_get_info(image, &info);
 	uint64_t step = info.cluster_size != 0 ? info.cluster_size : 512;
@@ -86,6 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 		read_extent(image, &e);
 		off += e.len;
 	}
+	fuzz_bounds_end("map and read", 32 * FUZZ_MIB);
 	qcow_close(image);
 	return 0;
 }

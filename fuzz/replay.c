@@ -7,7 +7,7 @@
 
 #include <dirent.h>
 
-#define MAX_INPUT_BYTES (1U << 16)
+#define MAX_INPUT_BYTES (1U << 17)
 
 static void replay_file(const char *folder, const char *name)
 {

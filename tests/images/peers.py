@@ -38,12 +38,12 @@ class Peer:
         self.name, self.argv, self.is_ours = name, argv, is_ours
 
 
-def readable_copy(folder, number, place):
+def readable_copy(folder, number, place, program="qemu-img"):
     """a QEMU that lies where nobody may not look, copied to where it may"""
     top = os.path.dirname(os.path.abspath(folder))
-    wrapped = os.path.join(top, "root", "usr", "bin", "qemu-img")
+    wrapped = os.path.join(top, "root", "usr", "bin", program)
     if not os.path.exists(wrapped):
-        return [os.path.join(folder, "qemu-img")]
+        return [os.path.join(folder, program)]
     copy = os.path.join(place, "qemu%d" % number)
     os.makedirs(os.path.join(copy, "usr", "bin"))
     shutil.copy(wrapped, os.path.join(copy, "usr", "bin"))
@@ -55,8 +55,8 @@ def readable_copy(folder, number, place):
                 if any(".so" in name for name in names):
                     paths.append(path)
     loader = [os.path.join(p, n) for p in paths for n in os.listdir(p) if n.startswith("ld-linux")][0]
-    return [loader, "--argv0", "qemu-img", "--library-path", ":".join(paths),
-            os.path.join(copy, "usr", "bin", "qemu-img")]
+    return [loader, "--argv0", program, "--library-path", ":".join(paths),
+            os.path.join(copy, "usr", "bin", program)]
 
 
 def bound(seconds):
