@@ -126,6 +126,10 @@ enum qcow_status qk_space_quarantine(
 enum qcow_status qk_space_refcount(
 	struct qk_space *sp, uint64_t off, uint64_t *out, struct qcow_error *err) QK_MUST_USE;
 
+/* Were all references counted when the image was opened, and is a stored refcount of 1 therefore one reference? Where
+ * not, COPIED may be believed and not be set. No lock. */
+bool qk_space_is_proven(const struct qk_space *sp);
+
 /* Bytes that the file has by now; offsets from there on are beyond it. No lock. */
 uint64_t qk_space_file_size(const struct qk_space *sp);
 

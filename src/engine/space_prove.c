@@ -199,8 +199,16 @@ enum qcow_status qk_space_prove(
 {
 	if (rq->prove == QCOW_PROVE_OFF)
 		return QCOW_OK;
-	if (rq->prove == QCOW_PROVE_FULL || is_small(sp) || !sp->can_grow)
-		return prove(sp, err);
+	if (rq->prove == QCOW_PROVE_FULL || is_small(sp) || !sp->can_grow) {
+		QK_TRY(prove(sp, err));
+		sp->is_proven = true;
+		return QCOW_OK;
+	}
 	sp->floor = sp->pristine;
 	return QCOW_OK;
+}
+
+bool qk_space_is_proven(const struct qk_space *sp)
+{
+	return sp->is_proven;
 }
