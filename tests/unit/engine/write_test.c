@@ -35,21 +35,27 @@ static const struct config configs[] = {
 	{"backing odd", "cluster_size=4k", NULL, 8 << 20, "5000001", 300, 0},
 	{"v2 backing", "compat=0.10,cluster_size=4k", NULL, 8 << 20, "5000000", 300, 0},
 	{"metadata", "preallocation=metadata", NULL, 20 << 20, NULL, 200, 0},
-	{"snapshot", "cluster_size=4k", "qemu-io -c 'write -P 7 1M 3M' img && qemu-img snapshot -c s img",
-		8 << 20, NULL, 300, 0},
+	{"snapshot", "cluster_size=4k",
+		"qemu-io -c 'write -P 7 1M 3M' img && qemu-img snapshot -c s img", 8 << 20, NULL,
+		300, 0},
 	{"snapshot deleted", "cluster_size=64k",
 		"qemu-io -c 'write -P 7 1M 3M' img && qemu-img snapshot -c s img &&"
-		"qemu-io -c 'write -P 9 2M 3M' img && qemu-img snapshot -c t img && qemu-img snapshot -d s img",
+		"qemu-io -c 'write -P 9 2M 3M' img && qemu-img snapshot -c t img && qemu-img "
+		"snapshot -d s img",
 		8 << 20, NULL, 300, 0},
 	{"v2 snapshot", "compat=0.10,cluster_size=1k",
-		"qemu-io -c 'write -P 7 1M 1M' img && qemu-img snapshot -c s img", 4 << 20, NULL, 300, 0},
+		"qemu-io -c 'write -P 7 1M 1M' img && qemu-img snapshot -c s img", 4 << 20, NULL,
+		300, 0},
 	{"compressed", "cluster_size=4k",
-		"qemu-io -c 'write -P 7 0 3M' img && qemu-img convert -c -O qcow2 -o cluster_size=4k img i2 && mv i2 img",
+		"qemu-io -c 'write -P 7 0 3M' img && qemu-img convert -c -O qcow2 -o "
+		"cluster_size=4k img i2 && mv i2 img",
 		8 << 20, NULL, 300, 0},
-	{"compressed zstd", "", "qemu-io -c 'write -P 7 0 6M' img &&"
+	{"compressed zstd", "",
+		"qemu-io -c 'write -P 7 0 6M' img &&"
 		"qemu-img convert -c -O qcow2 -o compression_type=zstd img i2 && mv i2 img",
 		8 << 20, NULL, 300, 0},
-	{"zero clusters", "cluster_size=4k", "qemu-io -c 'write -P 7 0 3M' -c 'write -z 1M 1M' -c 'write -z -u 5M 1M' img",
+	{"zero clusters", "cluster_size=4k",
+		"qemu-io -c 'write -P 7 0 3M' -c 'write -z 1M 1M' -c 'write -z -u 5M 1M' img",
 		8 << 20, NULL, 300, 0},
 };
 
@@ -118,7 +124,8 @@ static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 		size_t half = (size_t)(len / 3);
 		for (size_t i = 0; i < len; i++)
 			d->bytes[off + i] = (uint8_t)(next_random(seed) >> 8);
-		const struct iovec iov[2] = {{d->bytes + off, half}, {d->bytes + off + half, (size_t)len - half}};
+		const struct iovec iov[2] = {
+			{d->bytes + off, half}, {d->bytes + off + half, (size_t)len - half}};
 		assert_int_equal(qcow_pwritev(image, iov, 2, off, fua, &err), QCOW_OK);
 	} else if (kind < 11) {
 		unsigned flags = fua | (kind == 8 ? (unsigned)QCOW_IO_UNMAP : 0);
