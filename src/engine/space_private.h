@@ -11,6 +11,7 @@
  *   P5  n_dirty and n_unstable count the bits of their maps
  *   P6  refcounts of the reservation are 1, and nobody was given its clusters
  *   P7  one publication at a time
+ *   P8  new blocks count one another without a circle
  */
 #ifndef QK_ENGINE_SPACE_PRIVATE_H
 #define QK_ENGINE_SPACE_PRIVATE_H
@@ -44,6 +45,8 @@ struct qk_refblock {
 	uint32_t n_dirty, n_unstable;
 	uint32_t pins;
 	enum qk_refblock_state state;
+	bool is_ready; /* of start_round */
+	unsigned link_round; /* of the publication, from 1; 0: its turn has not come */
 	struct qk_refblock *next_hash;
 	struct qk_refblock *newer, *older; /* by use */
 	struct qk_refblock *next_publish; /* of the publication under way */
@@ -104,6 +107,7 @@ struct qk_space {
 	enum qk_table_state table_state;
 	uint64_t next_off, next_clusters; /* of the table that will replace the header's */
 	uint64_t stale_off, stale_clusters; /* of the one that was replaced; 0: none */
+	bool is_publishing; /* begun and not done: what it wrote may be lost */
 	bool is_switching; /* the publication under way replaces the table */
 	bool header_uncertain; /* bytes 48-59 were written and not known to be stable */
 

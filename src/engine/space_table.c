@@ -18,6 +18,8 @@
 #define MAX_ENTRIES (QK_MAX_REFTABLE_BYTES / 8)
 #define MAX_CHAIN   8U /* blocks that one missing block may need: each lies in the next one's area */
 
+#define ENTRIES_IN_SECTOR 64U
+
 #define HEADER_RT_OFF	48U /* refcount_table_offset, refcount_table_clusters */
 #define HEADER_RT_BYTES 12U
 
@@ -78,13 +80,30 @@ struct chain {
 	struct qk_refblock *block[MAX_CHAIN]; /* made, pinned */
 };
 
-static bool chain_has(const struct chain *c, uint64_t idx)
+/* Is the area that of a block before the last: would the last be counted by one that it is to count itself? */
+static bool is_circle(const struct chain *c, uint64_t area)
 {
 	for (unsigned i = 0; i < c->n; i++) {
-		if (c->idx[i] == idx)
+		if (c->idx[i] == area)
 			return true;
 	}
 	return false;
+}
+
+/* The cluster of block c->idx[c->n], from s->from on. */
+static enum qcow_status find_place(
+	struct qk_space *sp, struct qk_space_search *s, struct chain *c, struct qcow_error *err)
+{
+	uint64_t n = 0;
+	uint64_t area = 0;
+
+	do {
+		QK_TRY(qk_space_find(sp, s, &c->at[c->n], &n, err));
+		QK_ASSERT(P1, c->at[c->n] != 0);
+		area = c->at[c->n] >> sp->g->rb_bits;
+		s->from = is_circle(c, area) ? (area + 1) << sp->g->rb_bits : c->at[c->n] + 1;
+	} while (is_circle(c, area));
+	return QCOW_OK;
 }
 
 /* Where the block for `idx` goes, and those that count its cluster and one another's. */
@@ -96,19 +115,16 @@ static enum qcow_status plan(struct qk_space *sp, uint64_t idx, uint64_t avoid, 
 		.min_n = 1,
 		.avoid = avoid,
 		.avoid_end = avoid_end};
-	uint64_t n = 0;
 
 	*c = (struct chain){0};
 	do {
 		QK_ASSERT(P4, c->n < MAX_CHAIN);
 		c->idx[c->n] = idx;
-		QK_TRY(qk_space_find(sp, &s, &c->at[c->n], &n, err));
-		QK_ASSERT(P1, c->at[c->n] != 0);
-		s.from = c->at[c->n] + 1;
+		QK_TRY(find_place(sp, &s, c, err));
 		idx = c->at[c->n++] >> sp->g->rb_bits;
 		if (idx >= sp->table_entries)
 			QK_TRY(grow(sp, idx, err));
-	} while (sp->table[idx] == 0 && !chain_has(c, idx));
+	} while (sp->table[idx] == 0 && idx != c->idx[c->n - 1]);
 	return QCOW_OK;
 }
 
@@ -255,6 +271,7 @@ static void gather(struct qk_space *sp)
 	sp->publishing = NULL;
 	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older) {
 		qk_refblock_requeue(b);
+		b->link_round = 0;
 		if (b->state == QK_REFBLOCK_LINKING)
 			b->state = QK_REFBLOCK_NEW;
 		if (b->state == QK_REFBLOCK_NEW && b->idx < linkable_entries(sp))
@@ -267,9 +284,20 @@ static void gather(struct qk_space *sp)
 	}
 }
 
+/* A flush failed: the new length of the file may be lost with the rest. */
+static enum qcow_status set_size_again(struct qk_space *sp, struct qcow_error *err)
+{
+	uint64_t size = qk_space_file_size(sp);
+
+	return size > sp->open_size ? qcow_store_truncate(sp->store, size, err) : QCOW_OK;
+}
+
 static enum qcow_status begin(struct qk_space *sp, struct qcow_error *err)
 {
 	QK_TRY(qk_space_usable(sp, err));
+	if (sp->is_publishing)
+		QK_TRY(set_size_again(sp, err));
+	sp->is_publishing = true;
 	qk_space_settle_deferred(sp);
 	drop_stale_table(sp);
 	if (sp->table_state == QK_TABLE_WRITTEN)
@@ -344,7 +372,11 @@ static uint64_t entry_to_write(struct qk_space *sp, uint64_t i)
 {
 	const struct qk_refblock *b = sp->table[i] != 0 ? qk_refblock_peek(sp, i) : NULL;
 
-	return b != NULL && b->state == QK_REFBLOCK_NEW ? 0 : sp->table[i];
+	if (b == NULL || b->state == QK_REFBLOCK_LINKED)
+		return sp->table[i];
+	/* a new table becomes visible at once, entries of the one in use round by round */
+	bool is_in = b->state == QK_REFBLOCK_LINKING && (sp->is_switching || b->link_round != 0);
+	return is_in ? sp->table[i] : 0;
 }
 
 /* Entries [first, first + n) to the table at `table_off`. */
@@ -395,25 +427,74 @@ enum qcow_status qk_space_publish_begin(
 	return status;
 }
 
-/* Has an earlier block of the list the same sector of the table? */
-static bool is_linked(const struct qk_space *sp, const struct qk_refblock *b)
+/* ---- linking ---- */
+
+/*
+ * A block whose own count lies in another new block waits until that one is linked for sure: else a crash could
+ * show its entry without its count. Blocks are made so that there is no circle.
+ */
+static bool may_link(struct qk_space *sp, const struct qk_refblock *b)
+{
+	uint64_t area = qk_space_cluster(sp, b->off) >> sp->g->rb_bits;
+	const struct qk_refblock *counts = area == b->idx ? NULL : qk_refblock_peek(sp, area);
+
+	return counts == NULL || counts->state == QK_REFBLOCK_LINKED || counts->link_round != 0;
+}
+
+/* Number the blocks whose turn it is. False where none is left; *more: some still wait. */
+static bool start_round(struct qk_space *sp, unsigned round, bool *more)
+{
+	bool any = false;
+
+	*more = false;
+	(void)pthread_mutex_lock(&sp->lock);
+	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish)
+		b->is_ready = b->state == QK_REFBLOCK_LINKING && b->link_round == 0 &&
+			      may_link(sp, b);
+	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish) {
+		if (b->is_ready)
+			b->link_round = round;
+		any = any || b->is_ready;
+		*more = *more || (b->state == QK_REFBLOCK_LINKING && b->link_round == 0);
+	}
+	(void)pthread_mutex_unlock(&sp->lock);
+	return any;
+}
+
+/* Has an earlier block of the list the same sector of the table in this round? */
+static bool is_written(const struct qk_space *sp, const struct qk_refblock *b)
 {
 	for (const struct qk_refblock *o = sp->publishing; o != b; o = o->next_publish) {
-		if (o->state == QK_REFBLOCK_LINKING && o->idx / 64 == b->idx / 64)
+		if (o->state == QK_REFBLOCK_LINKING && o->link_round == b->link_round &&
+			o->idx / ENTRIES_IN_SECTOR == b->idx / ENTRIES_IN_SECTOR)
 			return true;
 	}
 	return false;
 }
 
+static enum qcow_status write_round(struct qk_space *sp, unsigned round, struct qcow_error *err)
+{
+	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish) {
+		if (b->state == QK_REFBLOCK_LINKING && b->link_round == round && !is_written(sp, b))
+			QK_TRY(write_entries(sp, sp->header.rt_off,
+				b->idx / ENTRIES_IN_SECTOR * ENTRIES_IN_SECTOR, ENTRIES_IN_SECTOR,
+				err));
+	}
+	return QCOW_OK;
+}
+
 enum qcow_status qk_space_publish_link(struct qk_space *sp, struct qcow_error *err)
 {
+	bool more = false;
+
 	if (sp->is_switching)
 		return switch_table(sp, err);
-	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish) {
-		if (b->state == QK_REFBLOCK_LINKING && !is_linked(sp, b))
-			QK_TRY(write_entries(
-				sp, sp->header.rt_off, b->idx / 64 * 64, QK_SECTOR / 8, err));
+	for (unsigned round = 1; start_round(sp, round, &more); round++) {
+		QK_TRY(write_round(sp, round, err));
+		if (more)
+			QK_TRY(qcow_store_flush(sp->store, err));
 	}
+	QK_ASSERT(P8, !more);
 	return QCOW_OK;
 }
 
@@ -423,6 +504,7 @@ void qk_space_publish_done(struct qk_space *sp)
 	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older)
 		qk_refblock_settle(b);
 	settle_blocks(sp);
+	sp->is_publishing = false;
 	sp->publishing = NULL;
 	if (sp->is_switching)
 		settle_table(sp);
@@ -441,5 +523,9 @@ enum qcow_status qk_space_recover(struct qk_space *sp, struct qcow_error *err)
 			"the header names a refcount table at %" PRIu64
 			": somebody else has written it",
 			off);
+	(void)pthread_mutex_lock(&sp->lock);
+	enum qcow_status status = set_size_again(sp, err);
+	(void)pthread_mutex_unlock(&sp->lock);
+	QK_TRY(status);
 	return finish_switch(sp, err);
 }

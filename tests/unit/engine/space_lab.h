@@ -12,6 +12,7 @@
 #include "engine/open.h"
 #include "engine/space.h"
 #include "fault.h"
+#include "order.h"
 #include "rng.h"
 
 #define LAB_CLUSTERS (1U << 20) /* of the array */
@@ -28,10 +29,14 @@ struct lab_options {
 
 struct lab {
 	struct qkt_fault *fault;
+	struct qkt_order *order; /* judges every write */
 	struct qcow_image *image; /* owns the store */
 	struct qcow_store *store;
+	struct qcow_store *peek; /* below what fails */
 	struct qk_space *sp;
 	uint32_t *counts; /* references that the test holds, by cluster */
+	uint32_t *
+		linked; /* of these, those that the last publication that ended well made possible */
 	uint64_t top; /* clusters from here on were never touched */
 	unsigned cluster_bits;
 	uint64_t max;
@@ -51,8 +56,8 @@ enum qcow_status lab_drop(struct lab *lab, uint64_t cluster, struct qcow_error *
 /* begin, flush, link, flush, done. */
 enum qcow_status lab_publish(struct lab *lab, struct qcow_error *err);
 
-/* Stored refcounts against references: header, refcount table and blocks, L1 and the array. `exact`: equal; else
- * never less. */
+/* Stored refcounts against references: header, refcount table and blocks, L1 and the array `counts`: equal. Or
+ * the array `linked`: never less. */
 void lab_judge(struct lab *lab, bool exact);
 
 /* The stored refcount of a cluster. */

@@ -123,12 +123,98 @@ static void a_small_cache_forgets_nothing(void **state)
 	run(&o, qkt_rng_next(&rng));
 }
 
+/* ---- growth of the refcount table ---- */
+
+/* 512 bytes and 64 bits: a block counts 64 clusters, a cluster of the table names 64 blocks. */
+static void the_refcount_table_grows(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 64};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+	struct lab lab;
+	uint64_t first_table = 0;
+
+	lab_open(&lab, &o);
+	first_table = lab.image->header.rt_off;
+	for (unsigned i = 0; i < 30000; i++) {
+		assert_ok(lab_take(&lab, 1 + i % 3, 1, &run, &err), err);
+		if (i % 1000 == 999) {
+			assert_ok(lab_publish(&lab, &err), err);
+			lab_judge(&lab, false);
+		}
+	}
+	assert_ok(qk_space_close(lab.sp, &err), err);
+	lab_judge(&lab, true);
+	/* the first table was freed, and its cluster taken again */
+	assert_int_equal(lab.counts[first_table / 512], 1);
+	qk_space_free(lab.sp);
+	assert_ok(lab_space(&lab, &o, &err), err);
+	assert_true(lab.image->header.rt_clusters >= 16);
+	lab_free(&lab);
+}
+
+/* What a writer does, with every step repeated until it ends well. */
+static void grow_with_failures(struct lab *lab)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+
+	for (unsigned i = 0; i < 240; i++) {
+		while (lab_take(lab, 20, 1 + i % 20, &run, &err) != QCOW_OK)
+			assert_true(err.status == QCOW_E_IO || err.status == QCOW_E_NOSPC);
+		uint64_t c = run.off / 512;
+		if (i % 5 == 0) {
+			while (lab_raise(lab, c, &err) != QCOW_OK)
+				assert_int_equal(err.status, QCOW_E_IO);
+		}
+		if (i % 7 == 0) {
+			while (lab_drop(lab, c, &err) != QCOW_OK)
+				assert_int_equal(err.status, QCOW_E_IO);
+		}
+		if (i % 30 != 29)
+			continue;
+		lab_judge(lab, false);
+		while (lab_publish(lab, &err) != QCOW_OK) {
+			lab_judge(lab, false);
+			if (qk_space_recover(lab->sp, &err) != QCOW_OK)
+				lab_judge(lab, false);
+		}
+		lab_judge(lab, false);
+	}
+}
+
+static void every_call_of_the_store_may_fail(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 64, .cache_bytes = 1};
+	static const enum qkt_failure kinds[] = {QKT_EIO, QKT_ENOSPC, QKT_SHORT};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t n_calls = 0;
+
+	for (uint64_t nth = 1; nth == 1 || nth <= n_calls; nth += 1 + nth / 100) {
+		struct lab lab;
+		lab_open(&lab, &o);
+		qkt_fault_arm(lab.fault, QKT_ANY, nth, kinds[nth % 3], false);
+		grow_with_failures(&lab);
+		if (nth == 1)
+			n_calls = qkt_fault_count(lab.fault, QKT_ANY);
+		qkt_fault_disarm(lab.fault);
+		assert_true(qk_space_close(lab.sp, &err) == QCOW_OK);
+		lab_judge(&lab, false);
+		lab_free(&lab);
+	}
+	assert_true(n_calls > 100);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_steps_agree_with_an_array),
 		cmocka_unit_test(random_steps_on_a_device),
 		cmocka_unit_test(a_small_cache_forgets_nothing),
+		cmocka_unit_test(the_refcount_table_grows),
+		cmocka_unit_test(every_call_of_the_store_may_fail),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
