@@ -6,6 +6,7 @@
 #   make bench          qcowkit beside qemu-img on the same files
 #   make fuzz           fuzz every target for SECONDS_EACH seconds
 #   make hostile-peers  a table of verdicts on hostile images, ours beside QEMU's
+#   make soak           a process that writes a million times, killed at random
 #   make asan | tsan    unit tests under AddressSanitizer + UBSan | ThreadSanitizer
 #   make install DESTDIR= PREFIX=/usr/local        make uninstall      make clean
 
@@ -39,6 +40,9 @@ hostile-peers: all
 	@tools/packages tests
 	tests/images/peers.py $(ARGS)
 
+soak:
+	tools/check --only soak $(ARGS)
+
 asan:
 	tools/check --only asan $(ARGS)
 
@@ -61,4 +65,4 @@ uninstall:
 clean:
 	rm -rf $(BUILD) build-check
 
-.PHONY: all demo check bench fuzz hostile-peers asan tsan install uninstall clean
+.PHONY: all demo check bench fuzz hostile-peers soak asan tsan install uninstall clean

@@ -102,6 +102,22 @@ static void cover(struct qko_cluster *c, uint64_t sector, unsigned first, unsign
 		mask->bits[i / 8] |= (uint8_t)(1u << (i % 8));
 }
 
+/* Was it zeros, and durable? Asked before the first write that is not durable. */
+static void note_blank(struct qkt_order *o, struct qko_cluster *c, uint64_t sector)
+{
+	static const uint8_t zeros[QKO_SECTOR];
+	uint8_t b[QKO_SECTOR];
+	uint64_t at = c->index * o->cs + sector * QKO_SECTOR;
+	if (qcow_store_read_padded(o->peek, b, sizeof(b), at, NULL) != QCOW_OK)
+		abort();
+	if (c->blank == NULL)
+		c->blank = qko_need(calloc(1, (size_t)(o->cs / QKO_SECTOR + 7) / 8));
+	if (memcmp(b, zeros, sizeof(b)) == 0)
+		c->blank[sector / 8] |= (uint8_t)(1u << (sector % 8));
+	else
+		c->blank[sector / 8] &= (uint8_t) ~(1u << (sector % 8));
+}
+
 /* Bytes [off, off + len) of a cluster are not durable. */
 static void track(
 	struct qkt_order *o, struct qko_cluster *c, uint64_t id, uint64_t off, uint64_t len)
@@ -112,6 +128,8 @@ static void track(
 		uint64_t first = s * QKO_SECTOR < off ? off % QKO_SECTOR : 0;
 		uint64_t end = off + len - s * QKO_SECTOR;
 		end = end < QKO_SECTOR ? end : QKO_SECTOR;
+		if (o->opt.threads && c->pending[s] == 0)
+			note_blank(o, c, s);
 		c->pending[s] = id;
 		if (first != 0 || end != QKO_SECTOR)
 			cover(c, s, (unsigned)first, (unsigned)end);

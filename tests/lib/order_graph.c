@@ -76,9 +76,11 @@ void qko_untrack(struct qko_cluster *c)
 {
 	free(c->pending);
 	free(c->alive);
+	free(c->blank);
 	free(c->masks);
 	c->pending = NULL;
 	c->alive = NULL;
+	c->blank = NULL;
 	c->masks = NULL;
 	c->n_masks = 0;
 }
@@ -87,8 +89,10 @@ void qko_untrack(struct qko_cluster *c)
 static void begin_life(struct qkt_order *o, struct qko_cluster *c)
 {
 	free(c->alive);
+	free(c->blank);
 	free(c->masks);
 	c->alive = NULL;
+	c->blank = NULL;
 	c->masks = NULL;
 	c->n_masks = 0;
 	c->life = o->seq + 1;
@@ -374,8 +378,10 @@ static void judge_data_target(
 	else if (o->is_extended)
 		judge_extended(o, t, slot, target);
 	else if (!target->is_zero && !first->is_visible) {
-		qko_judge_data(o, first, 0, qko_guest_len(o, t, slot));
+		if (!first->is_owned)
+			qko_judge_data(o, first, 0, qko_guest_len(o, t, slot));
 		first->is_visible = true;
+		first->is_owned = false;
 		qko_untrack(first);
 	}
 	if (target->is_copied)
@@ -595,7 +601,9 @@ static void settle(struct qkt_order *o, struct qko_cluster *c)
 	}
 	bool was_visible = c->is_visible;
 	c->is_visible = compute_visible(o, c);
-	if ((was_visible && !c->is_visible) || c->n_refs == 0)
+	/* a thread that knows of a zero flag not issued yet may have written the whole cluster already */
+	c->is_owned = c->n_refs != 0 && (c->is_owned || (was_visible && o->opt.threads));
+	if ((was_visible && !c->is_visible && !c->is_owned) || c->n_refs == 0)
 		begin_life(o, c);
 }
 

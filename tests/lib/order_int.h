@@ -57,9 +57,11 @@ struct qko_cluster {
 	uint32_t n_refs, room_refs, n_masks;
 	uint32_t n_static; /* bitmaps and the encryption header */
 	bool is_visible; /* named as plain data without the zero flag: what is written is not tracked */
+	bool is_owned; /* with threads: plain data of the slot once, whose zero flag may go again */
 	uint64_t life; /* writes from this id on belong to its present life */
 	uint64_t *pending; /* a sector's: the last write that is not durable, 0: none. NULL: none */
 	uint8_t *alive; /* a bit a sector: written in this life, and durable */
+	uint8_t *blank; /* a bit a sector: held durable zeros before its pending write */
 	struct qko_mask *masks;
 };
 

@@ -271,6 +271,17 @@ static unsigned stale_byte(
 	return QKO_SECTOR;
 }
 
+/* While one thread publishes a cluster that another wrote, a third may write sectors of it that were zeros:
+ * those are zeros or new, as they may be. What was written when the cluster was taken is durable. */
+static bool overtakes(const struct qkt_order *o, const struct qko_cluster *c, uint64_t sector)
+{
+	bool has_alive = false;
+	for (uint64_t i = 0; c->alive != NULL && i < (o->cs / QKO_SECTOR + 7) / 8; i++)
+		has_alive = has_alive || c->alive[i] != 0;
+	return o->opt.threads && has_alive && c->blank != NULL &&
+	       (c->blank[sector / 8] >> (sector % 8) & 1) != 0;
+}
+
 void qko_judge_data(struct qkt_order *o, struct qko_cluster *c, uint64_t off, uint64_t len)
 {
 	if (o->is_loading)
@@ -279,6 +290,8 @@ void qko_judge_data(struct qkt_order *o, struct qko_cluster *c, uint64_t off, ui
 	judge_end(o, at, at + off + len, "data cluster");
 	for (uint64_t s = off / QKO_SECTOR; s * QKO_SECTOR < off + len; s++) {
 		if (c->alive != NULL && (c->alive[s / 8] >> (s % 8) & 1) != 0)
+			continue;
+		if (c->pending != NULL && c->pending[s] != 0 && overtakes(o, c, s))
 			continue;
 		if (c->pending != NULL && c->pending[s] != 0) {
 			qko_report(o, QKT_O1,

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * bed: an image file in some configuration, made by qemu-img and qemu-io alone, and the array of bytes that it
+ * must read as. What it reads as is asked of the oracle (tests/oracle), never of the library.
+ */
+#ifndef QKT_BED_H
+#define QKT_BED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "rng.h"
+
+#define BED_SNAPSHOTS 4
+
+struct bed_config {
+	unsigned version, cluster_bits, refcount_bits;
+	unsigned n_layers; /* in all: 1 is an image without a backing file */
+	bool is_zstd, has_compressed, is_lazy;
+	bool is_fixed; /* to be opened as a store that cannot grow */
+	unsigned n_snapshots; /* at the start */
+	size_t size; /* of the disk, bytes; any number */
+	const char *qemu; /* prefix of the tools' paths */
+};
+
+struct bed {
+	struct bed_config c;
+	struct qkt_rng *rng;
+	char path[300];
+	uint8_t *bytes; /* the disk */
+	struct {
+		unsigned id;
+		uint8_t *bytes;
+	} snapshots[BED_SNAPSHOTS];
+	unsigned n_snapshots;
+};
+
+/* A random configuration that QEMU can make. */
+struct bed_config bed_config_random(struct qkt_rng *rng);
+
+/* One line: what a failure prints. */
+void bed_config_print(const struct bed_config *c);
+
+/* Make it in the test's folder. Aborts where QEMU refuses. */
+void bed_make(struct bed *bed, const struct bed_config *c, struct qkt_rng *rng);
+void bed_free(struct bed *bed);
+
+/* Run qemu-io with random steps on the image, which nobody has open, and take over what it did. */
+void bed_qemu_steps(struct bed *bed, unsigned n);
+
+/* A snapshot by qemu-img, where there is room for one more and the format allows it. */
+void bed_snapshot(struct bed *bed);
+
+/* The file reads as the array for the oracle and is clean for it; with `by_qemu` for both QEMU tools too,
+ * and so do all snapshots. Says what is wrong and aborts otherwise. leaks: they are allowed. */
+void bed_check(struct bed *bed, bool by_qemu, bool leaks);
+
+/* A random range of the disk of at most `most` bytes, not empty; with `whole` of 512-byte sectors. */
+void bed_range(struct bed *bed, bool whole, size_t most, size_t *off, size_t *len);
+
+#endif
