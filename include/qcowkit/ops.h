@@ -17,8 +17,8 @@ struct qcow_convert_options {
 	uint32_t struct_size;
 	struct qcow_image *const *sources; /* concatenated, each from the next sector of 512 bytes on */
 	unsigned n_sources;
-	const char *format; /* "qcow2" or "raw" */
-	/* qcow2: how to make the target. virtual_size 0 = the end of the last source; where that is raw, the end
+	const char *format; /* "qcow2", "raw" or "luks" */
+	/* qcow2 and luks: how to make the target. virtual_size 0 = the end of the last source; where that is raw, the end
 	 * of its last sector of 512 bytes, for other programs count disks in those. */
 	struct qcow_create_options create;
 	bool whole_sectors; /* the target ends with a sector of 512 bytes in any case, as QEMU's do */
@@ -27,7 +27,7 @@ struct qcow_convert_options {
 	uint64_t sparse_bytes; /* -S: runs of zeros of at least this many bytes are not stored;
 				  0 = store everything, UINT64_MAX = the default of 4 KiB */
 	bool target_is_zero; /* --target-is-zero: the target reads as zeros, nothing needs zeroing */
-	bool keep_target;   /* -n: the target exists, is at least as long, and is not emptied (raw) */
+	bool keep_target;   /* -n: the target exists, is at least as long, and is not emptied (raw, luks) */
 	/* -B: the new image gets this backing chain; ranges whose answer comes from it are not copied.
 	 * Only the first source's layers above it are. Stays the caller's. */
 	struct qcow_image *backing;
@@ -58,8 +58,9 @@ struct qcow_convert_result {
 };
 
 /*
- * Copy the guest's view of the sources into `target` (and with create.data_file_name into
- * `target_data`). The bytes written are the same for every number of workers (unless out_of_order).
+ * Copy the guest's view of the sources into `target` (and with create.data_file_name or
+ * create.luks_detached_header into `target_data`). A luks target is written whole: its zeros are encrypted too.
+ * The bytes written are the same for every number of workers (unless out_of_order).
  * Not flushed: the caller chooses. A target that certainly cannot hold the result is refused before
  * anything is written (QCOW_E_NOSPC).
  */
@@ -81,7 +82,7 @@ struct qcow_measure_result {
 };
 
 /* How large `create` would be with the data of `source` (NULL: an empty disk of create->virtual_size).
- * format "qcow2" or "raw". */
+ * format "qcow2", "raw" or "luks". */
 QCOW_EXPORT enum qcow_status qcow_measure(struct qcow_image *source, const char *format,
 	const struct qcow_create_options *create, struct qcow_measure_result *out,
 	struct qcow_error *err) QCOW_MUST_USE;

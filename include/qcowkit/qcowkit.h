@@ -68,10 +68,21 @@ struct qcow_reference {
 	unsigned depth;	    /* 0 = named by the image being opened, 1 = by its backing image, … */
 };
 
-/* What a resolver answers. The store passes to the library, also when the open fails later. */
+/* A passphrase: any bytes. It stays its owner's, who wipes it. */
+struct qcow_secret {
+	const void *data;
+	size_t len;
+};
+
+/* What a resolver answers; it comes zeroed. Stores and image pass to the library, also when the open fails
+ * later. Of a backing file it is either a store, an image, or is_none. */
 struct qcow_resolved {
 	struct qcow_store *store;
-	const char *format; /* "qcow2", "raw", or NULL: probe. Valid until the resolver is next called. */
+	const char *format; /* "qcow2", "raw", "luks", or NULL: probe. Valid until the resolver is next called. */
+	struct qcow_secret secret;	/* of this layer, where it is encrypted; data NULL: get_secret is asked */
+	struct qcow_store *luks_header; /* as in struct qcow_open_options */
+	struct qcow_image *image;	/* an open image, with all that lies below it */
+	bool is_none;			/* nothing lies below: what the layers above lack reads as zeros */
 };
 
 enum {
@@ -104,12 +115,6 @@ enum qcow_encryption {
 	QCOW_ENCRYPTION_NONE = 0,
 	QCOW_ENCRYPTION_AES = 1,
 	QCOW_ENCRYPTION_LUKS = 2
-};
-
-/* A passphrase: any bytes. It stays its owner's, who wipes it. */
-struct qcow_secret {
-	const void *data;
-	size_t len;
 };
 
 /* What a secret is wanted for. */
@@ -154,6 +159,9 @@ struct qcow_open_options {
 	enum qcow_prove prove;
 	uint64_t stage_bytes; /* memory for mappings that no flush has published yet; 0 = 4 MiB. When it is
 				 full, a write publishes by itself */
+	/* For format luks: the store of a detached header; the image's own store then holds the disk alone. It
+	 * passes to the library like the image's. NULL: the header is at the start of the image. */
+	struct qcow_store *luks_header;
 };
 #define QCOW_OPEN_OPTIONS_INIT                                                                     \
 	{                                                                                          \
@@ -222,6 +230,7 @@ struct qcow_info {
 	const char *backing_format;   /* as recorded, or NULL */
 	const char *data_file_name;   /* as recorded, or NULL */
 	bool read_only_at_most;	      /* damage was seen that forbids writing */
+	bool luks_detached_header;    /* luks: the header is in a store of its own */
 };
 
 QCOW_EXPORT void qcow_get_info(const struct qcow_image *image, struct qcow_info *out);
@@ -235,6 +244,8 @@ QCOW_EXPORT struct qcow_image *qcow_backing(const struct qcow_image *image);
 /* The store of the layer itself; of its data file (NULL if none). They belong to `image`. */
 QCOW_EXPORT struct qcow_store *qcow_image_store(const struct qcow_image *image);
 QCOW_EXPORT struct qcow_store *qcow_image_data_store(const struct qcow_image *image);
+/* The store of the detached LUKS header, or NULL. It belongs to `image`. */
+QCOW_EXPORT struct qcow_store *qcow_image_header_store(const struct qcow_image *image);
 
 /* Header extensions in file order, all of them (also unknown ones). `data` lives until qcow_close. */
 struct qcow_extension {
@@ -544,8 +555,21 @@ struct qcow_create_options {
 	enum qcow_encryption encryption;
 	struct qcow_secret secret;
 	const char *luks_cipher, *luks_mode, *luks_ivgen, *luks_ivgen_hash, *luks_hash;
-	uint32_t luks_iter_time_ms;
+	uint32_t luks_iter_time_ms; /* QCOW_LUKS_ITER_LEAST: as few iterations as LUKS allows, 1000 */
+	/*
+	 * What is made: NULL or "qcow2", or "luks": a LUKS version 1 file, the disk behind its header, whole
+	 * sectors of 512 bytes. It takes virtual_size, preallocation (off, falloc, full), progress, durable,
+	 * secret and the luks_ options; the others must have their defaults. What nobody writes of such a disk
+	 * does not read as zeros: qcow_builder_zero stores them.
+	 */
+	const char *format;
+	/* luks: `store` gets the header alone, and `data_store`, if there is one, the disk. */
+	bool luks_detached_header;
+	/* luks: the file is there and keeps its header and its length; `secret` opens it, and the builder writes
+	 * over the disk, whose size virtual_size may not exceed. */
+	bool luks_keep;
 };
+#define QCOW_LUKS_ITER_LEAST UINT32_MAX
 #define QCOW_CREATE_OPTIONS_INIT                                                                   \
 	{                                                                                          \
 		.struct_size = sizeof(struct qcow_create_options), .version = 3,                   \
@@ -557,6 +581,11 @@ struct qcow_create_options {
  * is more than the format can map with this cluster size or the names do not fit the first cluster. */
 QCOW_EXPORT enum qcow_status qcow_create_validate(const struct qcow_create_options *options,
 	struct qcow_error *err) QCOW_MUST_USE;
+
+/* Bytes of the LUKS header and its key slots that an image with these options has: in a LUKS file the disk begins
+ * there. Needs no secret. QCOW_E_UNSUPPORTED, QCOW_E_INVAL. */
+QCOW_EXPORT enum qcow_status qcow_luks_header_bytes(const struct qcow_create_options *options,
+	uint64_t *bytes, struct qcow_error *err) QCOW_MUST_USE;
 
 /*
  * Write an empty image into `store` (emptied first) and with data_file_name its data into

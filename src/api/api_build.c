@@ -34,6 +34,17 @@ enum qcow_status qcow_create_validate(
 	return qk_build_options_validate(&o, err);
 }
 
+enum qcow_status qcow_luks_header_bytes(
+	const struct qcow_create_options *options, uint64_t *bytes, struct qcow_error *err)
+{
+	struct qcow_create_options o;
+
+	if (bytes == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_luks_header_bytes: an argument is NULL");
+	QK_TRY(take_options(options, &o, err));
+	return qk_build_crypt_bytes(&o, bytes, err);
+}
+
 enum qcow_status qcow_builder_new(struct qcow_store *store, struct qcow_store *data_store,
 	const struct qcow_create_options *options, struct qcow_builder **out,
 	struct qcow_error *err)

@@ -51,7 +51,9 @@ void qcow_get_info(const struct qcow_image *image, struct qcow_info *out)
 	if (image->is_luks) {
 		out->format = "luks";
 		out->encryption = QCOW_ENCRYPTION_LUKS;
-		out->crypto_length = image->raw_offset;
+		out->crypto_length = image->header_store == NULL ? image->raw_offset
+								 : image->header_bytes;
+		out->luks_detached_header = image->header_store != NULL;
 	}
 }
 
@@ -73,6 +75,11 @@ struct qcow_store *qcow_image_store(const struct qcow_image *image)
 struct qcow_store *qcow_image_data_store(const struct qcow_image *image)
 {
 	return image->data_store;
+}
+
+struct qcow_store *qcow_image_header_store(const struct qcow_image *image)
+{
+	return image->header_store;
 }
 
 uint32_t qcow_extension_count(const struct qcow_image *image)

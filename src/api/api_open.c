@@ -62,12 +62,20 @@ static enum qcow_status check_options(const struct qcow_open_options *o, struct 
 	return QCOW_OK;
 }
 
+/* The store of the header is ours with the other, on failure too. */
+static void close_header(const struct qcow_open_options *options)
+{
+	if (options != NULL && options->struct_size >= sizeof(*options))
+		qcow_store_close(options->luks_header);
+}
+
 enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_options *options,
 	struct qcow_image **out, struct qcow_error *err)
 {
 	qk_err_clear(err);
 	if (store == NULL || out == NULL) {
 		qcow_store_close(store);
+		close_header(options);
 		return QK_FAIL(
 			err, QCOW_E_INVAL, "qcow_open needs a store and a place for the image");
 	}
@@ -77,6 +85,7 @@ enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_opti
 		status = check_options(&o, err);
 	if (status != QCOW_OK) {
 		qcow_store_close(store);
+		close_header(options);
 		return status;
 	}
 	return qk_chain_open(store, &o, out, err);

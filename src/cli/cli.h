@@ -341,11 +341,23 @@ char *cli_display_name(
 /* "nbd" of "nbd://host", or false: a plain path. A '/' before the colon makes it a path. */
 bool cli_path_protocol(const char *path, size_t *protocol_bytes);
 
+struct cli_secret;
+
+/* What a target's operand names. The stores are the caller's. */
+struct cli_target {
+	struct qcow_store *store;
+	struct qcow_store *header; /* of a luks node with a detached header, or NULL */
+	const struct cli_secret *secret; /* or NULL */
+	const char *format; /* what the operand's driver says, or NULL; static storage */
+};
+
 /* A target: the operand's store (a path, json: or image-opts with driver file, host_device, raw or qcow2
- * over it), opened with QCOW_FILE_… flags. *format: what the operand's driver says, or NULL; static
- * storage. A failure is reported. */
+ * over it), opened with QCOW_FILE_… flags. A failure is reported. */
 enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand,
-	unsigned file_flags, struct qcow_store **out, const char **format) QK_MUST_USE;
+	unsigned file_flags, struct cli_target *out) QK_MUST_USE;
+
+/* The format that a target's option string names, "raw" where it names none. NULL: out of memory. Free it. */
+char *cli_target_driver(struct cli *cli, const struct cli_operand *operand);
 
 /* The path that `name`, recorded in image `from`, stands for: absolute, or relative to from's folder.
  * NULL: out of memory. Free it. */

@@ -25,7 +25,7 @@ static void for_each_command(const struct cli *cli, command_printer *print)
 static void put_choices(const char *choices, char separator)
 {
 	if (strcmp(choices, "@format") == 0)
-		choices = "qcow2|raw";
+		choices = "qcow2|raw|luks";
 	for (; *choices != '\0'; choices++)
 		(void)putchar(*choices == '|' ? separator : *choices);
 }

@@ -8,6 +8,7 @@
  */
 #include "cli/convert_io.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,7 @@ static const struct cli_option options[] = {
 		.name = "target-format",
 		.arg = "FMT",
 		.choices = "@format",
-		.help = "format of the target, qcow2 or raw"},
+		.help = "format of the target, qcow2, raw or luks"},
 	{.name = "target-image-opts", .help = "TARGET is an option string: key=value,… (with -n)"},
 	{.letter = 't',
 		.name = "target-cache",
@@ -123,15 +124,20 @@ static bool choose_format(struct convert_job *job, const char *target)
 	}
 	if (format == NULL)
 		format = !job->cli->qemu && ends_with(target, ".qcow2") ? "qcow2" : "raw";
-	if (strcmp(format, "qcow2") != 0 && strcmp(format, "raw") != 0) {
-		cli_error(job->cli, "Unknown file format '%s'", format);
-		cli_hint(job->cli, "targets are qcow2 and raw");
+	const struct cli_operand operand = {.text = target, .image_opts = true};
+	job->format = cli_flag(job->args, "target-image-opts")
+			      ? cli_target_driver(job->cli, &operand)
+			      : qk_strndup(format, strlen(format));
+	if (job->format == NULL) {
+		cli_error(job->cli, "Cannot allocate memory");
 		return false;
 	}
-	job->format = qk_strndup(format, strlen(format));
-	if (job->format == NULL)
-		cli_error(job->cli, "Cannot allocate memory");
-	return job->format != NULL;
+	if (strcmp(job->format, "qcow2") == 0 || strcmp(job->format, "raw") == 0 ||
+		strcmp(job->format, "luks") == 0)
+		return true;
+	cli_error(job->cli, "Unknown file format '%s'", job->format);
+	cli_hint(job->cli, "targets are qcow2, raw and luks");
+	return false;
 }
 
 static bool read_numbers(struct convert_job *job)
@@ -185,7 +191,7 @@ static bool check_together(struct convert_job *job)
 			"--target-is-zero requires use of -n flag"},
 		{cli_flag(args, "target-image-opts") && !cli_flag(args, "no-create"),
 			"--target-image-opts requires use of -n flag"},
-		{cli_flag(args, "compress") && strcmp(job->format, "raw") == 0,
+		{cli_flag(args, "compress") && strcmp(job->format, "qcow2") != 0,
 			"Compression not supported for this file format"},
 		{cli_flag(args, "compress") && cli_flag(args, "no-create"),
 			"-c writes a new image, -n keeps the target: they do not go together"},
@@ -231,7 +237,30 @@ static bool check_new_image(struct convert_job *job)
 		cli_error(job->cli, "Compression and preallocation not supported at the same time");
 		return false;
 	}
+	if (job->opts.create.luks_detached_header) {
+		cli_error(job->cli,
+			"a detached LUKS header is made by create, and its disk written with "
+			"-n --target-image-opts driver=luks,file.filename=…,header.filename=…");
+		return false;
+	}
+	bool has_backing = cli_arg(job->args, "backing") != NULL ||
+			   job->opts.create.backing_name != NULL;
+	if (job->opts.luks && has_backing) {
+		cli_error(job->cli, "Backing file not supported for file format 'luks'");
+		return false;
+	}
 	return true;
+}
+
+/* The passphrase of a new target. One that is there (-n) has its own, by its operand. */
+static bool find_secret(struct convert_job *job, const char *target)
+{
+	char prefix[PATH_MAX + 64] = "";
+	if (job->cli->qemu)
+		(void)snprintf(prefix, sizeof(prefix), "%s: error while converting %s: ", target,
+			job->format);
+	return cli_flag(job->args, "no-create") ||
+	       cli_create_opts_find_secret(job->cli, &job->opts, prefix);
 }
 
 static bool read_options(struct convert_job *job)
@@ -244,7 +273,7 @@ static bool read_options(struct convert_job *job)
 		!check_together(job) ||
 		!cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts) ||
 		cli_create_opts_refused(job->cli, &job->opts, target) || !check_new_image(job) ||
-		!read_numbers(job))
+		!find_secret(job, target) || !read_numbers(job))
 		return false;
 	const char *backing_format = cli_arg(args, "backing-format");
 	if (backing_format != NULL)

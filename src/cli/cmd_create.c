@@ -8,6 +8,7 @@
 #include "cli/cli.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -27,7 +28,7 @@ static const struct cli_option options[] = {
 		.name = "format",
 		.arg = "FMT",
 		.choices = "@format",
-		.help = "format of the new image: qcow2 or raw"},
+		.help = "format of the new image: qcow2, raw or luks"},
 	{.letter = 'o',
 		.name = "options",
 		.arg = "KEY=VALUE,…",
@@ -75,6 +76,11 @@ struct job {
 	bool made_file, made_data;
 };
 
+static bool is_qcow2(const struct job *job)
+{
+	return strcmp(job->format, "qcow2") == 0;
+}
+
 static bool out_of_memory(struct job *job)
 {
 	cli_error(job->cli, "Cannot allocate memory");
@@ -97,10 +103,11 @@ static bool choose_format(struct job *job)
 	job->format = cli_arg(job->args, "format");
 	if (job->format == NULL)
 		job->format = job->cli->qemu ? "raw" : "qcow2";
-	if (strcmp(job->format, "qcow2") == 0 || strcmp(job->format, "raw") == 0)
+	if (strcmp(job->format, "qcow2") == 0 || strcmp(job->format, "raw") == 0 ||
+		strcmp(job->format, "luks") == 0)
 		return true;
 	cli_error(job->cli, "%s: Unknown file format '%s'", job->path, job->format);
-	cli_hint(job->cli, "new images are qcow2 or raw");
+	cli_hint(job->cli, "new images are qcow2, raw or luks");
 	return false;
 }
 
@@ -118,9 +125,9 @@ static bool read_options(struct job *job)
 		job->opts.create.backing_name = backing;
 	if (backing_format != NULL)
 		job->opts.create.backing_format = backing_format;
-	if (strcmp(job->format, "raw") == 0 && job->opts.create.backing_name != NULL) {
-		cli_error(job->cli, "%s: Backing file not supported for file format 'raw'",
-			job->path);
+	if (!is_qcow2(job) && job->opts.create.backing_name != NULL) {
+		cli_error(job->cli, "%s: Backing file not supported for file format '%s'",
+			job->path, job->format);
 		return false;
 	}
 	return true;
@@ -166,7 +173,8 @@ static bool look_at_backing(struct job *job, uint64_t *size)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	bool ok = true;
 
-	if (!cli_open_request_init(job->cli, job->args, job->backing_path, 0, &request))
+	if (!cli_open_request_init(
+		    job->cli, job->args, job->backing_path, CLI_OPEN_CHECK, &request))
 		return false;
 	request.operand.image_opts = false;
 	request.operand.format = job->opts.create.backing_format;
@@ -233,6 +241,8 @@ static bool read_size(struct job *job)
 		return cli_parse_size(job->cli, "image size", text, &job->size);
 	if (job->opts.has_size)
 		job->size = job->opts.size;
+	else if (job->opts.create.luks_detached_header)
+		job->size = 0; /* the disk is elsewhere */
 	else if (!has_size) {
 		cli_error(job->cli, "%s: Image creation needs a size parameter", job->path);
 		return false;
@@ -325,6 +335,21 @@ static void put_qcow2_options(const struct job *job)
 	put_number("refcount_bits", o->refcount_bits);
 }
 
+static void put_luks_options(const struct job *job)
+{
+	static const char *const keys[] = {"key-secret", "cipher-alg", "cipher-mode", "ivgen-alg",
+		"ivgen-hash-alg", "hash-alg", "iter-time", "detached-header", "preallocation"};
+	bool has_size = job->args->n_operands > 1 || job->opts.has_size;
+
+	if (has_size)
+		put_number("size", job->size);
+	else
+		(void)printf(" size=-1"); /* as QEMU: none */
+	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+		if (typed(job, keys[i]) != NULL)
+			put_text(keys[i], typed(job, keys[i]));
+}
+
 /* The same facts for programs. */
 static void announce_json(const struct job *job)
 {
@@ -334,7 +359,7 @@ static void announce_json(const struct job *job)
 	cli_json_set(root, "filename", cli_json_string(job->path));
 	cli_json_set(root, "format", cli_json_string(job->format));
 	cli_json_set(root, "virtual-size", cli_json_u64(job->size));
-	if (strcmp(job->format, "qcow2") == 0) {
+	if (is_qcow2(job)) {
 		cli_json_set(root, "compat", cli_json_string(o->version == 2 ? "0.10" : "1.1"));
 		cli_json_set(root, "cluster-size", cli_json_u64(o->cluster_size));
 		cli_json_set(root, "refcount-bits", cli_json_u64(o->refcount_bits));
@@ -362,7 +387,9 @@ static void announce(const struct job *job)
 	(void)printf("Formatting '");
 	cli_put_escaped(stdout, job->path);
 	(void)printf("', fmt=%s", job->format);
-	if (strcmp(job->format, "raw") == 0) {
+	if (strcmp(job->format, "luks") == 0) {
+		put_luks_options(job);
+	} else if (strcmp(job->format, "raw") == 0) {
 		put_number("size", job->size);
 		if (typed(job, "preallocation") != NULL)
 			put_text("preallocation", typed(job, "preallocation"));
@@ -382,15 +409,16 @@ static bool open_file(
 	struct job *job, const char *path, bool must_exist, struct qcow_store **out, bool *made)
 {
 	struct cli_operand operand = {.text = path};
-	const char *format = NULL;
+	struct cli_target target;
 	struct stat st;
 	bool exists = stat(path, &st) == 0;
 	unsigned flags = QCOW_FILE_WRITE;
 
 	if (!exists && !must_exist)
 		flags |= QCOW_FILE_CREATE | QCOW_FILE_EXCL;
-	if (cli_open_target(job->cli, &operand, flags, out, &format) != QCOW_OK)
+	if (cli_open_target(job->cli, &operand, flags, &target) != QCOW_OK)
 		return false;
+	*out = target.store;
 	*made = !exists;
 	return true;
 }
@@ -461,7 +489,7 @@ static enum qcow_status create_raw(
 
 static enum qcow_status validate(struct job *job, struct qcow_error *err)
 {
-	if (strcmp(job->format, "qcow2") == 0)
+	if (strcmp(job->format, "raw") != 0)
 		return qcow_create_validate(&job->opts.create, err);
 	if (job->opts.create.preallocation == QCOW_PREALLOC_METADATA)
 		return QK_FAIL(err, QCOW_E_INVAL, "Unsupported preallocation mode: metadata");
@@ -471,7 +499,7 @@ static enum qcow_status validate(struct job *job, struct qcow_error *err)
 static enum qcow_status write_image(
 	struct job *job, const struct qcow_progress *progress, struct qcow_error *err)
 {
-	if (strcmp(job->format, "qcow2") == 0) {
+	if (strcmp(job->format, "raw") != 0) {
 		job->opts.create.progress = *progress;
 		job->opts.create.durable = true;
 		return qcow_create(job->store, job->data, &job->opts.create, err);
@@ -507,7 +535,11 @@ static bool run_job(struct job *job)
 	/* QEMU has announced the image before its driver looks at the options */
 	if (job->cli->qemu)
 		announce(job);
-	if (cli_create_opts_refused(job->cli, &job->opts, job->path))
+	char prefix[PATH_MAX + 2] = "";
+	if (job->cli->qemu)
+		(void)snprintf(prefix, sizeof(prefix), "%s: ", job->path);
+	if (cli_create_opts_refused(job->cli, &job->opts, job->path) ||
+		!cli_create_opts_find_secret(job->cli, &job->opts, prefix))
 		return false;
 	if (validate(job, &err) != QCOW_OK) {
 		(void)cli_fail(job->cli, &err, "%s", job->path);

@@ -68,7 +68,7 @@ static json_t *describe_limits(
 	return o;
 }
 
-/* The node of the file itself. */
+/* The node of a file that the image is made of. */
 static json_t *describe_file(
 	const struct info *info, struct qcow_store *store, const struct qcow_info *image)
 {
@@ -175,6 +175,23 @@ static json_t *describe_snapshots(
 	return list;
 }
 
+/* The node of a detached LUKS header. */
+static json_t *describe_header(
+	const struct info *info, struct qcow_store *header, const struct qcow_info *image)
+{
+	struct qcow_info of_header = *image;
+	of_header.file_size = image->crypto_length;
+	return describe_file(info, header, &of_header);
+}
+
+static void add_child(json_t *children, const char *name, json_t *node)
+{
+	json_t *child = json_object();
+	cli_json_set(child, "name", json_string(name));
+	cli_json_set(child, "info", node);
+	(void)json_array_append_new(children, child);
+}
+
 static json_t *describe(struct info *info, struct qcow_image *image, const char *filename)
 {
 	struct qcow_info in;
@@ -182,12 +199,13 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	struct qcow_store *store = qcow_image_store(image);
 	bool is_qcow2 = in.version != 0, is_device = false;
 	uint64_t allocated = 0;
-	json_t *o = json_object(), *children = json_array(), *child = json_object();
+	struct qcow_store *header = qcow_image_header_store(image);
+	json_t *o = json_object(), *children = json_array();
 	if (info->limits)
 		cli_json_set(o, "limits", describe_limits(info, &in, true));
-	cli_json_set(child, "name", json_string("file"));
-	cli_json_set(child, "info", describe_file(info, store, &in));
-	(void)json_array_append_new(children, child);
+	if (header != NULL)
+		add_child(children, "header", describe_header(info, header, &in));
+	add_child(children, "file", describe_file(info, store, &in));
 	cli_json_set(o, "children", children);
 	if (in.backing_format != NULL)
 		cli_json_set(o, "backing-filename-format", cli_json_string(in.backing_format));
@@ -199,8 +217,12 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	if (is_qcow2)
 		cli_json_set(o, "cluster-size", cli_json_u64(in.cluster_size));
 	cli_json_set(o, "format", json_string(in.format));
-	if (host_facts(store, &allocated, &is_device))
+	if (host_facts(store, &allocated, &is_device)) {
+		uint64_t more = 0;
+		if (header != NULL && host_facts(header, &more, &is_device))
+			allocated += more;
 		cli_json_set(o, "actual-size", cli_json_u64(allocated));
+	}
 	if (is_qcow2) {
 		json_t *specific = json_object(), *data = json_object();
 		describe_features(info, image, &in, data);

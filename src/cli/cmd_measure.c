@@ -26,7 +26,7 @@ static const struct cli_option options[] = {
 		.name = "target-format",
 		.arg = "FMT",
 		.choices = "@format",
-		.help = "format of the new image, qcow2 or raw"},
+		.help = "format of the new image, qcow2, raw or luks"},
 	{.letter = 'o',
 		.name = "options",
 		.arg = "KEY=VALUE,…",
@@ -62,6 +62,12 @@ static bool read_operands(struct job *job)
 		cli_error(job->cli, "--size N cannot be used together with a filename.");
 		return false;
 	}
+	if (!has_file &&
+		(cli_flag(job->args, "image-opts") || cli_arg(job->args, "format") != NULL ||
+			cli_arg(job->args, "snapshot") != NULL)) {
+		cli_error(job->cli, "--image-opts, -f, and -l require a filename argument.");
+		return false;
+	}
 	if (size == NULL && !has_file) {
 		cli_error(job->cli, "Either --size N or one filename must be specified.");
 		return false;
@@ -75,20 +81,34 @@ static bool read_operands(struct job *job)
 	return cli_open(job->cli, &request, &job->image) == QCOW_OK;
 }
 
+/* What LUKS costs depends on no passphrase; QEMU wants to see one all the same. */
+static bool check_luks(struct job *job)
+{
+	if (!job->cli->qemu ||
+		(!job->opts.luks && job->opts.create.encryption != QCOW_ENCRYPTION_LUKS))
+		return true;
+	if (job->opts.create.luks_detached_header) {
+		cli_error(job->cli, "Parameter 'detached-header' is unexpected");
+		return false;
+	}
+	return cli_create_opts_find_secret(job->cli, &job->opts, "");
+}
+
 static bool read_options(struct job *job)
 {
 	job->format = cli_arg(job->args, "target-format");
 	if (job->format == NULL)
 		job->format = job->cli->qemu ? "raw" : "qcow2";
-	if (strcmp(job->format, "qcow2") != 0 && strcmp(job->format, "raw") != 0) {
+	if (strcmp(job->format, "qcow2") != 0 && strcmp(job->format, "raw") != 0 &&
+		strcmp(job->format, "luks") != 0) {
 		cli_error(job->cli, "Block driver '%s' does not support size measurement",
 			job->format);
-		cli_hint(job->cli, "qcow2 and raw can be measured");
+		cli_hint(job->cli, "qcow2, raw and luks can be measured");
 		return false;
 	}
 	return cli_keyvals_from_args(job->cli, job->args, "options", &job->keyvals) &&
 	       cli_create_opts_parse(job->cli, job->format, &job->keyvals, &job->opts) &&
-	       !cli_create_opts_refused(job->cli, &job->opts, "");
+	       !cli_create_opts_refused(job->cli, &job->opts, "") && check_luks(job);
 }
 
 static int print_json(struct cli *cli, const struct qcow_measure_result *r)

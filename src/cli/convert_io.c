@@ -261,7 +261,8 @@ static bool chain_holds(struct qcow_image *image, const struct stat *st)
 {
 	for (; image != NULL; image = qcow_backing(image))
 		if (store_is(qcow_image_store(image), st) ||
-			store_is(qcow_image_data_store(image), st))
+			store_is(qcow_image_data_store(image), st) ||
+			store_is(qcow_image_header_store(image), st))
 			return true;
 	return false;
 }
@@ -279,18 +280,45 @@ static bool check_not_read(struct convert_job *job, const char *path, const stru
 	return false;
 }
 
+/* A LUKS file that is there (-n): its passphrase, and its detached header, which is then the target's first
+ * store, and the disk the second. */
+static bool take_header(struct convert_job *job, const struct cli_target *target)
+{
+	const struct cli_secret *s = target->secret;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_secret_request want = {job->target_path, QCOW_ENCRYPTION_LUKS};
+	if (!job->options.keep_target || !job->opts.luks)
+		return true;
+	if (target->header != NULL) {
+		job->data = target->store;
+		job->target = target->header;
+		job->opts.create.luks_detached_header = true;
+	}
+	if (s != NULL) {
+		job->opts.create.secret = (struct qcow_secret){s->data, s->bytes};
+		return true;
+	}
+	if (cli_passphrase(job->cli, &want, &job->opts.create.secret, &err) == QCOW_OK)
+		return true;
+	(void)cli_fail(job->cli, &err, "%s", job->target_path);
+	return false;
+}
+
 static bool open_file(struct convert_job *job, const struct cli_operand *operand, const char *path,
 	struct qcow_store **out, bool *made)
 {
 	struct stat st;
-	const char *format = NULL;
+	struct cli_target target;
 	bool exists = stat(path, &st) == 0;
 	unsigned flags = QCOW_FILE_WRITE | cli_cache_file_flags(cli_arg(job->args, "target-cache"));
 	if (exists && !check_not_read(job, path, &st))
 		return false;
 	if (!exists && !job->options.keep_target)
 		flags |= QCOW_FILE_CREATE | QCOW_FILE_EXCL;
-	if (cli_open_target(job->cli, operand, flags, out, &format) != QCOW_OK)
+	if (cli_open_target(job->cli, operand, flags, &target) != QCOW_OK)
+		return false;
+	*out = target.store;
+	if (!take_header(job, &target))
 		return false;
 	*made = !exists;
 	cli_keeper_note(job->keeper, made == &job->made_data, path, *made);

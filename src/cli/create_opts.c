@@ -11,9 +11,17 @@
 #include "base/num.h"
 #include "cli/object.h"
 
+/* Which formats take an option. */
+enum {
+	QCOW2 = 1,
+	RAW = 2,
+	LUKS = 4,
+	ANY = QCOW2 | RAW | LUKS
+};
+
 struct opt {
 	const char *key, *arg, *help;
-	bool raw; /* raw targets take it too */
+	unsigned formats;
 	bool (*set)(struct cli *cli, struct cli_create_opts *out, const char *value);
 };
 
@@ -141,10 +149,9 @@ static bool set_encrypt_format(struct cli *cli, struct cli_create_opts *out, con
 		out->create.encryption = QCOW_ENCRYPTION_AES;
 	else if (strcmp(value, "luks") == 0)
 		out->create.encryption = QCOW_ENCRYPTION_LUKS;
-	else {
-		cli_error(cli, "invalid encrypt.format '%s': it must be aes or luks", value);
-		return false;
-	}
+	else
+		return refuse_choice(
+			cli, out, cli->qemu ? "format" : "encrypt.format", value, "aes or luks");
 	return true;
 }
 
@@ -163,70 +170,94 @@ static bool set_key_secret(struct cli *cli, struct cli_create_opts *out, const c
 	return true;
 }
 
+/* The words that QEMU knows, of which it refuses some later with a reason. */
+static const char *const ciphers[] = {"aes-128", "aes-192", "aes-256", "des", "3des", "cast5-128",
+	"serpent-128", "serpent-192", "serpent-256", "sm4", "twofish-128", "twofish-192",
+	"twofish-256", NULL};
+static const char *const cipher_modes[] = {"ecb", "cbc", "xts", "ctr", NULL};
+static const char *const hashes[] = {
+	"md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160", "sm3", NULL};
+static const char *const ivgens[] = {"plain", "plain64", "essiv", NULL};
+
+/* The personality refuses other words; `qcow` leaves them to the library, which says what it knows. */
+static bool take_word(struct cli *cli, struct cli_create_opts *out, const char *key,
+	const char *value, const char *const *known)
+{
+	for (; *known != NULL; known++)
+		if (strcmp(*known, value) == 0)
+			return true;
+	return !cli->qemu || refuse_choice(cli, out, key, value, "");
+}
+
 static bool set_cipher(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	(void)cli;
 	out->create.luks_cipher = value;
-	return true;
+	return take_word(cli, out, "cipher-alg", value, ciphers);
 }
 
 static bool set_cipher_mode(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	(void)cli;
 	out->create.luks_mode = value;
-	return true;
+	return take_word(cli, out, "cipher-mode", value, cipher_modes);
 }
 
 static bool set_hash(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	(void)cli;
 	out->create.luks_hash = value;
-	return true;
+	return take_word(cli, out, "hash-alg", value, hashes);
 }
 
 static bool set_ivgen(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	(void)cli;
 	out->create.luks_ivgen = value;
-	return true;
+	return take_word(cli, out, "ivgen-alg", value, ivgens);
 }
 
 static bool set_ivgen_hash(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
-	(void)cli;
 	out->create.luks_ivgen_hash = value;
-	return true;
+	return take_word(cli, out, "ivgen-hash-alg", value, hashes);
 }
 
 static bool set_iter_time(struct cli *cli, struct cli_create_opts *out, const char *value)
 {
+	const char *key = out->luks ? "iter-time" : "encrypt.iter-time";
 	uint64_t ms = 0;
-	if (!cli_parse_number(cli, "encrypt.iter-time", value, 1, 3600000, &ms))
+	bool out_of_range = false;
+	if (cli->qemu && cli_read_size(value, &ms, &out_of_range) != NULL)
+		return refuse_value(cli, out, "Parameter '%s' expects a number", key);
+	if (!cli->qemu && !cli_parse_number(cli, key, value, 0, 3600000, &ms))
 		return false;
-	out->create.luks_iter_time_ms = (uint32_t)ms;
+	out->create.luks_iter_time_ms = ms != 0 ? (uint32_t)qk_min(ms, UINT32_MAX - 1)
+						: QCOW_LUKS_ITER_LEAST;
 	return true;
 }
 
-/* The passphrase, when all options are read: the secret that is named, else --secret-file. */
-static bool find_secret(struct cli *cli, struct cli_create_opts *out)
+static bool set_detached_header(struct cli *cli, struct cli_create_opts *out, const char *value)
+{
+	return parse_bool(cli, out, "detached-header", value, &out->create.luks_detached_header);
+}
+
+bool cli_create_opts_find_secret(struct cli *cli, struct cli_create_opts *opts, const char *prefix)
 {
 	const struct cli_secret *s = NULL;
-	if (out->create.encryption == QCOW_ENCRYPTION_NONE) {
-		if (out->key_secret == NULL)
+	const char *key = opts->luks ? "key-secret" : "encrypt.key-secret";
+	if (!opts->luks && opts->create.encryption == QCOW_ENCRYPTION_NONE) {
+		if (opts->key_secret == NULL)
 			return true;
-		cli_error(cli, "Parameter 'encrypt.format' is missing");
+		cli_error(cli, "%sParameter 'encrypt.format' is missing", prefix);
 		return false;
 	}
-	if (out->key_secret != NULL && out->key_secret[0] != '\0')
-		s = cli_secret_find(cli, out->key_secret);
-	else if (out->key_secret == NULL)
+	if (opts->key_secret != NULL && opts->key_secret[0] != '\0')
+		s = cli_secret_find(cli, opts->key_secret);
+	else if (opts->key_secret == NULL)
 		s = cli_secret_find(cli, CLI_SECRET_FILE);
 	if (s != NULL)
-		out->create.secret = (struct qcow_secret){s->data, s->bytes};
-	else if (out->key_secret != NULL)
-		cli_error(cli, "No secret with id '%s'", out->key_secret);
+		opts->create.secret = (struct qcow_secret){s->data, s->bytes};
+	else if (opts->key_secret != NULL)
+		cli_error(cli, "%sNo secret with id '%s'", prefix, opts->key_secret);
 	else
-		cli_error(cli, "Parameter 'encrypt.key-secret' is required for cipher");
+		cli_error(cli, "%sParameter '%s' is required for cipher", prefix, key);
 	return s != NULL;
 }
 
@@ -294,61 +325,78 @@ static bool set_size(struct cli *cli, struct cli_create_opts *out, const char *v
 }
 
 static const struct opt opts[] = {
-	{"backing_file", "str", "File name of a base image", false, set_backing_file},
-	{"backing_fmt", "str", "Image format of the base image", false, set_backing_fmt},
-	{"cluster_size", "size", "qcow2 cluster size", false, set_cluster_size},
-	{"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])", false, set_compat},
-	{"compression_type", "str", "Compression method used for image cluster compression", false,
+	{"backing_file", "str", "File name of a base image", QCOW2, set_backing_file},
+	{"backing_fmt", "str", "Image format of the base image", QCOW2, set_backing_fmt},
+	{"cipher-alg", "str", "Name of encryption cipher algorithm", LUKS, set_cipher},
+	{"cipher-mode", "str", "Name of encryption cipher mode", LUKS, set_cipher_mode},
+	{"cluster_size", "size", "qcow2 cluster size", QCOW2, set_cluster_size},
+	{"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])", QCOW2, set_compat},
+	{"compression_type", "str", "Compression method used for image cluster compression", QCOW2,
 		set_compression_type},
-	{"data_file", "str", "File name of an external data file", false, set_data_file},
+	{"data_file", "str", "File name of an external data file", QCOW2, set_data_file},
 	{"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image",
-		false, set_data_file_raw},
-	{"encrypt.cipher-alg", "str", "Name of encryption cipher algorithm", false, set_cipher},
-	{"encrypt.cipher-mode", "str", "Name of encryption cipher mode", false, set_cipher_mode},
-	{"encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'", false,
+		QCOW2, set_data_file_raw},
+	{"detached-header", "bool (on/off)", "Create a detached LUKS header", LUKS,
+		set_detached_header},
+	{"encrypt.cipher-alg", "str", "Name of encryption cipher algorithm", QCOW2, set_cipher},
+	{"encrypt.cipher-mode", "str", "Name of encryption cipher mode", QCOW2, set_cipher_mode},
+	{"encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'", QCOW2,
 		set_encrypt_format},
-	{"encrypt.hash-alg", "str", "Name of encryption hash algorithm", false, set_hash},
-	{"encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds", false,
+	{"encrypt.hash-alg", "str", "Name of encryption hash algorithm", QCOW2, set_hash},
+	{"encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds", QCOW2,
 		set_iter_time},
-	{"encrypt.ivgen-alg", "str", "Name of IV generator algorithm", false, set_ivgen},
-	{"encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm", false,
+	{"encrypt.ivgen-alg", "str", "Name of IV generator algorithm", QCOW2, set_ivgen},
+	{"encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm", QCOW2,
 		set_ivgen_hash},
 	{"encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase",
-		false, set_key_secret},
-	{"encryption", "bool (on/off)", "Encrypt the image with format 'aes'", false,
+		QCOW2, set_key_secret},
+	{"encryption", "bool (on/off)", "Encrypt the image with format 'aes'", QCOW2,
 		set_encryption},
-	{"extended_l2", "bool (on/off)", "Extended L2 tables", false, set_extended_l2},
-	{"extent_size_hint", "size", "Extent size hint for the image file, 0 to disable", true,
+	{"extended_l2", "bool (on/off)", "Extended L2 tables", QCOW2, set_extended_l2},
+	{"extent_size_hint", "size", "Extent size hint for the image file, 0 to disable", ANY,
 		check_extent_size_hint},
+	{"hash-alg", "str", "Name of encryption hash algorithm", LUKS, set_hash},
+	{"iter-time", "num", "Time to spend in PBKDF in milliseconds", LUKS, set_iter_time},
+	{"ivgen-alg", "str", "Name of IV generator algorithm", LUKS, set_ivgen},
+	{"ivgen-hash-alg", "str", "Name of IV generator hash algorithm", LUKS, set_ivgen_hash},
 	{"keep_data_file", "bool (on/off)",
-		"Assume the external data file already exists and do not overwrite it", false,
+		"Assume the external data file already exists and do not overwrite it", QCOW2,
 		set_keep_data_file},
-	{"lazy_refcounts", "bool (on/off)", "Postpone refcount updates", false, set_lazy_refcounts},
-	{"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", true,
+	{"key-secret", "str", "ID of the secret that provides the keyslot passphrase", LUKS,
+		set_key_secret},
+	{"lazy_refcounts", "bool (on/off)", "Postpone refcount updates", QCOW2, set_lazy_refcounts},
+	{"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", ANY,
 		check_nocow},
 	{"preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)",
-		true, set_preallocation},
-	{"refcount_bits", "num", "Width of a reference count entry in bits", false,
+		ANY, set_preallocation},
+	{"refcount_bits", "num", "Width of a reference count entry in bits", QCOW2,
 		set_refcount_bits},
-	{"size", "size", "Virtual disk size", true, set_size},
+	{"size", "size", "Virtual disk size", ANY, set_size},
 };
 #define N_OPTS (sizeof(opts) / sizeof(opts[0]))
 
-static const struct opt *find_opt(const char *key, bool is_raw)
+static unsigned format_bit(const char *format)
+{
+	if (strcmp(format, "raw") == 0)
+		return RAW;
+	return strcmp(format, "luks") == 0 ? LUKS : QCOW2;
+}
+
+static const struct opt *find_opt(const char *key, unsigned format)
 {
 	for (size_t i = 0; i < N_OPTS; i++)
-		if (strcmp(opts[i].key, key) == 0 && (opts[i].raw || !is_raw))
+		if (strcmp(opts[i].key, key) == 0 && (opts[i].formats & format) != 0)
 			return &opts[i];
 	return NULL;
 }
 
-static bool refuse_key(struct cli *cli, const struct cli_create_opts *out, const char *format,
-	const char *key, bool is_raw)
+static bool refuse_key(
+	struct cli *cli, const struct cli_create_opts *out, const char *format, const char *key)
 {
 	const char *names[N_OPTS];
 	size_t n = 0;
 	for (size_t i = 0; i < N_OPTS; i++)
-		if (opts[i].raw || !is_raw)
+		if ((opts[i].formats & format_bit(format)) != 0)
 			names[n++] = opts[i].key;
 	const char *near = cli_nearest(key, names, n);
 	if (cli->qemu)
@@ -365,13 +413,16 @@ static bool refuse_key(struct cli *cli, const struct cli_create_opts *out, const
 bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli_keyvals *list,
 	struct cli_create_opts *out)
 {
-	*out = (struct cli_create_opts){.create = QCOW_CREATE_OPTIONS_INIT, .path = out->path};
-	bool is_raw = strcmp(format, "raw") == 0;
+	unsigned bit = format_bit(format);
+	*out = (struct cli_create_opts){
+		.create = QCOW_CREATE_OPTIONS_INIT, .path = out->path, .luks = bit == LUKS};
+	if (out->luks)
+		out->create.format = "luks";
 	for (size_t i = 0; i < list->n; i++) {
 		const char *key = list->v[i].key, *value = list->v[i].value;
-		const struct opt *opt = find_opt(key, is_raw);
+		const struct opt *opt = find_opt(key, bit);
 		if (opt == NULL)
-			return refuse_key(cli, out, format, key, is_raw);
+			return refuse_key(cli, out, format, key);
 		/* "-o lazy_refcounts" is "-o lazy_refcounts=on" */
 		if (value == NULL && strncmp(opt->arg, "bool", strlen("bool")) == 0)
 			value = "on";
@@ -382,7 +433,7 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 		if (!opt->set(cli, out, value))
 			return false;
 	}
-	return find_secret(cli, out);
+	return true;
 }
 
 static bool asks_for_help(const struct cli_keyvals *list)
@@ -396,11 +447,10 @@ static bool asks_for_help(const struct cli_keyvals *list)
 
 static void print_options(const char *format)
 {
-	bool is_raw = strcmp(format, "raw") == 0;
 	(void)printf("Supported options:\n");
 	for (size_t i = 0; i < N_OPTS; i++) {
 		char left[64];
-		if (is_raw && !opts[i].raw)
+		if ((opts[i].formats & format_bit(format)) == 0)
 			continue;
 		(void)snprintf(left, sizeof(left), "%s=<%s>", opts[i].key, opts[i].arg);
 		(void)printf("  %-22s - %s\n", left, opts[i].help);

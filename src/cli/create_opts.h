@@ -16,6 +16,7 @@ struct cli_create_opts {
 	uint64_t size;
 	const char
 		*path; /* of the new image, what the personality's errors begin with; may be NULL */
+	bool luks; /* the format is luks: its keys have no "encrypt." before them */
 	/* The personality: a key (as QEMU calls it) and its value that nothing allows. */
 	const char *refused_key, *refused_value;
 };
@@ -28,6 +29,10 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 /* The personality, like QEMU, says "Formatting…" before it refuses the word of a choice. True: there is one,
  * and it is reported for the image `path` ("": without its name). */
 bool cli_create_opts_refused(struct cli *cli, const struct cli_create_opts *opts, const char *path);
+
+/* The passphrase of an encrypted image: the secret that key-secret names, else --secret-file. Into
+ * opts->create.secret. False: there is none, reported behind `prefix` ("FILE: " in the personality, or ""). */
+bool cli_create_opts_find_secret(struct cli *cli, struct cli_create_opts *opts, const char *prefix);
 
 /* Does some -o of the command ask for help ("help" or "?")? Then the options of `format` (NULL: the default one)
  * were printed. */

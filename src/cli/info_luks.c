@@ -76,7 +76,7 @@ static json_t *describe_slot(struct qk_reader *r)
 }
 
 /* `inside` another format, which names this one */
-static void describe_header(const uint8_t *bytes, bool inside, json_t *o)
+static void describe_header(const uint8_t *bytes, bool inside, bool detached, json_t *o)
 {
 	struct qk_reader r = qk_reader_init(bytes, LUKS_HEADER_BYTES);
 	qk_read_skip(&r, 8);
@@ -88,7 +88,7 @@ static void describe_header(const uint8_t *bytes, bool inside, json_t *o)
 	struct qk_span uuid = qk_read_span(&r, 40);
 	struct mode mode = split_mode(mode_field);
 	cli_json_set(o, "ivgen-alg", field(mode.ivgen));
-	cli_json_set(o, "detached-header", json_false());
+	cli_json_set(o, "detached-header", json_boolean(detached));
 	cli_json_set(o, "hash-alg", field(hash));
 	cli_json_set(o, "cipher-alg", cipher_text(cipher, mode_field, key_bytes));
 	cli_json_set(o, "uuid", field(uuid));
@@ -110,9 +110,11 @@ static void describe_header(const uint8_t *bytes, bool inside, json_t *o)
 static bool read_header(struct qcow_image *image, const struct qcow_info *in, uint8_t *bytes)
 {
 	static const uint8_t magic[8] = {'L', 'U', 'K', 'S', 0xba, 0xbe, 0, 1};
+	struct qcow_store *store = in->luks_detached_header ? qcow_image_header_store(image)
+							    : qcow_image_store(image);
 	return in->crypto_length >= LUKS_HEADER_BYTES &&
-	       qcow_store_read(qcow_image_store(image), bytes, LUKS_HEADER_BYTES, in->crypto_offset,
-		       NULL) == QCOW_OK &&
+	       qcow_store_read(store, bytes, LUKS_HEADER_BYTES, in->crypto_offset, NULL) ==
+		       QCOW_OK &&
 	       memcmp(bytes, magic, sizeof(magic)) == 0;
 }
 
@@ -123,7 +125,7 @@ json_t *cli_info_encryption(struct qcow_image *image, const struct qcow_info *in
 	if (in->encryption == QCOW_ENCRYPTION_AES)
 		cli_json_set(o, "format", json_string("aes"));
 	else if (read_header(image, in, bytes))
-		describe_header(bytes, true, o);
+		describe_header(bytes, true, false, o);
 	else
 		cli_json_set(o, "format", json_string("luks"));
 	return o;
@@ -134,7 +136,7 @@ json_t *cli_info_luks(struct qcow_image *image, const struct qcow_info *in)
 	uint8_t bytes[LUKS_HEADER_BYTES];
 	json_t *o = json_object(), *data = json_object();
 	if (read_header(image, in, bytes))
-		describe_header(bytes, false, data);
+		describe_header(bytes, false, in->luks_detached_header, data);
 	cli_json_set(o, "type", json_string("luks"));
 	cli_json_set(o, "data", data);
 	return o;

@@ -24,14 +24,26 @@ struct node {
 	struct qcow_store *store;
 	const char *format; /* "qcow2", "raw", "luks" or NULL: probe */
 	const struct cli_secret *secret; /* that the node names, or NULL */
+	struct qcow_store *header; /* of a luks node with a detached header, or NULL */
 	uint64_t raw_offset, raw_size;
+};
+
+/* Layers that the operand describes and one below the other. The first names its file; of the others the image
+ * above says which file it is, and the operand how to open it. */
+struct layer {
+	const json_t *const *specs;
+	size_t n_specs;
+	const char *format, *snapshot; /* of the first of the whole operand, else NULL */
+	struct qcow_image
+		*backing; /* spelt out below them, or NULL; stays the caller's on failure */
 };
 
 /* What the resolver works with. */
 struct refs {
 	struct cli *cli;
 	unsigned flags; /* CLI_OPEN_… */
-	const json_t *data_file; /* that the operand names for the layer being opened, or NULL */
+	struct layer *layer; /* being opened */
+	size_t n_used; /* of its specs */
 	const struct cli_open_request *request;
 };
 
@@ -99,12 +111,12 @@ static enum qcow_status check_driver(
 static enum qcow_status check_members(const json_t *spec, struct qcow_error *err)
 {
 	static const char *const known[] = {"driver", "file", "filename", "backing", "data-file",
-		"offset", "size", "cache", "locking", "force-share", "encrypt", "key-secret",
-		"node-name", "read-only", "auto-read-only", "discard", "detect-zeroes", "aio",
-		"drop-cache", "x-check-cache-dropped", "lazy-refcounts", "overlap-check",
-		"cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size",
-		"cache-clean-interval", "pass-discard-request", "pass-discard-snapshot",
-		"pass-discard-other", "discard-no-unref"};
+		"header", "offset", "size", "cache", "locking", "force-share", "encrypt",
+		"key-secret", "node-name", "read-only", "auto-read-only", "discard",
+		"detect-zeroes", "aio", "drop-cache", "x-check-cache-dropped", "lazy-refcounts",
+		"overlap-check", "cache-size", "l2-cache-size", "l2-cache-entry-size",
+		"refcount-cache-size", "cache-clean-interval", "pass-discard-request",
+		"pass-discard-snapshot", "pass-discard-other", "discard-no-unref"};
 	const char *key = NULL;
 	json_t *value = NULL;
 	json_object_foreach((json_t *)spec, key, value)
@@ -119,14 +131,12 @@ static enum qcow_status check_members(const json_t *spec, struct qcow_error *err
 	return QCOW_OK;
 }
 
-/* A secret that is named must exist. In luks nodes the name stands at the top. */
+/* A secret that is named must exist. */
 static enum qcow_status find_secret(
 	struct cli *cli, const json_t *spec, const struct cli_secret **out, struct qcow_error *err)
 {
 	const char *id = NULL;
-	QK_TRY(cli_spec_string(json_object_get(spec, "encrypt"), "key-secret", &id, err));
-	if (id == NULL)
-		QK_TRY(cli_spec_string(spec, "key-secret", &id, err));
+	QK_TRY(cli_spec_secret_id(spec, &id, err));
 	if (id == NULL)
 		return QCOW_OK;
 	*out = id[0] != '\0' ? cli_secret_find(cli, id) : NULL;
@@ -171,7 +181,6 @@ static enum qcow_status open_node(struct cli *cli, const json_t *spec, unsigned 
 {
 	const char *driver = NULL;
 	QK_TRY(check_members(spec, err));
-	QK_TRY(find_secret(cli, spec, &out->secret, err));
 	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
 	if (driver != NULL)
 		QK_TRY(check_driver(cli, driver, &driver, err));
@@ -187,7 +196,23 @@ static enum qcow_status open_node(struct cli *cli, const json_t *spec, unsigned 
 	if (file == NULL && driver != NULL && !is_protocol(driver))
 		return QK_FAIL(err, QCOW_E_INVAL, "A block device must be specified for \"file\"");
 	out->format = driver != NULL && is_protocol(driver) ? "raw" : driver;
-	return open_protocol(cli, file != NULL ? file : spec, flags, &out->store, err);
+	QK_TRY(open_protocol(cli, file != NULL ? file : spec, flags, &out->store, err));
+	const json_t *header = json_object_get(spec, "header");
+	enum qcow_status status = QCOW_OK;
+	if (header != NULL)
+		status = open_protocol(cli, header, flags, &out->header, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(out->store);
+		out->store = NULL;
+	}
+	return status;
+}
+
+static void close_node(struct node *node)
+{
+	qcow_store_close(node->store);
+	qcow_store_close(node->header);
+	node->store = node->header = NULL;
 }
 
 /* ---- references ---- */
@@ -233,10 +258,18 @@ static enum qcow_status resolve_json(struct refs *refs, const struct qcow_refere
 			status = QK_FAIL(err, QCOW_E_UNSUPPORTED,
 				"'%s' in the recorded name of a %s is not built in", beyond[i],
 				kind_text(ref->kind));
+	if (status == QCOW_OK && (refs->flags & CLI_OPEN_CHECK) == 0)
+		status = find_secret(refs->cli, spec, &node.secret, err);
 	if (status == QCOW_OK)
 		status = open_node(refs->cli, spec, file_flags(refs->flags), &node, err);
 	json_decref(spec);
 	out->store = node.store;
+	if (node.header != NULL) {
+		qcow_store_close(out->luks_header);
+		out->luks_header = node.header;
+	}
+	if (node.secret != NULL)
+		out->secret = (struct qcow_secret){node.secret->data, node.secret->bytes};
 	if (node.format != NULL)
 		out->format = node.format;
 	return status;
@@ -296,6 +329,60 @@ static enum qcow_status resolve_path(struct refs *refs, const struct qcow_refere
 	return status;
 }
 
+/* Where the operand spells out what a layer's image names, or says that there is nothing. *done: nothing is left
+ * to be resolved. The image of a deeper layer is handed over once. */
+static enum qcow_status resolve_spelt(struct refs *refs, const struct qcow_reference *ref,
+	struct qcow_resolved *out, bool *done, struct qcow_error *err)
+{
+	struct layer *layer = refs->layer;
+	const json_t *spec = ref->depth < layer->n_specs ? layer->specs[ref->depth] : NULL;
+	*done = true;
+	if (ref->kind == QCOW_REF_DATA_FILE && json_object_get(spec, "data-file") != NULL) {
+		out->format = "raw";
+		return open_protocol(refs->cli, json_object_get(spec, "data-file"),
+			file_flags(refs->flags), &out->store, err);
+	}
+	bool is_last = ref->depth + 1 == layer->n_specs;
+	if (ref->kind == QCOW_REF_BACKING && is_last && layer->backing != NULL) {
+		out->image = layer->backing;
+		layer->backing = NULL;
+		return QCOW_OK;
+	}
+	out->is_none = ref->kind == QCOW_REF_BACKING && is_last &&
+		       json_is_null(json_object_get(spec, "backing"));
+	*done = out->is_none;
+	return QCOW_OK;
+}
+
+/* What the operand says about a layer that its image names: driver, secret, detached header. */
+static enum qcow_status amend_resolved(struct refs *refs, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	size_t i = (size_t)ref->depth + 1;
+	if (ref->kind != QCOW_REF_BACKING || i >= refs->layer->n_specs)
+		return QCOW_OK;
+	const json_t *spec = refs->layer->specs[i], *header = json_object_get(spec, "header");
+	const struct cli_secret *secret = NULL;
+	const char *driver = NULL;
+	refs->n_used = i + 1;
+	QK_TRY(check_members(spec, err));
+	if (json_object_get(spec, "offset") != NULL || json_object_get(spec, "size") != NULL)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"'offset' and 'size' need the backing file's name in the operand");
+	if ((refs->flags & CLI_OPEN_CHECK) == 0)
+		QK_TRY(find_secret(refs->cli, spec, &secret, err));
+	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
+	if (driver != NULL)
+		QK_TRY(check_driver(refs->cli, driver, &out->format, err));
+	if (out->format != NULL && is_protocol(out->format))
+		out->format = "raw";
+	if (secret != NULL)
+		out->secret = (struct qcow_secret){secret->data, secret->bytes};
+	if (header == NULL)
+		return QCOW_OK;
+	return open_protocol(refs->cli, header, file_flags(refs->flags), &out->luks_header, err);
+}
+
 /* struct qcow_open_options.resolve */
 static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 	struct qcow_resolved *out, struct qcow_error *err)
@@ -306,19 +393,21 @@ static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 		return QK_FAIL(err, QCOW_E_POLICY,
 			"'%s' names a %s, '%s', which --untrusted does not open", ref->from,
 			kind_text(ref->kind), ref->name);
-	if (ref->kind == QCOW_REF_DATA_FILE && ref->depth == 0 && refs->data_file != NULL) {
-		out->format = "raw";
-		return open_protocol(
-			refs->cli, refs->data_file, file_flags(refs->flags), &out->store, err);
-	}
-	QK_TRY(resolve_format(refs, ref, &out->format, err));
+	bool done = false;
+	QK_TRY(resolve_spelt(refs, ref, out, &done, err));
+	if (done)
+		return QCOW_OK;
 	size_t n = 0;
-	enum qcow_status status = cli_path_protocol(ref->name, &n)
-					  ? resolve_special(refs, ref, n, out, err)
-					  : resolve_path(refs, ref, out, err);
-	if (status != QCOW_OK && out->store != NULL) {
+	enum qcow_status status = amend_resolved(refs, ref, out, err);
+	if (status == QCOW_OK && out->format == NULL)
+		status = resolve_format(refs, ref, &out->format, err);
+	if (status == QCOW_OK)
+		status = cli_path_protocol(ref->name, &n) ? resolve_special(refs, ref, n, out, err)
+							  : resolve_path(refs, ref, out, err);
+	if (status != QCOW_OK) {
 		qcow_store_close(out->store);
-		out->store = NULL;
+		qcow_store_close(out->luks_header);
+		*out = (struct qcow_resolved){0};
 	}
 	return status;
 }
@@ -345,12 +434,6 @@ static enum qcow_status set_snapshot(
 	return QCOW_OK;
 }
 
-struct layer {
-	const json_t *spec;
-	const char *format, *snapshot; /* of the top layer, else NULL */
-	struct qcow_image *backing; /* spelt out below it, or NULL; stays the caller's on failure */
-};
-
 static void set_options(const struct refs *refs, const struct layer *layer, const struct node *node,
 	struct qcow_open_options *options)
 {
@@ -361,13 +444,15 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 		options->format = "raw";
 	options->raw_offset = node->raw_offset;
 	options->raw_size = node->raw_size;
-	options->backing = layer->backing;
+	if (layer->n_specs == 1)
+		options->backing = layer->backing;
+	options->luks_header = node->header;
 	if (node->secret != NULL)
 		options->secret = (struct qcow_secret){node->secret->data, node->secret->bytes};
 	options->get_secret = cli_passphrase;
 	options->secret_ctx = refs->cli;
 	options->cancelled = refs->cli->cancelled;
-	if (alone || json_is_null(json_object_get(layer->spec, "backing")))
+	if (alone || json_is_null(json_object_get(layer->specs[0], "backing")))
 		options->flags |= QCOW_OPEN_NO_BACKING;
 	if (alone || (flags & CLI_OPEN_NO_DATA) != 0)
 		options->flags |= QCOW_OPEN_NO_DATA_FILE;
@@ -386,8 +471,18 @@ static enum qcow_status be_ready(const struct refs *refs, struct qcow_error *err
 	return request->sandbox.wanted ? cli_lock_down(refs->cli, &request->sandbox, err) : QCOW_OK;
 }
 
-static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
-	struct qcow_image **out, struct qcow_error *err)
+/* Was every layer that the operand speaks of there? */
+static enum qcow_status check_used(const struct refs *refs, struct qcow_error *err)
+{
+	if (refs->n_used >= refs->layer->n_specs)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_INVAL,
+		"the operand has options for backing file %zu, and there are %zu: name its file",
+		refs->n_used, refs->n_used - 1);
+}
+
+static enum qcow_status open_layer(
+	struct refs *refs, struct layer *layer, struct qcow_image **out, struct qcow_error *err)
 {
 	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
 	struct node node = {0};
@@ -395,17 +490,29 @@ static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
 	QK_TRY(set_snapshot(layer->snapshot, &options, err));
 	if (layer->format != NULL)
 		QK_TRY(check_driver(refs->cli, layer->format, &format, err));
-	QK_TRY(open_node(refs->cli, layer->spec, file_flags(refs->flags), &node, err));
+	/* who reads no guest data needs no secret, and none that is named is looked for */
+	if ((refs->flags & CLI_OPEN_CHECK) == 0)
+		QK_TRY(find_secret(refs->cli, layer->specs[0], &node.secret, err));
+	QK_TRY(open_node(refs->cli, layer->specs[0], file_flags(refs->flags), &node, err));
 	enum qcow_status status = be_ready(refs, err);
 	if (status != QCOW_OK) {
-		qcow_store_close(node.store);
+		close_node(&node);
 		return status;
 	}
 	set_options(refs, layer, &node, &options);
-	refs->data_file = json_object_get(layer->spec, "data-file");
+	refs->layer = layer;
+	refs->n_used = 1;
 	options.resolve = resolve;
 	options.resolve_ctx = refs;
-	return qcow_open(node.store, &options, out, err);
+	QK_TRY(qcow_open(node.store, &options, out, err));
+	if (options.backing != NULL)
+		layer->backing = NULL;
+	status = check_used(refs, err);
+	if (status != QCOW_OK) {
+		qcow_close(*out);
+		*out = NULL;
+	}
+	return status;
 }
 
 /*
@@ -414,8 +521,8 @@ static enum qcow_status open_layer(struct refs *refs, const struct layer *layer,
  * open that a lock refuses is tried again without asking the locks, and holds where the layer is raw. No layer
  * over another is raw; its second open would take over the layers below, which are the caller's on failure.
  */
-static enum qcow_status open_layer_shared(struct refs *refs, const struct layer *layer,
-	struct qcow_image **out, struct qcow_error *err)
+static enum qcow_status open_layer_shared(
+	struct refs *refs, struct layer *layer, struct qcow_image **out, struct qcow_error *err)
 {
 	enum qcow_status status = open_layer(refs, layer, out, err);
 	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
@@ -434,6 +541,12 @@ static enum qcow_status open_layer_shared(struct refs *refs, const struct layer 
 	}
 	*out = image;
 	return QCOW_OK;
+}
+
+/* Does the operand name the layer's file, or only say how to open it? */
+static bool names_file(const json_t *spec)
+{
+	return json_object_get(spec, "file") != NULL || json_object_get(spec, "filename") != NULL;
 }
 
 /* The layers that the operand itself spells out (backing={…} at each), opened from the lowest. */
@@ -456,15 +569,22 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 			"with --untrusted one file is opened, and the operand names %zu", n);
 	struct qcow_image *image = NULL;
 	while (n > 0) {
-		struct layer layer = {.spec = specs[--n], .backing = image};
+		size_t end = n;
+		while (--n > 0 && !names_file(specs[n]))
+			;
+		struct layer layer = {.specs = specs + n, .n_specs = end - n, .backing = image};
 		if (n == 0) {
 			layer.format = request->operand.format;
 			layer.snapshot = request->snapshot;
 		}
 		struct qcow_image *above = NULL;
 		enum qcow_status status = open_layer_shared(refs, &layer, &above, err);
+		if (status == QCOW_OK && layer.backing != NULL)
+			status = QK_FAIL(err, QCOW_E_INVAL,
+				"the operand names a backing file below an image that has none");
 		if (status != QCOW_OK) {
-			qcow_close(image);
+			qcow_close(layer.backing);
+			qcow_close(above);
 			return status;
 		}
 		image = above;
@@ -545,54 +665,20 @@ enum qcow_status cli_open(
 	return status;
 }
 
-/* {"offset": N, "driver": "raw", "size": N, "file": {…}}, in QEMU's order. */
-static char *raw_part_name(const json_t *spec, const char *path)
-{
-	json_t *o = json_object(), *file = json_object();
-	cli_json_set(file, "driver", json_string("file"));
-	cli_json_set(file, "filename", cli_json_string(path));
-	if (json_object_get(spec, "offset") != NULL)
-		cli_json_set(o, "offset", json_incref(json_object_get(spec, "offset")));
-	cli_json_set(o, "driver", json_string("raw"));
-	if (json_object_get(spec, "size") != NULL)
-		cli_json_set(o, "size", json_incref(json_object_get(spec, "size")));
-	cli_json_set(o, "file", file);
-	char *text = json_dumps(o, JSON_ENSURE_ASCII);
-	json_decref(o);
-	uint64_t n = text != NULL ? strlen(text) : 0;
-	char *out = text != NULL ? qk_malloc(n + sizeof("json:"), 1) : NULL;
-	if (out != NULL)
-		(void)snprintf(out, n + sizeof("json:"), "json:%s", text);
-	free(text);
-	return out;
-}
-
-char *cli_display_name(struct cli *cli, const struct cli_operand *operand, struct qcow_image *image)
-{
-	const char *path = qcow_store_name(qcow_image_store(image));
-	struct qcow_error err = QCOW_ERROR_INIT;
-	json_t *spec = NULL;
-	if (cli_spec_parse(cli, operand, &spec, &err) != QCOW_OK)
-		return NULL;
-	bool is_part = json_object_get(spec, "offset") != NULL ||
-		       json_object_get(spec, "size") != NULL;
-	char *name = is_part ? raw_part_name(spec, path) : qk_strndup(path, strlen(path));
-	json_decref(spec);
-	return name;
-}
-
-enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand, unsigned flags,
-	struct qcow_store **out, const char **format)
+enum qcow_status cli_open_target(
+	struct cli *cli, const struct cli_operand *operand, unsigned flags, struct cli_target *out)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct node node = {0};
 	json_t *spec = NULL;
-	*out = NULL;
+	*out = (struct cli_target){0};
 	enum qcow_status status = cli_spec_parse(cli, operand, &spec, &err);
+	if (status == QCOW_OK)
+		status = find_secret(cli, spec, &node.secret, &err);
 	if (status == QCOW_OK)
 		status = open_node(cli, spec, flags, &node, &err);
 	if (status == QCOW_OK && (node.raw_offset != 0 || node.raw_size != 0)) {
-		qcow_store_close(node.store);
+		close_node(&node);
 		status = QK_FAIL(
 			&err, QCOW_E_UNSUPPORTED, "offset and size of a target are not built in");
 	}
@@ -601,9 +687,22 @@ enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *oper
 		report_open(cli, operand->text, &err);
 		return status;
 	}
-	*out = node.store;
-	*format = node.format;
+	*out = (struct cli_target){node.store, node.header, node.secret, node.format};
 	return QCOW_OK;
+}
+
+char *cli_target_driver(struct cli *cli, const struct cli_operand *operand)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	json_t *spec = NULL;
+	const char *driver = NULL;
+	if (cli_spec_parse(cli, operand, &spec, &err) == QCOW_OK)
+		driver = json_string_value(json_object_get(spec, "driver"));
+	if (driver == NULL || is_protocol(driver))
+		driver = "raw";
+	char *copy = qk_strndup(driver, strlen(driver));
+	json_decref(spec);
+	return copy;
 }
 
 bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const char *operand,

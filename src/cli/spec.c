@@ -286,3 +286,9 @@ enum qcow_status cli_spec_bool(
 	*out = on;
 	return QCOW_OK;
 }
+
+enum qcow_status cli_spec_secret_id(const json_t *spec, const char **out, struct qcow_error *err)
+{
+	QK_TRY(cli_spec_string(json_object_get(spec, "encrypt"), "key-secret", out, err));
+	return *out != NULL ? QCOW_OK : cli_spec_string(spec, "key-secret", out, err);
+}

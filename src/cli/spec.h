@@ -15,7 +15,7 @@
 
 /* Deeper nesting than this is refused. */
 enum {
-	CLI_SPEC_DEPTH = 8
+	CLI_SPEC_DEPTH = 32
 };
 
 /* Parse an operand. QCOW_E_INVAL with a sentence, QCOW_E_UNSUPPORTED (a protocol that is not built in),
@@ -34,5 +34,8 @@ enum qcow_status cli_spec_u64(struct cli *cli, const json_t *spec, const char *k
 	struct qcow_error *err) QK_MUST_USE;
 enum qcow_status cli_spec_bool(
 	const json_t *spec, const char *key, bool *out, struct qcow_error *err) QK_MUST_USE;
+/* The name of a node's secret: encrypt.key-secret, and in luks nodes key-secret. *out NULL: it has none. */
+enum qcow_status cli_spec_secret_id(
+	const json_t *spec, const char **out, struct qcow_error *err) QK_MUST_USE;
 
 #endif

@@ -122,6 +122,11 @@ enum qcow_status qk_cipher_check(const struct qk_cipher_spec *spec, struct qcow_
 
 	if (alg[0] == '\0' || mode[0] == '\0')
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "the cipher or its mode is not known");
+	size_t one_key = spec->mode == QK_MODE_XTS ? spec->key_bytes / 2 : spec->key_bytes;
+	if (size == NULL && spec->alg == QK_CIPHER_TWOFISH && one_key == 24)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"twofish with keys of 192 bits is not built in: libgcrypt, which does the "
+			"ciphers, has it with 128 and 256");
 	if (size == NULL)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"the cipher '%s' in mode '%s' has no keys of %zu bytes", alg, mode,

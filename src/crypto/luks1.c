@@ -122,7 +122,7 @@ static enum qcow_status take_slot(
 }
 
 static enum qcow_status judge_slot(
-	const struct qk_luks *luks, unsigned index, uint64_t area_bytes, struct qcow_error *err)
+	const struct qk_luks *luks, unsigned index, uint64_t end, struct qcow_error *err)
 {
 	const struct qk_luks_slot *s = &luks->slots[index];
 
@@ -135,7 +135,6 @@ static enum qcow_status judge_slot(
 	if (s->iterations == 0)
 		return QK_FAIL(err, QCOW_E_FORMAT, "LUKS key slot %u has 0 iterations", index);
 	uint64_t bytes = qk_luks_material_bytes(luks, index);
-	uint64_t end = qk_min(area_bytes, luks->payload_off);
 	if (s->key_off < QK_LUKS_HEADER_BYTES || !qk_in_range(s->key_off, bytes, end))
 		return QK_FAIL(err, QCOW_E_FORMAT,
 			"the %" PRIu64 " bytes of LUKS key slot %u at %" PRIu64
@@ -164,8 +163,22 @@ static void take_bytes(struct qk_reader *r, uint8_t *out, size_t n)
 		memcpy(out, s.p, n);
 }
 
-enum qcow_status qk_luks_decode(
-	struct qk_span bytes, uint64_t area_bytes, struct qk_luks *out, struct qcow_error *err)
+/* What the format allows and no file can mean. */
+static enum qcow_status judge_payload(
+	const struct qk_luks *luks, bool detached, struct qcow_error *err)
+{
+	if (detached || luks->payload_off >= FIRST_SLOT_OFF)
+		return QCOW_OK;
+	if (luks->payload_off == 0)
+		return QK_FAIL(err, QCOW_E_FORMAT,
+			"this is a detached LUKS header: the disk is in another file, to be named "
+			"with it");
+	return QK_FAIL(err, QCOW_E_FORMAT, "the LUKS payload at %" PRIu64 " overlaps the header",
+		luks->payload_off);
+}
+
+enum qcow_status qk_luks_decode(struct qk_span bytes, uint64_t area_bytes, bool detached,
+	struct qk_luks *out, struct qcow_error *err)
 {
 	struct qk_reader r = qk_reader_init(bytes.p, bytes.n);
 	struct names names;
@@ -188,13 +201,12 @@ enum qcow_status qk_luks_decode(
 	for (unsigned i = 0; i < QK_LUKS_SLOTS; i++)
 		QK_TRY(take_slot(&r, i, &out->slots[i], err));
 	QK_ASSERT(K5, !r.bad && r.at == QK_LUKS_HEADER_BYTES);
-	if (out->payload_off < FIRST_SLOT_OFF)
-		return QK_FAIL(err, QCOW_E_FORMAT,
-			"the LUKS payload at %" PRIu64 " overlaps the header", out->payload_off);
+	QK_TRY(judge_payload(out, detached, err));
 	if (out->iterations == 0)
 		return QK_FAIL(err, QCOW_E_FORMAT, "the LUKS key digest has 0 iterations");
+	uint64_t end = detached ? area_bytes : qk_min(area_bytes, out->payload_off);
 	for (unsigned i = 0; i < QK_LUKS_SLOTS; i++)
-		QK_TRY(judge_slot(out, i, area_bytes, err));
+		QK_TRY(judge_slot(out, i, end, err));
 	return QCOW_OK;
 }
 

@@ -44,9 +44,10 @@ struct qk_luks {
 bool qk_luks_probe(struct qk_span start);
 
 /* Decode and judge a header (at least QK_LUKS_HEADER_BYTES) in front of an area of `area_bytes`, in which
- * the key slots lie. QCOW_E_FORMAT with a sentence, QCOW_E_UNSUPPORTED (version 2, ciphers, hashes). */
-enum qcow_status qk_luks_decode(struct qk_span bytes, uint64_t area_bytes, struct qk_luks *out,
-	struct qcow_error *err) QK_MUST_USE;
+ * the key slots lie. `detached`: the payload is in a file of its own, at any offset there. QCOW_E_FORMAT with a
+ * sentence, QCOW_E_UNSUPPORTED (version 2, ciphers, hashes). */
+enum qcow_status qk_luks_decode(struct qk_span bytes, uint64_t area_bytes, bool detached,
+	struct qk_luks *out, struct qcow_error *err) QK_MUST_USE;
 
 /* Bytes of a slot's key material, whole sectors. */
 size_t qk_luks_material_bytes(const struct qk_luks *luks, unsigned slot);

@@ -127,5 +127,7 @@ enum qcow_status qk_luks_seal(
 			cipher, rq->material, qk_luks_material_bytes(luks, rq->slot), 0, err);
 	qk_cipher_free(cipher);
 	s->is_active = status == QCOW_OK;
+	if (status != QCOW_OK) /* it may hold the key, split and not yet encrypted */
+		explicit_bzero(rq->material, qk_luks_material_bytes(luks, rq->slot));
 	return status;
 }

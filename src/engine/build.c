@@ -16,8 +16,7 @@
 #include "base/mem.h"
 #include "engine/crypt.h"
 
-/* Forget what the store held. */
-static enum qcow_status make_empty(struct qcow_store *store, bool *zeroed, struct qcow_error *err)
+enum qcow_status qk_build_make_empty(struct qcow_store *store, bool *zeroed, struct qcow_error *err)
 {
 	static const uint8_t zeros[QK_SECTOR];
 	struct qcow_store_caps caps = {0};
@@ -54,8 +53,7 @@ static enum qcow_status prepare_data_store(struct qcow_builder *b, struct qcow_e
 	return qcow_store_truncate(b->data_store, b->size, err);
 }
 
-/* What was written so far is stable before anything that follows. */
-static enum qcow_status barrier(struct qcow_builder *b, struct qcow_error *err)
+enum qcow_status qk_build_barrier(struct qcow_builder *b, struct qcow_error *err)
 {
 	if (!b->options.durable)
 		return QCOW_OK;
@@ -93,8 +91,8 @@ static enum qcow_status prepare(struct qcow_builder *b, struct qcow_error *err)
 
 	qcow_store_caps(b->store, &caps);
 	b->can_grow = caps.can_grow;
-	QK_TRY(make_empty(b->store, &b->zeroed, err));
-	QK_TRY(barrier(b, err));
+	QK_TRY(qk_build_make_empty(b->store, &b->zeroed, err));
+	QK_TRY(qk_build_barrier(b, err));
 	QK_TRY(prepare_data_store(b, err));
 	QK_TRY(qk_build_refs_init(&b->refs, b->store, &b->g, err));
 	QK_TRY(qk_build_crypt_init(b, err));
@@ -111,6 +109,8 @@ enum qcow_status qk_build_new(struct qcow_store *store, struct qcow_store *data_
 	struct qcow_error *err)
 {
 	QK_TRY(qk_build_options_validate(options, err));
+	if (qk_build_is_luks(options))
+		return qk_build_luks_new(store, data_store, options, out, err);
 	if ((options->data_file_name != NULL) != (data_store != NULL))
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"a data file name and a data store come together or not at all");
@@ -174,9 +174,9 @@ static enum qcow_status write_header(struct qcow_builder *b, struct qk_header *h
 	if (used > QK_SECTOR)
 		QK_TRY(qcow_store_write(
 			b->store, cluster0 + QK_SECTOR, used - QK_SECTOR, QK_SECTOR, err));
-	QK_TRY(barrier(b, err));
+	QK_TRY(qk_build_barrier(b, err));
 	QK_TRY(qcow_store_write(b->store, cluster0, QK_SECTOR, 0, err));
-	return barrier(b, err);
+	return qk_build_barrier(b, err);
 }
 
 static enum qcow_status finish_all(struct qcow_builder *b, struct qcow_error *err)
@@ -187,6 +187,8 @@ static enum qcow_status finish_all(struct qcow_builder *b, struct qcow_error *er
 
 	if (b->failed != QCOW_OK)
 		return QK_FAIL(err, b->failed, "the image is incomplete: an earlier call failed");
+	if (b->is_luks)
+		return qk_build_luks_finish(b, err);
 	QK_TRY(qk_build_data_finish(b, err));
 	QK_TRY(qk_build_bitmaps_finish(b, &ext.bitmaps, err));
 	QK_TRY(qk_build_map_finish(&b->map, err));

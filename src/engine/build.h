@@ -6,6 +6,7 @@
  *
  *   build.c          the builder's life: options to geometry, header, finish
  *   build_crypt.c    keys, the LUKS header, encryption of what is written
+ *   build_luks.c     LUKS files, which have no tables
  *   build_options.c  which options go together
  *   build_refs.c     host clusters and their refcounts
  *   build_map.c      L1 and L2 tables
@@ -24,6 +25,7 @@
 #include <qcowkit/qcowkit.h>
 
 #include "base/err.h"
+#include "crypto/luks1.h"
 #include "format/geometry.h"
 #include "format/header.h"
 
@@ -147,7 +149,10 @@ struct qcow_builder {
 	uint64_t gather_off;
 	size_t gather_len;
 	struct qk_crypt *crypt; /* NULL: guest data is plain */
-	uint64_t crypto_off, crypto_bytes; /* of the LUKS header */
+	uint64_t crypto_off, crypto_bytes; /* of the LUKS header and its slots */
+	bool is_luks; /* a LUKS file: no tables, and the fields below */
+	uint64_t payload_off; /* of the disk */
+	uint8_t luks_header[QK_LUKS_HEADER_BYTES]; /* written by finish */
 	struct qk_build_bitmaps bitmaps;
 	enum qcow_status failed; /* of the first call that failed: finish is then refused */
 };
@@ -170,6 +175,9 @@ enum qcow_status qk_build_options_encode(const struct qcow_create_options *o, st
 /* QCOW_E_KEY, QCOW_E_INVAL, QCOW_E_UNSUPPORTED: with a sentence. */
 enum qcow_status qk_build_crypt_validate(
 	const struct qcow_create_options *o, struct qcow_error *err) QK_MUST_USE;
+/* As qcow_luks_header_bytes. */
+enum qcow_status qk_build_crypt_bytes(
+	const struct qcow_create_options *o, uint64_t *bytes, struct qcow_error *err) QK_MUST_USE;
 /* A key; for LUKS its header in clusters of its own, written. Takes as long as the options say. */
 enum qcow_status qk_build_crypt_init(struct qcow_builder *b, struct qcow_error *err) QK_MUST_USE;
 /* What the image's header says of it. */
@@ -181,6 +189,28 @@ enum qcow_status qk_build_crypt_write(struct qcow_builder *b, qk_goff off, qk_ho
 /* Zeros, encrypted. */
 enum qcow_status qk_build_crypt_zeros(struct qcow_builder *b, qk_goff off, qk_hoff host,
 	uint64_t len, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- build_luks.c: as the public calls, for options->format "luks" ---- */
+
+bool qk_build_is_luks(const struct qcow_create_options *o);
+enum qcow_status qk_build_luks_validate(
+	const struct qcow_create_options *o, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_build_luks_new(struct qcow_store *store, struct qcow_store *data_store,
+	const struct qcow_create_options *options, struct qcow_builder **out,
+	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_build_luks_reserve(struct qcow_builder *b, qk_goff off, uint64_t len,
+	qk_hoff *host_off, uint64_t *run_bytes, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_build_luks_zero(
+	struct qcow_builder *b, qk_goff off, uint64_t len, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_build_luks_finish(struct qcow_builder *b, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- build.c, for the others ---- */
+
+/* Forget what the store held. *zeroed: what nobody writes from here on reads as zeros. */
+enum qcow_status qk_build_make_empty(
+	struct qcow_store *store, bool *zeroed, struct qcow_error *err) QK_MUST_USE;
+/* What was written so far is stable before anything that follows; nothing without options.durable. */
+enum qcow_status qk_build_barrier(struct qcow_builder *b, struct qcow_error *err) QK_MUST_USE;
 
 /* The public calls, arguments not NULL. */
 enum qcow_status qk_build_new(struct qcow_store *store, struct qcow_store *data_store,

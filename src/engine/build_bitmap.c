@@ -222,6 +222,8 @@ enum qcow_status qk_build_bitmap_begin(
 	struct qk_build_bitmaps *m = &b->bitmaps;
 	qk_hoff table = {0};
 
+	if (b->is_luks)
+		return QK_FAIL(err, QCOW_E_INVAL, "a LUKS file holds no bitmaps");
 	QK_TRY(end_bitmap(b, err));
 	QK_TRY(check_options(b, o, err));
 	QK_TRY(prepare(b, err));

@@ -142,6 +142,16 @@ enum qcow_status qk_build_crypt_validate(
 	return QCOW_OK;
 }
 
+enum qcow_status qk_build_crypt_bytes(
+	const struct qcow_create_options *o, uint64_t *bytes, struct qcow_error *err)
+{
+	struct qk_luks luks;
+
+	QK_TRY(parse_luks(o, &luks, err));
+	*bytes = luks.payload_off;
+	return QCOW_OK;
+}
+
 /* ---- keys ---- */
 
 static enum qcow_status fill_random(void *buf, size_t n, struct qcow_error *err)
@@ -165,6 +175,10 @@ static enum qcow_status choose_iterations(const struct qk_luks *luks, size_t key
 {
 	uint64_t per_sec = 0;
 
+	if (ms == QCOW_LUKS_ITER_LEAST) {
+		*out = QK_LUKS_MIN_ITERATIONS;
+		return QCOW_OK;
+	}
 	QK_TRY(qk_kdf_speed(luks->hash, key_bytes, &per_sec, err));
 	uint64_t n = per_sec * ms / 1000;
 	*out = (uint32_t)qk_min(qk_max(n, QK_LUKS_MIN_ITERATIONS), QK_LUKS_MAX_ITERATIONS);
@@ -189,6 +203,20 @@ static enum qcow_status set_random_parts(struct qk_luks *luks, struct qcow_error
 	return QCOW_OK;
 }
 
+/* Header and slot 0 into the store, the other slots as zeros. A LUKS file gets its header last. */
+static enum qcow_status write_area(
+	struct qcow_builder *b, uint8_t *area, uint64_t n, struct qcow_error *err)
+{
+	if (b->is_luks) {
+		memcpy(b->luks_header, area, sizeof(b->luks_header));
+		memset(area, 0, sizeof(b->luks_header));
+	}
+	QK_TRY(qcow_store_write(b->store, area, n, b->crypto_off, err));
+	if (b->zeroed || n == b->crypto_bytes)
+		return QCOW_OK;
+	return qcow_store_zero(b->store, b->crypto_off + n, b->crypto_bytes - n, 0, err);
+}
+
 /* Header and slot 0 for `key`, into the store. */
 static enum qcow_status write_luks(
 	struct qcow_builder *b, struct qk_luks *luks, const uint8_t *key, struct qcow_error *err)
@@ -196,14 +224,15 @@ static enum qcow_status write_luks(
 	const struct qk_cancel cancel = {b->options.progress.cancelled, b->options.progress.ctx};
 	uint64_t ms = b->options.luks_iter_time_ms != 0 ? b->options.luks_iter_time_ms
 							: DEFAULT_ITER_TIME_MS;
-	uint8_t *area QK_AUTO_FREE = qk_calloc(1, b->crypto_bytes);
+	uint64_t digest_ms = ms == QCOW_LUKS_ITER_LEAST ? ms : ms / DIGEST_SHARE;
+	uint64_t n = luks->slots[0].key_off + qk_luks_material_bytes(luks, 0);
+	uint8_t *area QK_AUTO_FREE = qk_calloc(1, n);
 
 	if (area == NULL)
 		return QK_FAIL_NOMEM(err);
 	QK_TRY(set_random_parts(luks, err));
 	QK_TRY(choose_iterations(luks, luks->spec.key_bytes, ms, &luks->slots[0].iterations, err));
-	QK_TRY(choose_iterations(
-		luks, QK_LUKS_DIGEST_BYTES, ms / DIGEST_SHARE, &luks->iterations, err));
+	QK_TRY(choose_iterations(luks, QK_LUKS_DIGEST_BYTES, digest_ms, &luks->iterations, err));
 	QK_TRY(qk_luks_set_digest(luks, key, &cancel, err));
 	const struct qk_luks_slot_request seal = {.luks = luks,
 		.material = area + luks->slots[0].key_off,
@@ -212,19 +241,50 @@ static enum qcow_status write_luks(
 	QK_TRY(fill_random(seal.material, qk_luks_material_bytes(luks, 0), err));
 	QK_TRY(qk_luks_seal(&seal, key, err));
 	qk_luks_encode(luks, area);
-	return qcow_store_write(b->store, area, b->crypto_bytes, b->crypto_off, err);
+	return write_area(b, area, n, err);
+}
+
+/* Where the header goes: clusters of its own, or the start of the file. */
+static enum qcow_status place_header(
+	struct qcow_builder *b, struct qk_luks *luks, struct qcow_error *err)
+{
+	qk_hoff off = {0};
+
+	b->crypto_bytes = luks->payload_off;
+	if (!b->is_luks)
+		QK_TRY(qk_build_refs_take(
+			&b->refs, qk_div_up(b->crypto_bytes, b->g.cluster_size), &off, err));
+	b->crypto_off = off.v;
+	if (b->options.luks_detached_header)
+		luks->payload_off = 0;
+	b->payload_off = luks->payload_off;
+	return QCOW_OK;
+}
+
+/* The key of a LUKS file that is there. */
+static enum qcow_status keep_luks(struct qcow_builder *b, struct qcow_error *err)
+{
+	struct qk_luks luks;
+	struct qk_crypt_luks_request rq = {.store = b->store,
+		.passphrase = {b->options.secret.data, b->options.secret.len},
+		.cancel = {b->options.progress.cancelled, b->options.progress.ctx},
+		.by_guest = true,
+		.detached = b->options.luks_detached_header};
+
+	QK_TRY(qcow_store_size(b->store, &rq.len, err));
+	QK_TRY(qk_crypt_luks_header(&rq, &luks, err));
+	b->payload_off = luks.payload_off;
+	return qk_crypt_luks_unlock(&rq, &luks, &b->crypt, err);
 }
 
 static enum qcow_status init_luks(struct qcow_builder *b, struct qcow_error *err)
 {
 	struct qk_luks luks;
-	qk_hoff off = {0};
 
+	if (b->options.luks_keep)
+		return keep_luks(b, err);
 	QK_TRY(parse_luks(&b->options, &luks, err));
-	b->crypto_bytes = luks.payload_off;
-	QK_TRY(qk_build_refs_take(
-		&b->refs, qk_div_up(b->crypto_bytes, b->g.cluster_size), &off, err));
-	b->crypto_off = off.v;
+	QK_TRY(place_header(b, &luks, err));
 	uint8_t *key = qk_secmem_new(QK_CIPHER_KEY_BYTES);
 	if (key == NULL)
 		return QK_FAIL_NOMEM(err);
@@ -232,7 +292,7 @@ static enum qcow_status init_luks(struct qcow_builder *b, struct qcow_error *err
 	if (status == QCOW_OK)
 		status = write_luks(b, &luks, key, err);
 	if (status == QCOW_OK)
-		status = qk_crypt_new(&luks.spec, key, false, &b->crypt, err);
+		status = qk_crypt_new(&luks.spec, key, b->is_luks, &b->crypt, err);
 	qk_secmem_free(key, QK_CIPHER_KEY_BYTES);
 	return status;
 }

@@ -202,6 +202,8 @@ enum qcow_status qk_build_data_reserve(struct qcow_builder *b, qk_goff off, uint
 	uint64_t left = 0;
 	qk_hoff host = {0};
 
+	if (b->is_luks)
+		return qk_build_luks_reserve(b, off, len, host_off, run_bytes, err);
 	QK_TRY(check_range(b, off, len, err));
 	QK_TRY(fill_gap(b, off.v, err));
 	QK_TRY(qk_build_map_open(&b->map, off, &left, err));
@@ -280,6 +282,8 @@ enum qcow_status qk_build_data_compressed(
 	qk_hoff host = {0};
 	uint64_t raw = 0;
 
+	if (b->is_luks)
+		return QK_FAIL(err, QCOW_E_INVAL, "a LUKS file holds no compressed clusters");
 	QK_TRY(check_range(b, off, cluster, err));
 	if (b->g.data_file)
 		return QK_FAIL(err, QCOW_E_INVAL,
@@ -338,6 +342,8 @@ static enum qcow_status store_zeros(
 enum qcow_status qk_build_data_zero(
 	struct qcow_builder *b, qk_goff off, uint64_t len, struct qcow_error *err)
 {
+	if (b->is_luks)
+		return qk_build_luks_zero(b, off, len, err);
 	QK_TRY(check_range(b, off, len, err));
 	/* without a backing file, what nobody mentions reads as zeros */
 	if (b->backing_name == NULL)

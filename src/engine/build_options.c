@@ -155,6 +155,14 @@ static enum qcow_status validate_header(const struct qcow_create_options *o, str
 enum qcow_status qk_build_options_validate(
 	const struct qcow_create_options *o, struct qcow_error *err)
 {
+	if (qk_build_is_luks(o))
+		return qk_build_luks_validate(o, err);
+	if (o->format != NULL && strcmp(o->format, "qcow2") != 0)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"images of format '%s' are not made: qcow2 and luks are", o->format);
+	if (o->luks_detached_header || o->luks_keep)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "a detached or kept header goes with format luks only");
 	QK_TRY(validate_geometry(o, err));
 	QK_TRY(validate_version_2(o, err));
 	QK_TRY(validate_names(o, err));

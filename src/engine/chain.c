@@ -63,7 +63,9 @@ static enum qcow_status resolve(const struct qcow_open_options *o, const struct 
 			ref->from, kind_name(ref->kind), ref->name);
 	qk_err_clear(err);
 	enum qcow_status status = o->resolve(o->resolve_ctx, ref, out, err);
-	if (status == QCOW_OK && out->store == NULL)
+	bool is_answer = out->store != NULL ||
+			 (ref->kind == QCOW_REF_BACKING && (out->image != NULL || out->is_none));
+	if (status == QCOW_OK && !is_answer)
 		status = QK_FAIL(err, QCOW_E_INVAL, "the resolver gives no store");
 	if (status != QCOW_OK) {
 		qk_err_complete(err, QK_SITE, status);
@@ -117,9 +119,61 @@ static enum qcow_status choose_format(const struct qcow_open_options *o,
 	return QCOW_OK;
 }
 
-/* Open the backing image that `layer` names, a chain of one, into *out. */
+/* Put an open chain below `layer`, the last of the chain that begins at `top`. */
+static enum qcow_status adopt(struct qcow_image *top, struct qcow_image *layer,
+	struct qcow_image *backing, struct qcow_error *err)
+{
+	if (layer->is_raw)
+		return QK_FAIL(err, QCOW_E_INVAL, "a raw image has no backing image");
+	uint32_t n = 0;
+	for (const struct qcow_image *above = top; above != NULL; above = above->backing) {
+		n++;
+		for (const struct qcow_image *i = backing; i != NULL; i = i->backing)
+			QK_TRY(check_loop(i, above->store, err));
+	}
+	for (const struct qcow_image *i = backing; i != NULL; i = i->backing)
+		n++;
+	if (n > QCOW_MAX_CHAIN_DEPTH)
+		return QK_FAIL(err, QCOW_E_LOOP, "the backing chain is deeper than %d images",
+			QCOW_MAX_CHAIN_DEPTH);
+	layer->backing = backing;
+	return QCOW_OK;
+}
+
+/* The store that the resolver gave, as the layer below `layer`. */
+static enum qcow_status open_resolved(struct qcow_image *top, struct qcow_image *layer,
+	const struct qcow_open_options *o, const struct qcow_reference *ref,
+	const struct qcow_resolved *got, struct qcow_error *err)
+{
+	const char *format = NULL;
+	enum qcow_status status = choose_format(o, ref, got, &format, err);
+	if (status == QCOW_OK)
+		status = check_loop(top, got->store, err);
+	if (status != QCOW_OK) {
+		qcow_store_close(got->store);
+		qcow_store_close(got->luks_header);
+		return status;
+	}
+	struct qcow_open_options below = QCOW_OPEN_OPTIONS_INIT;
+	below.flags = o->flags & ~(uint32_t)QCOW_OPEN_WRITE;
+	below.format = format;
+	below.cache_bytes = o->cache_bytes;
+	below.secret = got->secret;
+	below.get_secret = o->get_secret;
+	below.secret_ctx = o->secret_ctx;
+	below.cancelled = o->cancelled;
+	below.cancel_ctx = o->cancel_ctx;
+	below.max_iterations = o->max_iterations;
+	below.luks_header = got->luks_header;
+	status = qk_layer_open(got->store, &below, &layer->backing, err);
+	if (status != QCOW_OK)
+		qk_err_context(err, "backing file '%s' of '%s'", ref->name, ref->from);
+	return status;
+}
+
+/* Open the backing image that `layer` names. *ends: nothing below it is to be looked for. */
 static enum qcow_status open_backing(struct qcow_image *top, struct qcow_image *layer,
-	const struct qcow_open_options *o, uint32_t depth, struct qcow_error *err)
+	const struct qcow_open_options *o, uint32_t depth, bool *ends, struct qcow_error *err)
 {
 	if (depth + 1 >= QCOW_MAX_CHAIN_DEPTH)
 		return QK_FAIL(err, QCOW_E_LOOP, "the backing chain is deeper than %d images",
@@ -131,27 +185,14 @@ static enum qcow_status open_backing(struct qcow_image *top, struct qcow_image *
 		.depth = depth};
 	struct qcow_resolved got = {0};
 	QK_TRY(resolve(o, &ref, &got, err));
-	const char *format = NULL;
-	enum qcow_status status = choose_format(o, &ref, &got, &format, err);
-	if (status == QCOW_OK)
-		status = check_loop(top, got.store, err);
-	if (status != QCOW_OK) {
-		qcow_store_close(got.store);
+	*ends = got.store == NULL;
+	if (got.image != NULL) {
+		enum qcow_status status = adopt(top, layer, got.image, err);
+		if (status != QCOW_OK)
+			qk_chain_close(got.image);
 		return status;
 	}
-	struct qcow_open_options below = QCOW_OPEN_OPTIONS_INIT;
-	below.flags = o->flags & ~(uint32_t)QCOW_OPEN_WRITE;
-	below.format = format;
-	below.cache_bytes = o->cache_bytes;
-	below.get_secret = o->get_secret;
-	below.secret_ctx = o->secret_ctx;
-	below.cancelled = o->cancelled;
-	below.cancel_ctx = o->cancel_ctx;
-	below.max_iterations = o->max_iterations;
-	status = qk_layer_open(got.store, &below, &layer->backing, err);
-	if (status != QCOW_OK)
-		qk_err_context(err, "backing file '%s' of '%s'", ref.name, ref.from);
-	return status;
+	return got.is_none ? QCOW_OK : open_resolved(top, layer, o, &ref, &got, err);
 }
 
 /* Open what the layers name, one after the other, until one names nothing. */
@@ -164,7 +205,10 @@ static enum qcow_status descend(
 		if (layer->is_raw || layer->backing_name == NULL || o->backing != NULL ||
 			(o->flags & QCOW_OPEN_NO_BACKING) != 0)
 			return QCOW_OK;
-		QK_TRY(open_backing(top, layer, o, depth, err));
+		bool ends = false;
+		QK_TRY(open_backing(top, layer, o, depth, &ends, err));
+		if (ends)
+			return QCOW_OK;
 		depth++;
 	}
 	return QCOW_OK;
@@ -185,23 +229,6 @@ static void set_stretches(struct qcow_image *top)
 	}
 }
 
-/* Put the caller's chain below `top`. */
-static enum qcow_status adopt(
-	struct qcow_image *top, struct qcow_image *backing, struct qcow_error *err)
-{
-	if (top->is_raw)
-		return QK_FAIL(err, QCOW_E_INVAL, "a raw image has no backing image");
-	uint32_t n = 1;
-	for (const struct qcow_image *i = backing; i != NULL; i = i->backing) {
-		QK_TRY(check_loop(i, top->store, err));
-		if (++n > QCOW_MAX_CHAIN_DEPTH)
-			return QK_FAIL(err, QCOW_E_LOOP,
-				"the backing chain is deeper than %d images", QCOW_MAX_CHAIN_DEPTH);
-	}
-	top->backing = backing;
-	return QCOW_OK;
-}
-
 enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_options *options,
 	struct qcow_image **out, struct qcow_error *err)
 {
@@ -209,7 +236,7 @@ enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_
 	QK_TRY(qk_layer_open(store, options, &top, err));
 	enum qcow_status status = descend(top, options, err);
 	if (status == QCOW_OK && options->backing != NULL)
-		status = adopt(top, options->backing, err);
+		status = adopt(top, top, options->backing, err);
 	/* the caller's chain stays the caller's where this fails */
 	if (status == QCOW_OK)
 		status = qk_rw_open(top, options, err);

@@ -48,6 +48,7 @@ struct qk_crypt_luks_request {
 	struct qk_cancel cancel;
 	uint32_t max_iterations; /* 0 = QK_LUKS_MAX_ITERATIONS */
 	bool by_guest;
+	bool detached; /* the store holds the header alone */
 };
 
 /* Read and judge the header alone. Errors of qk_luks_decode and of the store. */

@@ -21,7 +21,8 @@ enum qcow_status qk_crypt_luks_header(
 			"the encryption header has %" PRIu64 " bytes, LUKS headers have %zu",
 			rq->len, sizeof(bytes));
 	QK_TRY(qcow_store_read(rq->store, bytes, sizeof(bytes), rq->off, err));
-	return qk_luks_decode((struct qk_span){bytes, sizeof(bytes)}, rq->len, out, err);
+	return qk_luks_decode(
+		(struct qk_span){bytes, sizeof(bytes)}, rq->len, rq->detached, out, err);
 }
 
 static enum qcow_status try_slot(const struct qk_crypt_luks_request *rq, struct qk_luks *luks,

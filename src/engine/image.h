@@ -28,6 +28,8 @@ struct qcow_image {
 	bool is_luks; /* raw_offset is the payload's */
 	struct qcow_store *store;
 	struct qcow_store *data_store; /* external data file, or NULL */
+	struct qcow_store *header_store; /* detached LUKS header, or NULL */
+	uint64_t header_bytes; /* of header_store */
 	struct qcow_image *backing; /* or NULL */
 	_Atomic uint64_t
 		file_size; /* of store, when it was opened; grows where the image is written */

@@ -125,9 +125,11 @@ static enum qcow_status unlock_luks(struct qcow_image *image, const struct qcow_
 	uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	struct qk_luks luks;
-	struct qk_crypt_luks_request rq = {.store = image->store,
+	struct qk_crypt_luks_request rq = {
+		.store = image->header_store != NULL ? image->header_store : image->store,
 		.off = off,
 		.len = len,
+		.detached = image->header_store != NULL,
 		.cancel = {o->cancelled, o->cancel_ctx},
 		.max_iterations = o->max_iterations,
 		.by_guest = image->is_luks};
@@ -151,19 +153,22 @@ static enum qcow_status open_luks(
 			o->snapshot);
 	if (o->raw_offset != 0 || o->raw_size != 0)
 		return QK_FAIL(err, QCOW_E_INVAL, "raw offset and size go with format raw only");
-	if (image->file_size < QK_LUKS_HEADER_BYTES)
+	uint64_t bytes = image->header_store != NULL ? image->header_bytes : image->file_size;
+	if (bytes < QK_LUKS_HEADER_BYTES)
 		return QK_FAIL(err, QCOW_E_FORMAT,
-			"the file has %" PRIu64 " bytes, a LUKS header alone has %u",
-			image->file_size, QK_LUKS_HEADER_BYTES);
+			"the file has %" PRIu64 " bytes, a LUKS header alone has %u", bytes,
+			QK_LUKS_HEADER_BYTES);
 	image->is_raw = true;
 	image->is_luks = true;
-	QK_TRY(unlock_luks(image, o, 0, image->file_size, err));
+	QK_TRY(unlock_luks(image, o, 0, bytes, err));
 	if (image->raw_offset > image->file_size)
 		return QK_FAIL(err, QCOW_E_FORMAT,
 			"the LUKS payload at %" PRIu64 " lies past the end of the file (%" PRIu64
 			" bytes)",
 			image->raw_offset, image->file_size);
-	image->size = qk_align_down(image->file_size - image->raw_offset, QK_CRYPT_SECTOR);
+	/* what is missing of a last sector reads as zeros, before it is decrypted */
+	image->size = qk_div_up(image->file_size - image->raw_offset, QK_CRYPT_SECTOR) *
+		      QK_CRYPT_SECTOR;
 	return QCOW_OK;
 }
 
@@ -384,6 +389,10 @@ static enum qcow_status open_format(
 {
 	enum layer_format format = LAYER_PROBE;
 	QK_TRY(parse_format(o->format, &format, err));
+	if (o->luks_header != NULL && format != LAYER_LUKS)
+		return QK_FAIL(err, QCOW_E_INVAL, "a detached header goes with format luks only");
+	if (o->luks_header != NULL)
+		QK_TRY(qcow_store_size(o->luks_header, &image->header_bytes, err));
 	uint64_t file_size = 0;
 	QK_TRY(qcow_store_size(image->store, &file_size, err));
 	image->file_size = file_size;
@@ -402,9 +411,11 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	struct qcow_image *image = qk_calloc(1, sizeof(*image));
 	if (image == NULL) {
 		qcow_store_close(store);
+		qcow_store_close(options->luks_header);
 		return QK_FAIL_NOMEM(err);
 	}
 	image->store = store;
+	image->header_store = options->luks_header;
 	image->flags = options->flags;
 	enum qcow_status status = open_format(image, options, err);
 	if (status != QCOW_OK) {
@@ -434,6 +445,7 @@ void qk_layer_close(struct qcow_image *image)
 	free(image->data_file_name);
 	free(image->cluster0);
 	qcow_store_close(image->data_store);
+	qcow_store_close(image->header_store);
 	qcow_store_close(image->store);
 	free(image);
 }

@@ -28,7 +28,7 @@ struct request {
 	const struct qcow_convert_options *options;
 	struct qcow_store *target, *target_data;
 	struct qcow_create_options create; /* with the size filled in */
-	bool is_raw;
+	bool is_raw, is_luks;
 };
 
 static enum qcow_status check_raw(const struct request *request, struct qcow_error *err)
@@ -67,7 +67,28 @@ static enum qcow_status check_qcow2(const struct request *request, struct qcow_e
 	return qcow_create_validate(&request->create, err);
 }
 
-/* What everything else relies on. Sets is_raw. */
+static enum qcow_status check_luks(const struct request *request, struct qcow_error *err)
+{
+	const struct qcow_convert_options *options = request->options;
+	if (options->compress)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"compression not supported for format luks: its disk lies there as it is");
+	if (options->backing != NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "a LUKS file has no backing file");
+	if (request->create.luks_detached_header && request->target_data == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"a detached LUKS header needs a second target for the disk");
+	return qcow_create_validate(&request->create, err);
+}
+
+static enum qcow_status check_format(const struct request *request, struct qcow_error *err)
+{
+	if (request->is_raw)
+		return check_raw(request, err);
+	return request->is_luks ? check_luks(request, err) : check_qcow2(request, err);
+}
+
+/* What everything else relies on. Sets the format. */
 static enum qcow_status check_request(struct request *request, struct qcow_error *err)
 {
 	const struct qcow_convert_options *options = request->options;
@@ -79,9 +100,12 @@ static enum qcow_status check_request(struct request *request, struct qcow_error
 		return QK_FAIL(
 			err, QCOW_E_INVAL, "the number of workers is 1 to %d", QK_PIPE_MAX_WORKERS);
 	request->is_raw = strcmp(options->format, "raw") == 0;
-	if (!request->is_raw && strcmp(options->format, "qcow2") != 0)
+	request->is_luks = strcmp(options->format, "luks") == 0;
+	if (!request->is_raw && !request->is_luks && strcmp(options->format, "qcow2") != 0)
 		return QK_FAIL(
 			err, QCOW_E_UNSUPPORTED, "unknown target format '%s'", options->format);
+	request->create.format = request->is_raw ? NULL : options->format;
+	request->create.luks_keep = request->is_luks && options->keep_target;
 	return QCOW_OK;
 }
 
@@ -119,7 +143,7 @@ static uint64_t probe_clone(const struct request *request, struct qcow_store *ta
 	bool is_out = options->no_clone || options->compress || options->keep_target ||
 		      options->sparse_bytes != UINT64_MAX || options->rate_bytes_per_sec != 0 ||
 		      options->create.preallocation > QCOW_PREALLOC_METADATA ||
-		      options->create.encryption != QCOW_ENCRYPTION_NONE;
+		      options->create.encryption != QCOW_ENCRYPTION_NONE || request->is_luks;
 	if (is_out || !caps.can_clone || !caps.can_grow || !find_dev(target, &dev))
 		return 0;
 	if (!request->is_raw && request->create.cluster_size < QK_CLONE_GRAIN_BYTES)
@@ -152,9 +176,14 @@ static struct qk_policy choose_policy(const struct request *request)
 		policy.sparse_bytes = options->sparse_bytes;
 	if (request->is_raw && options->create.preallocation == QCOW_PREALLOC_FULL)
 		policy.sparse_bytes = 0;
+	if (request->is_luks) /* a hole there is no zeros */
+		policy.sparse_bytes = 0;
 	uint64_t sparse = round_sparse(policy.sparse_bytes);
-	policy.unit_bytes = request->is_raw ? qk_min(RAW_UNIT_BYTES, sparse)
-					    : request->create.cluster_size;
+	policy.unit_bytes = request->create.cluster_size;
+	if (request->is_raw)
+		policy.unit_bytes = qk_min(RAW_UNIT_BYTES, sparse);
+	else if (request->is_luks)
+		policy.unit_bytes = RAW_UNIT_BYTES;
 	policy.chunk_bytes = options->compress ? PACKED_CHUNK_BYTES : PLAIN_CHUNK_BYTES;
 	policy.chunk_bytes = qk_max(policy.chunk_bytes, qk_max(policy.unit_bytes, sparse));
 	return policy;
@@ -182,6 +211,7 @@ static enum qcow_status open_sink(
 	}
 	QK_TRY(qk_sink_open_qcow2(
 		&copy->sink, request->target, request->target_data, &request->create, err));
+	copy->sink.unit_bytes = copy->policy.unit_bytes;
 	/* A backing file that is only named may hold anything, at any length. */
 	if (options->backing != NULL)
 		copy->sink.explicit_zero_bytes = qcow_size(options->backing);
@@ -219,8 +249,8 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 	const struct qcow_convert_options *options = request->options;
 	QK_TRY(check_request(request, err));
 	QK_TRY(choose_size(request, copy, err));
-	QK_TRY(request->is_raw ? check_raw(request, err) : check_qcow2(request, err));
-	QK_TRY(qk_bitmaps_check(options, request->is_raw, err));
+	QK_TRY(check_format(request, err));
+	QK_TRY(qk_bitmaps_check(options, request->is_raw || request->is_luks, err));
 	copy->source.salvage = options->salvage;
 	copy->policy = choose_policy(request);
 	if (options->backing != NULL && !qk_source_find_backing(&copy->source, options->backing))

@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "base/num.h"
 
+#define SECTOR_BYTES	     512U /* LUKS files hold whole ones */
 #define BITMAP_ENTRY_BYTES   24U /* of the bitmap directory, before the name */
 #define MAX_GRANULARITY_BITS 31U /* of a bitmap that is not broken */
 
@@ -118,12 +119,15 @@ static enum qcow_status measure_qcow2(struct qcow_image *source,
 	const struct qcow_create_options *o, struct qcow_measure_result *out,
 	struct qcow_error *err)
 {
-	if (o->encryption != QCOW_ENCRYPTION_NONE)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "encrypted images cannot be measured yet");
+	uint64_t luks = 0;
+
 	QK_TRY(qcow_create_validate(o, err));
+	if (o->encryption == QCOW_ENCRYPTION_LUKS)
+		QK_TRY(qcow_luks_header_bytes(o, &luks, err));
 	uint64_t n_data = qk_div_up(o->virtual_size, o->cluster_size);
 	uint64_t full = n_data * o->cluster_size;
-	uint64_t metadata = count_metadata(n_data, o) * o->cluster_size;
+	uint64_t metadata = (count_metadata(n_data, o) + qk_div_up(luks, o->cluster_size)) *
+			    o->cluster_size;
 	uint64_t data = 0;
 
 	if (o->preallocation >= QCOW_PREALLOC_FALLOC)
@@ -145,6 +149,20 @@ static enum qcow_status measure_qcow2(struct qcow_image *source,
 	return count_bitmaps(source, &info, o->cluster_size, &out->bitmaps, err);
 }
 
+/* Header and slots, and behind them the disk, all of it: zeros are encrypted too. */
+static enum qcow_status measure_luks(const struct qcow_create_options *o,
+	struct qcow_measure_result *out, struct qcow_error *err)
+{
+	uint64_t bytes = 0;
+
+	QK_TRY(qcow_create_validate(o, err));
+	QK_TRY(qcow_luks_header_bytes(o, &bytes, err));
+	uint64_t disk = qk_div_up(o->virtual_size, SECTOR_BYTES) * SECTOR_BYTES;
+	out->required = bytes + (o->luks_detached_header ? 0 : disk);
+	out->fully_allocated = out->required;
+	return QCOW_OK;
+}
+
 static enum qcow_status read_options(struct qcow_image *source,
 	const struct qcow_create_options *in, struct qcow_create_options *out,
 	struct qcow_error *err)
@@ -160,6 +178,9 @@ static enum qcow_status read_options(struct qcow_image *source,
 	out->struct_size = sizeof(*out);
 	if (source != NULL)
 		out->virtual_size = qcow_size(source);
+	/* how large it becomes does not depend on the passphrase */
+	if (out->encryption != QCOW_ENCRYPTION_NONE && out->secret.data == NULL)
+		out->secret.data = "";
 	return QCOW_OK;
 }
 
@@ -176,11 +197,15 @@ enum qcow_status qcow_measure(struct qcow_image *source, const char *format,
 	if (strcmp(format, "raw") == 0) {
 		result.required = o.virtual_size;
 		result.fully_allocated = o.virtual_size;
+	} else if (strcmp(format, "luks") == 0) {
+		o.format = format;
+		o.secret.data = "";
+		QK_TRY(measure_luks(&o, &result, err));
 	} else if (strcmp(format, "qcow2") == 0) {
 		QK_TRY(measure_qcow2(source, &o, &result, err));
 	} else {
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"format '%s' cannot be measured: qcow2 and raw can", format);
+			"format '%s' cannot be measured: qcow2, raw and luks can", format);
 	}
 	*out = result;
 	return QCOW_OK;

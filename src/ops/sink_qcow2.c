@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sink_qcow2: a new qcow2 image through a builder. Reservations are made here, in guest order, which is
+ * sink_qcow2: a new qcow2 image or LUKS file through a builder. Reservations are made here, in guest order, which is
  * why the image is the same for every number of threads.
  */
 #include "ops/sink.h"

@@ -51,7 +51,7 @@ read_one() { # TOOL OPTIONS
 		return
 	fi
 	if [[ $2 == *twofish-192* ]]; then
-		says "$name is refused by name" 1 "*the cipher 'twofish' * has no keys of *" \
+		says "$name is refused by name" 1 '*twofish with keys of 192 bits is not built in: libgcrypt*' \
 			"$QCOW" convert --secret-file key -O raw one.qcow2 got.raw
 		return
 	fi

@@ -70,7 +70,7 @@ says refused_object 1 "*--object 'throttle-group': this type of object is not bu
 says refused_secret_without_id 1 '*needs an id=*' "$QCOW" info --object secret,data=x disk.raw
 says refused_secret_file 1 "*cannot read the secret 's' from 'nx': No such file*" "$QCOW" info --object secret,id=s,file=nx disk.raw
 says refused_base64 1 "*'s' is not base64" "$QCOW" info --object 'secret,id=s,data=a?b=,format=base64' disk.raw
-says a_secret_that_is_not_defined 1 "*No secret with id 's'" "$QCOW" info --image-opts driver=qcow2,encrypt.key-secret=s,file.filename=top.qcow2
+says a_secret_that_is_not_defined 1 "*No secret with id 's'" "$QCOW" map --image-opts driver=qcow2,encrypt.key-secret=s,file.filename=top.qcow2
 says bad_json 1 '*Could not parse the JSON options*' "$QCOW" info 'json:{x}'
 expect json_in_single_quotes 0 "$QCOW" info "json:{'driver':'qcow2','file':{'driver':'file','filename':'top.qcow2'}}"
 says an_escaped_quote_in_single_quotes 1 "*a'b\"c: No such file*" "$QCOW" info "json:{'file.filename':'a\\'b\"c'}"

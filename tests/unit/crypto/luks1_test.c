@@ -57,7 +57,7 @@ static void make_header(uint8_t *b)
 static enum qcow_status decode(
 	const uint8_t *b, size_t n, struct qk_luks *out, struct qcow_error *err)
 {
-	return qk_luks_decode((struct qk_span){b, n}, AREA_BYTES, out, err);
+	return qk_luks_decode((struct qk_span){b, n}, AREA_BYTES, false, out, err);
 }
 
 static void header_is_decoded_and_encoded_again(void **state)
@@ -104,7 +104,8 @@ static void hostile_fields_are_refused(void **state)
 		{OFF_MODE + 4, 0x62656e62, QCOW_E_UNSUPPORTED, "generator 'benbn64'"},
 		{OFF_MODE + 8, 0x6e363a34, QCOW_E_UNSUPPORTED, "generator 'plain6'"},
 		{OFF_HASH, 0x73686137, QCOW_E_UNSUPPORTED, "hash 'sha756'"},
-		{OFF_PAYLOAD, 0, QCOW_E_FORMAT, "payload at 0 overlaps"},
+		{OFF_PAYLOAD, 0, QCOW_E_FORMAT, "detached LUKS header"},
+		{OFF_PAYLOAD, 1, QCOW_E_FORMAT, "payload at 512 overlaps"},
 		{OFF_PAYLOAD, 7, QCOW_E_FORMAT, "overlaps"},
 		{OFF_PAYLOAD, 507, QCOW_E_FORMAT, "key slot 0"},
 		{OFF_KEY_BYTES, 0, QCOW_E_FORMAT, "keys have 0 bytes"},
@@ -158,9 +159,10 @@ static void area_bounds_the_slots(void **state)
 	(void)state;
 	make_header(b);
 	const struct qk_span span = {b, sizeof(b)};
-	assert_ok(qk_luks_decode(span, 4096 + 256000, &luks, &err), err);
-	assert_status(qk_luks_decode(span, 4096 + 256000 - 1, &luks, &err), QCOW_E_FORMAT, err);
-	assert_status(qk_luks_decode(span, 0, &luks, &err), QCOW_E_FORMAT, err);
+	assert_ok(qk_luks_decode(span, 4096 + 256000, false, &luks, &err), err);
+	assert_status(
+		qk_luks_decode(span, 4096 + 256000 - 1, false, &luks, &err), QCOW_E_FORMAT, err);
+	assert_status(qk_luks_decode(span, 0, false, &luks, &err), QCOW_E_FORMAT, err);
 }
 
 /* ---- slots ---- */
@@ -267,11 +269,31 @@ static void iterations_over_the_limit_are_not_worked_off(void **state)
 	free(material);
 }
 
+/* The payload's offset says nothing of the slots then: they lie in the header's own file. */
+static void detached_headers_put_the_payload_anywhere(void **state)
+{
+	static const uint32_t sectors[] = {0, 1, 507, 4040, UINT32_MAX};
+	(void)state;
+	for (size_t i = 0; i < sizeof(sectors) / sizeof(sectors[0]); i++) {
+		uint8_t b[QK_LUKS_HEADER_BYTES];
+		struct qk_luks luks;
+		struct qcow_error err = QCOW_ERROR_INIT;
+		struct qk_span span = {b, sizeof(b)};
+		make_header(b);
+		put32(b + OFF_PAYLOAD, sectors[i]);
+		assert_ok(qk_luks_decode(span, AREA_BYTES, true, &luks, &err), err);
+		assert_int_equal(luks.payload_off, (uint64_t)sectors[i] * 512);
+		assert_status(qk_luks_decode(span, 4096, true, &luks, &err), QCOW_E_FORMAT, err);
+		assert_says(err, "key slot 0");
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(header_is_decoded_and_encoded_again),
 		cmocka_unit_test(hostile_fields_are_refused),
+		cmocka_unit_test(detached_headers_put_the_payload_anywhere),
 		cmocka_unit_test(names_that_do_not_end_are_refused),
 		cmocka_unit_test(area_bounds_the_slots),
 		cmocka_unit_test(slots_open_with_their_passphrase_alone),
