@@ -20,10 +20,6 @@ enum qcow_status qk_space_usable(const struct qk_space *sp, struct qcow_error *e
 	if (sp->is_corrupt)
 		return QK_FAIL(err, QCOW_E_CORRUPT,
 			"the image turned out to be corrupt: nothing more is written to it");
-	if (sp->is_broken)
-		return QK_FAIL(err, QCOW_E_NOMEM,
-			"clusters that may be referenced could not be remembered: nothing more is "
-			"handed out");
 	return QCOW_OK;
 }
 

@@ -349,6 +349,10 @@ enum qcow_status qk_space_take(struct qk_space *sp, const struct qk_space_want *
 	QK_ASSERT(P1, want->n != 0 && want->min_n <= want->n);
 	(void)pthread_mutex_lock(&sp->lock);
 	enum qcow_status status = qk_space_usable(sp, err);
+	if (status == QCOW_OK && sp->is_broken)
+		status = QK_FAIL(err, QCOW_E_NOMEM,
+			"out of memory for the clusters that may be in use: nothing more is handed "
+			"out");
 	/* what was given back and cannot be read now is not missed before it is needed */
 	if (status == QCOW_OK)
 		qk_space_settle_deferred(sp);

@@ -97,7 +97,7 @@ struct qk_space {
 	const struct qk_extensions *ext;
 	bool can_grow, grows_zeroed;
 	bool is_corrupt; /* nothing is taken or published any more */
-	bool is_broken; /* a quarantine could not be remembered: the same */
+	bool is_broken; /* a quarantine could not be remembered: nothing is taken any more */
 	uint8_t sector0[QK_SECTOR];
 
 	/* the refcount table, space_table.c */
@@ -161,7 +161,7 @@ void qk_space_note(void *ctx, const struct qcow_finding *f);
 enum qcow_status qk_space_noted_error(
 	const struct qk_space_noted *n, struct qcow_error *err) QK_MUST_USE;
 
-/* QCOW_E_CORRUPT or QCOW_E_NOMEM where nothing may be taken or published. */
+/* QCOW_E_CORRUPT where nothing may be taken or published any more. */
 enum qcow_status qk_space_usable(const struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
 
 /* ---- space_blocks.c ---- */

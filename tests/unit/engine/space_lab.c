@@ -115,7 +115,7 @@ void lab_open(struct lab *lab, const struct lab_options *o)
 	if (o->fixed_clusters != 0)
 		store = fix(store, o->fixed_clusters * o->cluster_size);
 	lab->peek = store;
-	lab->store = qkt_guard(lab->fault, lab->order, store, 0);
+	lab->store = o->plain ? store : qkt_guard(lab->fault, lab->order, store, 0);
 	assert_ok(qk_layer_open(lab->store, &open, &lab->image, &err), err);
 	lab->cluster_bits = lab->image->geometry.cluster_bits;
 	lab->max = lab->image->geometry.refcount_max;
@@ -138,7 +138,13 @@ void lab_free(struct lab *lab)
 enum qcow_status lab_take(struct lab *lab, uint64_t n, uint64_t min_n, struct qk_space_run *run,
 	struct qcow_error *err)
 {
-	struct qk_space_want want = {.n = n, .min_n = min_n};
+	return lab_take_as(lab, QK_SPACE_DATA, n, min_n, run, err);
+}
+
+enum qcow_status lab_take_as(struct lab *lab, enum qk_space_kind kind, uint64_t n, uint64_t min_n,
+	struct qk_space_run *run, struct qcow_error *err)
+{
+	struct qk_space_want want = {.n = n, .min_n = min_n, .kind = kind};
 	enum qcow_status status = qk_space_take(lab->sp, &want, run, err);
 
 	if (status != QCOW_OK)

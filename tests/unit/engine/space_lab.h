@@ -25,6 +25,7 @@ struct lab_options {
 	uint64_t cache_bytes;
 	int prove;
 	uint32_t version; /* 0: 3 */
+	bool plain; /* neither fault store nor order checker, which allocate */
 };
 
 struct lab {
@@ -51,6 +52,8 @@ void lab_free(struct lab *lab);
 /* Take, and note it in the array; fails the test where the run was in use. */
 enum qcow_status lab_take(struct lab *lab, uint64_t n, uint64_t min_n, struct qk_space_run *run,
 	struct qcow_error *err);
+enum qcow_status lab_take_as(struct lab *lab, enum qk_space_kind kind, uint64_t n, uint64_t min_n,
+	struct qk_space_run *run, struct qcow_error *err);
 enum qcow_status lab_raise(struct lab *lab, uint64_t cluster, struct qcow_error *err);
 enum qcow_status lab_drop(struct lab *lab, uint64_t cluster, struct qcow_error *err);
 /* begin, flush, link, flush, done. */

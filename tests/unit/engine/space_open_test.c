@@ -11,6 +11,7 @@
 #include "engine/space.h"
 #include "fault.h"
 #include "host.h"
+#include "order.h"
 
 #define K64 UINT64_C(0x10000)
 
@@ -302,8 +303,9 @@ static void rebuild_with_failures(void)
 
 	for (uint64_t nth = 1; status != QCOW_OK; nth++) {
 		struct qkt_fault *fault = qkt_fault_new();
+		struct qkt_order *order = qkt_order_new(NULL);
 		sh("cp --sparse=always base t");
-		struct opened o = open_image(qkt_fault_wrap(fault, open_rw("t"), 0));
+		struct opened o = open_image(qkt_guard(fault, order, open_rw("t"), 0));
 		struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
 		rq.cache_bytes = 1;
 		qkt_fault_arm(fault, QKT_ANY, nth, nth % 2 ? QKT_EIO : QKT_SHORT, nth % 3 == 0);
@@ -311,6 +313,7 @@ static void rebuild_with_failures(void)
 		bool was_hit = qkt_fault_hits(fault) != 0;
 		qkt_fault_disarm(fault);
 		close_image(&o);
+		qkt_order_free(order);
 		qkt_fault_free(fault);
 		judge("t", &is_dirty, &corruptions, &leaks);
 		assert_true(status == QCOW_OK || was_hit);
