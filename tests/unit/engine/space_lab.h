@@ -23,7 +23,7 @@ struct lab_options {
 	uint64_t disk_size; /* 0: 1 MiB */
 	uint64_t fixed_clusters; /* the store has this many and cannot grow; 0: it grows */
 	uint64_t cache_bytes;
-	int prove;
+	enum qcow_prove prove;
 	uint32_t version; /* 0: 3 */
 	bool plain; /* neither fault store nor order checker, which allocate */
 };
