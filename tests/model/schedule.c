@@ -1,0 +1,731 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * schedule [--most N]: pairs of operations on one cluster in every order of their store calls.
+ *
+ * Two threads run one operation each. One runs at a time; at every call to the store, and where a lock is taken,
+ * it may be the other's turn. Locks are wrapped by the linker (meson.build), so who waits for whom is known
+ * exactly, and a deadlock is seen. All choices are tried, depth first, up to N (default 400) a pair and image;
+ * each run begins with a fresh copy of the image. Judged: both calls succeed, every sector holds what one of
+ * the two left (a read finds the old or the new), the order checker says nothing, and the file closed after it is
+ * clean and reads the same for the oracle (each distinct file once).
+ */
+#include <inttypes.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host.h"
+#include "image.h"
+
+#define SECTOR	    512u
+#define CLUSTER	    4096u
+#define DISK	    (16u * CLUSTER)
+#define AT	    (2u * CLUSTER) /* where the pair works */
+#define MAX_FILE    (2u << 20)
+#define MAX_CHOICES 400u
+
+/* ---- the file: bytes that outlive the image ---- */
+
+struct ram {
+	uint8_t *bytes;
+	uint64_t size;
+};
+
+static enum qcow_status ram_preadv(
+	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
+{
+	const struct ram *r = ctx;
+	(void)err;
+	for (int i = 0; i < n_iov; off += iov[i++].iov_len)
+		if (iov[i].iov_len != 0)
+			memcpy(iov[i].iov_base, r->bytes + off, iov[i].iov_len);
+	return QCOW_OK;
+}
+
+static enum qcow_status ram_pwritev(
+	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
+{
+	struct ram *r = ctx;
+	(void)err;
+	for (int i = 0; i < n_iov; off += iov[i++].iov_len) {
+		if (off + iov[i].iov_len > MAX_FILE)
+			abort();
+		if (iov[i].iov_len != 0)
+			memcpy(r->bytes + off, iov[i].iov_base, iov[i].iov_len);
+	}
+	r->size = off > r->size ? off : r->size;
+	return QCOW_OK;
+}
+
+static enum qcow_status ram_flush(void *ctx, struct qcow_error *err)
+{
+	(void)ctx;
+	(void)err;
+	return QCOW_OK;
+}
+
+static enum qcow_status ram_size(void *ctx, uint64_t *size_bytes, struct qcow_error *err)
+{
+	(void)err;
+	*size_bytes = ((struct ram *)ctx)->size;
+	return QCOW_OK;
+}
+
+static enum qcow_status ram_truncate(void *ctx, uint64_t size_bytes, struct qcow_error *err)
+{
+	struct ram *r = ctx;
+	(void)err;
+	if (size_bytes > MAX_FILE)
+		abort();
+	if (size_bytes < r->size)
+		memset(r->bytes + size_bytes, 0, r->size - size_bytes);
+	r->size = size_bytes;
+	return QCOW_OK;
+}
+
+static enum qcow_status ram_zero(
+	void *ctx, uint64_t off, uint64_t len, unsigned flags, struct qcow_error *err)
+{
+	struct ram *r = ctx;
+	(void)flags;
+	(void)err;
+	if (off + len > MAX_FILE)
+		abort();
+	memset(r->bytes + off, 0, len);
+	r->size = off + len > r->size ? off + len : r->size;
+	return QCOW_OK;
+}
+
+static enum qcow_status ram_punch(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	(void)err;
+	memset(((struct ram *)ctx)->bytes + off, 0, len);
+	return QCOW_OK;
+}
+
+static void ram_caps(void *ctx, struct qcow_store_caps *out)
+{
+	(void)ctx;
+	*out = (struct qcow_store_caps){.request_align = 1,
+		.physical_block = SECTOR,
+		.writable = true,
+		.can_grow = true,
+		.reads_zero_past_end = true,
+		.can_punch = true};
+}
+
+static void ram_close(void *ctx)
+{
+	(void)ctx;
+}
+
+static const struct qcow_store_ops ram_ops = {
+	.abi = QCOW_STORE_ABI,
+	.name = "ram",
+	.preadv = ram_preadv,
+	.pwritev = ram_pwritev,
+	.flush = ram_flush,
+	.size = ram_size,
+	.truncate = ram_truncate,
+	.zero = ram_zero,
+	.punch = ram_punch,
+	.caps = ram_caps,
+	.close = ram_close,
+};
+
+/* ---- the scheduler ---- */
+
+enum state {
+	AT_CALL, /* may go on */
+	WAITS, /* for a lock or a condition; may look again when something was released */
+	ENDED
+};
+
+int __real_pthread_mutex_lock(pthread_mutex_t *m);
+int __real_pthread_mutex_unlock(pthread_mutex_t *m);
+int __real_pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m);
+int __real_pthread_cond_broadcast(pthread_cond_t *c);
+int __real_pthread_rwlock_rdlock(pthread_rwlock_t *l);
+int __real_pthread_rwlock_wrlock(pthread_rwlock_t *l);
+int __real_pthread_rwlock_unlock(pthread_rwlock_t *l);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *m);
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *m);
+int __wrap_pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m);
+int __wrap_pthread_cond_broadcast(pthread_cond_t *c);
+int __wrap_pthread_rwlock_rdlock(pthread_rwlock_t *l);
+int __wrap_pthread_rwlock_wrlock(pthread_rwlock_t *l);
+int __wrap_pthread_rwlock_unlock(pthread_rwlock_t *l);
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t turn;
+	enum state state[2];
+	uint64_t seen[2],
+		released; /* releases of locks: counted, and as they were when it looked */
+	int running;
+	unsigned char choices[MAX_CHOICES], n_alternatives[MAX_CHOICES];
+	unsigned n_given, n; /* choices given to repeat; made */
+} sched = {.lock = PTHREAD_MUTEX_INITIALIZER, .turn = PTHREAD_COND_INITIALIZER};
+
+static _Thread_local int self = -1; /* 0 and 1: under control */
+
+static void die(const char *what);
+
+static bool is_enabled(int who)
+{
+	return sched.state[who] == AT_CALL ||
+	       (sched.state[who] == WAITS && sched.seen[who] != sched.released);
+}
+
+/* With the lock: who is next? Alternatives are counted from the lower thread. */
+static int choose(void)
+{
+	bool a = is_enabled(0), b = is_enabled(1);
+	unsigned char n = (unsigned char)(a && b ? 2 : 1);
+	if (!a && !b) {
+		if (sched.state[0] == ENDED && sched.state[1] == ENDED)
+			return -1;
+		die("deadlock: both wait");
+	}
+	if (n == 1)
+		return a ? 0 : 1;
+	if (sched.n == MAX_CHOICES)
+		die("more choices than expected: one waits without end");
+	if (sched.n >= sched.n_given)
+		sched.choices[sched.n] = 0;
+	sched.n_alternatives[sched.n] = n;
+	return sched.choices[sched.n++];
+}
+
+/* The thread comes to a point where the other may go on, in this state. Returns when it is its turn. */
+static void yield(enum state state)
+{
+	(void)__real_pthread_mutex_lock(&sched.lock);
+	sched.state[self] = state;
+	sched.seen[self] = sched.released;
+	sched.running = choose();
+	(void)__real_pthread_cond_broadcast(&sched.turn);
+	while (state != ENDED && sched.running != self)
+		(void)__real_pthread_cond_wait(&sched.turn, &sched.lock);
+	(void)__real_pthread_mutex_unlock(&sched.lock);
+}
+
+static void release(void)
+{
+	sched.released++; /* one thread runs at a time */
+}
+
+int __wrap_pthread_mutex_lock(pthread_mutex_t *m)
+{
+	if (self < 0)
+		return __real_pthread_mutex_lock(m);
+	while (pthread_mutex_trylock(m) != 0)
+		yield(WAITS);
+	return 0;
+}
+
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *m)
+{
+	int rc = __real_pthread_mutex_unlock(m);
+	if (self >= 0)
+		release();
+	return rc;
+}
+
+int __wrap_pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
+{
+	if (self < 0)
+		return __real_pthread_cond_wait(c, m);
+	(void)__real_pthread_mutex_unlock(m);
+	release();
+	yield(WAITS);
+	return __wrap_pthread_mutex_lock(m);
+}
+
+int __wrap_pthread_cond_broadcast(pthread_cond_t *c)
+{
+	if (self >= 0)
+		release();
+	return __real_pthread_cond_broadcast(c);
+}
+
+int __wrap_pthread_rwlock_rdlock(pthread_rwlock_t *l)
+{
+	if (self < 0)
+		return __real_pthread_rwlock_rdlock(l);
+	while (pthread_rwlock_tryrdlock(l) != 0)
+		yield(WAITS);
+	return 0;
+}
+
+int __wrap_pthread_rwlock_wrlock(pthread_rwlock_t *l)
+{
+	if (self < 0)
+		return __real_pthread_rwlock_wrlock(l);
+	while (pthread_rwlock_trywrlock(l) != 0)
+		yield(WAITS);
+	return 0;
+}
+
+int __wrap_pthread_rwlock_unlock(pthread_rwlock_t *l)
+{
+	int rc = __real_pthread_rwlock_unlock(l);
+	if (self >= 0)
+		release();
+	return rc;
+}
+
+/* ---- the store that the threads call: each call is a point of choice ---- */
+
+static void point(void)
+{
+	if (self >= 0)
+		yield(AT_CALL);
+}
+
+static enum qcow_status gate_preadv(
+	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
+{
+	point();
+	return qcow_store_readv(ctx, iov, n_iov, off, err);
+}
+
+static enum qcow_status gate_pwritev(
+	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
+{
+	point();
+	return qcow_store_writev(ctx, iov, n_iov, off, err);
+}
+
+static enum qcow_status gate_flush(void *ctx, struct qcow_error *err)
+{
+	point();
+	return qcow_store_flush(ctx, err);
+}
+
+static enum qcow_status gate_size(void *ctx, uint64_t *size_bytes, struct qcow_error *err)
+{
+	return qcow_store_size(ctx, size_bytes, err);
+}
+
+static enum qcow_status gate_truncate(void *ctx, uint64_t size_bytes, struct qcow_error *err)
+{
+	point();
+	return qcow_store_truncate(ctx, size_bytes, err);
+}
+
+static enum qcow_status gate_zero(
+	void *ctx, uint64_t off, uint64_t len, unsigned flags, struct qcow_error *err)
+{
+	point();
+	return qcow_store_zero(ctx, off, len, flags, err);
+}
+
+static enum qcow_status gate_punch(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	point();
+	return qcow_store_punch(ctx, off, len, err);
+}
+
+static void gate_caps(void *ctx, struct qcow_store_caps *out)
+{
+	qcow_store_caps(ctx, out);
+}
+
+static void gate_close(void *ctx)
+{
+	qcow_store_close(ctx);
+}
+
+static const struct qcow_store_ops gate_ops = {
+	.abi = QCOW_STORE_ABI,
+	.name = "gate",
+	.preadv = gate_preadv,
+	.pwritev = gate_pwritev,
+	.flush = gate_flush,
+	.size = gate_size,
+	.truncate = gate_truncate,
+	.zero = gate_zero,
+	.punch = gate_punch,
+	.caps = gate_caps,
+	.close = gate_close,
+};
+
+/* ---- operations ---- */
+
+enum kind {
+	WRITE,
+	ZERO,
+	DISCARD,
+	READ,
+	FLUSH
+};
+
+/* Sectors count from AT; a cluster has eight. */
+static const struct op {
+	const char *name;
+	enum kind kind;
+	unsigned flags, first, n;
+} ops[] = {
+	{"write part", WRITE, 0, 2, 3},
+	{"write cluster", WRITE, 0, 0, 8},
+	{"write across two", WRITE, 0, 6, 6},
+	{"write through", WRITE, QCOW_IO_FUA, 4, 2},
+	{"zero cluster", ZERO, 0, 0, 8},
+	{"zero, unmap", ZERO, QCOW_IO_UNMAP, 0, 8},
+	{"zero part", ZERO, 0, 3, 3},
+	{"discard", DISCARD, 0, 0, 8},
+	{"read", READ, 0, 0, 16},
+	{"flush", FLUSH, 0, 0, 0},
+};
+#define N_OPS (sizeof(ops) / sizeof(ops[0]))
+
+/* Images: what qemu-io does to an empty one, then what we do to it, not flushed, before the pair. */
+static const struct bed {
+	const char *name, *options, *commands;
+	bool has_backing;
+	int before; /* index in ops, -1: nothing */
+} beds[] = {
+	{"empty", "compat=1.1", "true", false, -1},
+	{"allocated", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false, -1},
+	{"version 2", "compat=0.10", "qemu-io -c 'write -q -P 1 0 64k' image", false, -1},
+	{"a write staged", "compat=1.1", "true", false, 0},
+	{"a discard staged", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false, 7},
+	{"a write and a backing file", "compat=1.1", "true", true, 0},
+	{"a snapshot", "compat=1.1",
+		"qemu-io -c 'write -q -P 1 0 64k' image && qemu-img snapshot -c s image", false,
+		-1},
+	{"a snapshot, a write staged", "compat=1.1",
+		"qemu-io -c 'write -q -P 1 0 64k' image && qemu-img snapshot -c s image", false, 0},
+	{"a backing file", "compat=1.1", "true", true, -1},
+	{"zero clusters", "compat=1.1",
+		"qemu-io -c 'write -q -P 1 0 64k' -c 'write -q -z 0 64k' image", false, -1},
+	{"compressed", "compat=1.1",
+		"for i in 0 4 8 12 16; do qemu-io -c \"write -q -c -P 1 ${i}k 4k\" image || exit "
+		"1; done",
+		false, -1},
+};
+#define N_BEDS (sizeof(beds) / sizeof(beds[0]))
+
+struct thread {
+	const struct op *op;
+	struct qcow_image *image;
+	int who;
+	uint8_t value;
+	uint8_t buf[16 * SECTOR];
+	enum qcow_status status;
+	struct qcow_error err;
+};
+
+static struct {
+	const struct bed *bed;
+	uint8_t *file; /* as QEMU left it */
+	uint64_t file_size;
+	uint8_t disk[DISK]; /* what it reads as, then with what was done before the pair */
+	struct ram ram;
+	const struct op *pair[2];
+	uint64_t runs, points, files, capped;
+	uint64_t *hashes;
+	size_t n_hashes;
+} all;
+
+static void die(const char *what)
+{
+	printf("FAILED %s: \"%s\" and \"%s\": %s\n  choices", all.bed->name, all.pair[0]->name,
+		all.pair[1]->name, what);
+	for (unsigned i = 0; i < sched.n; i++)
+		printf(" %d", sched.choices[i]);
+	printf("\n");
+	(void)fflush(stdout);
+	_Exit(1);
+}
+
+/* What the operation leaves in a sector, counted from AT; false: it does not touch it. */
+static bool leaves(const struct op *op, unsigned value, unsigned sector, uint8_t *out)
+{
+	*out = op->kind == WRITE ? (uint8_t)value : 0;
+	if (op->kind == READ || op->kind == FLUSH)
+		return false;
+	return sector >= op->first && sector < op->first + op->n;
+}
+
+static void perform(struct thread *t)
+{
+	uint64_t off = AT + (uint64_t)t->op->first * SECTOR, len = (uint64_t)t->op->n * SECTOR;
+	t->err = (struct qcow_error)QCOW_ERROR_INIT;
+	memset(t->buf, t->value, sizeof(t->buf));
+	switch (t->op->kind) {
+	case WRITE:
+		t->status = qcow_pwrite(t->image, t->buf, len, off, t->op->flags, &t->err);
+		break;
+	case ZERO:
+		t->status = qcow_zero(t->image, off, len, t->op->flags, &t->err);
+		break;
+	case DISCARD:
+		t->status = qcow_discard(t->image, off, len, t->op->flags, &t->err);
+		break;
+	case READ:
+		t->status = qcow_pread(t->image, t->buf, len, off, &t->err);
+		break;
+	case FLUSH:
+		t->status = qcow_flush(t->image, &t->err);
+		break;
+	}
+}
+
+static void *run_thread(void *arg)
+{
+	struct thread *t = arg;
+	self = t->who;
+	(void)__real_pthread_mutex_lock(&sched.lock);
+	while (sched.running != self)
+		(void)__real_pthread_cond_wait(&sched.turn, &sched.lock);
+	(void)__real_pthread_mutex_unlock(&sched.lock);
+	perform(t);
+	yield(ENDED);
+	self = -1;
+	return NULL;
+}
+
+/* ---- judging ---- */
+
+static bool is_all(const uint8_t *p, uint8_t value)
+{
+	return p[0] == value && memcmp(p, p + 1, SECTOR - 1) == 0;
+}
+
+static void judge_disk(const uint8_t *now, const struct thread *t)
+{
+	for (unsigned s = 0; s < DISK / SECTOR; s++) {
+		uint8_t a = 0, b = 0;
+		unsigned at = s - AT / SECTOR;
+		bool by_a = s >= AT / SECTOR && leaves(t[0].op, t[0].value, at, &a);
+		bool by_b = s >= AT / SECTOR && leaves(t[1].op, t[1].value, at, &b);
+		const uint8_t *p = now + s * SECTOR;
+		bool ok = (by_a && is_all(p, a)) || (by_b && is_all(p, b)) ||
+			  (!by_a && !by_b && memcmp(p, all.disk + s * SECTOR, SECTOR) == 0);
+		if (!ok)
+			die("a sector holds what neither left");
+	}
+}
+
+static void judge_read(const struct thread *t, const struct thread *other)
+{
+	for (unsigned s = 0; t->op->kind == READ && s < t->op->n; s++) {
+		uint8_t v = 0;
+		const uint8_t *p = t->buf + s * SECTOR;
+		if (leaves(other->op, other->value, s, &v) && is_all(p, v))
+			continue;
+		if (memcmp(p, all.disk + AT + s * SECTOR, SECTOR) != 0)
+			die("a read finds neither old nor new");
+	}
+}
+
+static uint64_t hash(const uint8_t *p, uint64_t n)
+{
+	uint64_t h = n;
+	for (uint64_t i = 0; i + 8 <= n; i += 8) {
+		uint64_t w;
+		memcpy(&w, p + i, 8);
+		h = (h ^ w) * UINT64_C(0x9e3779b97f4a7c15);
+		h ^= h >> 29;
+	}
+	return h;
+}
+
+/* The oracle looks at each distinct file. */
+static void judge_file(const uint8_t *disk)
+{
+	size_t n = 0;
+	uint64_t h = hash(all.ram.bytes, all.ram.size);
+	for (size_t i = 0; i < all.n_hashes; i++)
+		if (all.hashes[i] == h)
+			return;
+	all.hashes = realloc(all.hashes, (all.n_hashes + 1) * sizeof(*all.hashes));
+	if (all.hashes == NULL)
+		abort();
+	all.hashes[all.n_hashes++] = h;
+	all.files++;
+	FILE *f = fopen(qkt_path("after"), "wb");
+	if (f == NULL || fwrite(all.ram.bytes, 1, all.ram.size, f) != all.ram.size ||
+		fclose(f) != 0)
+		abort();
+	if (qkt_run("%s check after", getenv("ORACLE")) != 0) {
+		printf("%s%s", qkt_stdout(), qkt_stderr());
+		die("the oracle does not find the file clean");
+	}
+	qkt_must("rm -f dump; %s read after -o dump", getenv("ORACLE"));
+	uint8_t *bytes = qkt_slurp(qkt_path("dump"), &n);
+	if (n != DISK || memcmp(bytes, disk, DISK) != 0)
+		die("the oracle reads other bytes");
+	free(bytes);
+}
+
+/* ---- runs ---- */
+
+static void must(enum qcow_status st, const struct qcow_error *err)
+{
+	if (st != QCOW_OK)
+		die(err->message);
+}
+
+static struct qcow_store *wrap(const struct qcow_store_ops *o, void *ctx)
+{
+	struct qcow_store *s = NULL;
+	if (qcow_store_new(o, ctx, &s, NULL) != QCOW_OK)
+		abort();
+	return s;
+}
+
+static void run_pair(struct qcow_image *image, struct thread *t)
+{
+	pthread_t threads[2];
+	sched.state[0] = sched.state[1] = AT_CALL;
+	sched.n = 0;
+	sched.running = -1;
+	for (int i = 0; i < 2; i++) {
+		t[i] = (struct thread){
+			all.pair[i], image, i, (uint8_t)(0xa1 + i * 0x11), {0}, 0, {0}};
+		if (pthread_create(&threads[i], NULL, run_thread, &t[i]) != 0)
+			abort();
+	}
+	(void)__real_pthread_mutex_lock(&sched.lock);
+	sched.running = choose();
+	(void)__real_pthread_cond_broadcast(&sched.turn);
+	(void)__real_pthread_mutex_unlock(&sched.lock);
+	for (int i = 0; i < 2; i++)
+		(void)pthread_join(threads[i], NULL);
+	for (int i = 0; i < 2; i++)
+		must(t[i].status, &t[i].err);
+}
+
+static void do_before(struct qcow_image *image)
+{
+	uint8_t v = 0;
+	if (all.bed->before < 0)
+		return;
+	struct thread t = {.op = &ops[all.bed->before], .image = image, .value = 0x77};
+	perform(&t);
+	must(t.status, &t.err);
+	for (unsigned s = 0; s < 16; s++)
+		if (leaves(t.op, t.value, s, &v))
+			memset(all.disk + AT + s * SECTOR, v, SECTOR);
+}
+
+static void run_once(void)
+{
+	struct qkt_order_options options = {.threads = true};
+	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_fault *f = qkt_fault_new();
+	struct qkt_order *o = qkt_order_new(&options);
+	struct qcow_image *image = NULL;
+	struct thread t[2];
+	static uint8_t now[DISK];
+	memcpy(all.ram.bytes, all.file, all.file_size);
+	if (all.ram.size > all.file_size)
+		memset(all.ram.bytes + all.file_size, 0, all.ram.size - all.file_size);
+	all.ram.size = all.file_size;
+	open.flags = QCOW_OPEN_WRITE;
+	if (all.bed->has_backing) {
+		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
+		struct qcow_store *s = NULL;
+		raw.format = "raw";
+		must(qcow_file_open(qkt_path("base"), 0, &s, &err), &err);
+		must(qcow_open(s, &raw, &open.backing, &err), &err);
+	}
+	struct qcow_store *store = qkt_guard(f, o, wrap(&ram_ops, &all.ram), 0);
+	must(qcow_open(wrap(&gate_ops, store), &open, &image, &err), &err);
+	do_before(image);
+	run_pair(image, t);
+	must(qcow_pread(image, now, DISK, 0, &err), &err);
+	judge_disk(now, t);
+	judge_read(&t[0], &t[1]);
+	judge_read(&t[1], &t[0]);
+	must(qcow_flush(image, &err), &err);
+	qcow_close(image);
+	qkt_order_free(o);
+	qkt_fault_free(f);
+	judge_file(now);
+	all.runs++;
+	all.points += sched.n;
+}
+
+/* All orders of the pair, at most `most`. */
+static void explore(uint64_t most)
+{
+	sched.n_given = 0;
+	for (uint64_t n = 0;; n++) {
+		if (n == most) {
+			all.capped++;
+			return;
+		}
+		run_once();
+		unsigned last = sched.n;
+		while (last > 0 && sched.choices[last - 1] + 1 >= sched.n_alternatives[last - 1])
+			last--;
+		if (last == 0)
+			return;
+		sched.choices[last - 1]++;
+		sched.n_given = last;
+	}
+}
+
+static void make(const struct bed *bed)
+{
+	size_t n = 0;
+	all.bed = bed;
+	qkt_must("rm -f image base after dump; truncate -s 64k base && "
+		 "qemu-io -f raw -c 'write -q -P 3 0 64k' base");
+	qkt_must("qemu-img create -q -f qcow2 -o cluster_size=4096,%s %s image 64k", bed->options,
+		bed->has_backing ? "-b base -F raw" : "");
+	qkt_must("%s", bed->commands);
+	qkt_must("%s read image -o dump", getenv("ORACLE"));
+	uint8_t *dump = qkt_slurp(qkt_path("dump"), &n);
+	memcpy(all.disk, dump, DISK);
+	free(dump);
+	free(all.file);
+	all.file = qkt_slurp(qkt_path("image"), &n);
+	all.file_size = n;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t most = 400;
+	char dir[PATH_MAX], path[PATH_MAX + 20];
+	if (argc == 3 && strcmp(argv[1], "--most") == 0)
+		most = strtoull(argv[2], NULL, 0);
+	else if (argc != 1) {
+		(void)fprintf(stderr, "usage: schedule [--most N]\n");
+		return 2;
+	}
+	qkt_need_program("qemu-img", "qemu-utils");
+	if (getenv("ORACLE") == NULL && realpath(argv[0], dir) != NULL) {
+		*strrchr(dir, '/') = '\0';
+		(void)snprintf(path, sizeof(path), "%s/../oracle/oracle", dir);
+		(void)setenv("ORACLE", path, 1);
+	}
+	all.ram.bytes = calloc(1, MAX_FILE);
+	all.ram.size = MAX_FILE;
+	if (all.ram.bytes == NULL)
+		abort();
+	unsigned n = 0;
+	for (const struct bed *bed = beds; bed < beds + N_BEDS; bed++) {
+		uint64_t before = all.runs;
+		make(bed);
+		for (size_t i = 0; i < N_OPS; i++)
+			for (size_t j = i; j < N_OPS; j++, n++) {
+				all.pair[0] = &ops[i];
+				all.pair[1] = &ops[j];
+				explore(most);
+			}
+		printf("%-28s %" PRIu64 " orders\n", bed->name, all.runs - before);
+	}
+	printf("%u pairs, %" PRIu64 " orders, %" PRIu64 " distinct files, %" PRIu64
+	       " pairs cut at %" PRIu64 ": 0 bad\n",
+		n, all.runs, all.files, all.capped, most);
+	printf("%u passed, 0 failed\n", n);
+	return 0;
+}
