@@ -40,21 +40,28 @@ struct count {
 	uint64_t *references, *stored;
 	uint16_t *users; /* bits of enum user */
 	uint32_t *l2_from_active, *l2_from_all; /* L1 entries that lead to an L2 table here */
-	uint64_t n_lines, n_under, n_leaks, n_past_end, n_copied_set, n_copied_missing, n_overlaps,
-		n_bad;
+	uint64_t n_lines;
+	struct verdict *v;
+	FILE *out;
 };
 
 __attribute__((format(printf, 3, 4))) static void tell(
 	struct count *c, uint64_t *counter, const char *format, ...)
 {
 	va_list args;
+	bool is_error = counter != &c->v->n_leaks && counter != &c->v->n_past_end;
 	(*counter)++;
-	if (c->n_lines++ >= LINES_MAX)
+	if (is_error && !c->v->first[0]) {
+		va_start(args, format);
+		vsnprintf(c->v->first, sizeof c->v->first, format, args);
+		va_end(args);
+	}
+	if (c->n_lines++ >= LINES_MAX || !c->out)
 		return;
 	va_start(args, format);
-	vprintf(format, args);
+	vfprintf(c->out, format, args);
 	va_end(args);
-	putchar('\n');
+	fputc('\n', c->out);
 }
 
 static void refer(struct count *c, enum user user, uint64_t cluster, uint64_t times)
@@ -64,7 +71,7 @@ static void refer(struct count *c, enum user user, uint64_t cluster, uint64_t ti
 	alone = alone || !((users | bit) & ~(OVERLAP_TOLD | DATA));
 	c->references[cluster] += times;
 	if (!alone && !(users & OVERLAP_TOLD)) {
-		tell(c, &c->n_overlaps, "overlap cluster %" PRIu64 " users %#x and %#x", cluster,
+		tell(c, &c->v->n_overlaps, "overlap cluster %" PRIu64 " users %#x and %#x", cluster,
 			users, bit);
 		users |= OVERLAP_TOLD;
 	}
@@ -76,7 +83,7 @@ static bool refer_range(struct count *c, enum user user, uint64_t off, uint64_t 
 {
 	uint64_t cs = c->img->cluster_bytes, first = off / cs, n = bytes / cs + (bytes % cs != 0);
 	if (off % cs || first > c->n || n > c->n - first) {
-		tell(c, &c->n_bad,
+		tell(c, &c->v->n_bad,
 			"bad structure of kind %u: %" PRIu64 " bytes at %#" PRIx64
 			", not aligned or past the end of the file",
 			(unsigned)user, bytes, off);
@@ -107,8 +114,8 @@ static void load_block(struct count *c, uint64_t index, uint64_t off, uint8_t *b
 {
 	struct image *img = c->img;
 	uint64_t n_entries = img->cluster_bytes * 8 >> img->refcount_order;
-	if (read_at(img->fd, block, img->cluster_bytes, off) != img->cluster_bytes)
-		tell(c, &c->n_bad, "bad refcount block at %#" PRIx64 ": cut short", off);
+	if (read_at(&img->file, block, img->cluster_bytes, off) != img->cluster_bytes)
+		tell(c, &c->v->n_bad, "bad refcount block at %#" PRIx64 ": cut short", off);
 	for (uint64_t i = 0; i < n_entries; i++) {
 		uint64_t refcount = refcount_in(img, block, i), cluster = index * n_entries + i;
 		if (!refcount)
@@ -116,7 +123,7 @@ static void load_block(struct count *c, uint64_t index, uint64_t off, uint8_t *b
 		if (cluster < c->n)
 			c->stored[cluster] = refcount;
 		else
-			tell(c, &c->n_past_end, /* no space is lost */
+			tell(c, &c->v->n_past_end, /* no space is lost */
 				"past-end cluster %" PRIu64 " stored %" PRIu64, cluster, refcount);
 	}
 }
@@ -133,7 +140,7 @@ static void load_refcounts(struct count *c)
 		if (!table[i])
 			continue;
 		if (table[i] & 0x1ff || !is_cluster(c, table[i])) {
-			tell(c, &c->n_bad, "bad refcount table entry %" PRIu64 ": %#" PRIx64, i,
+			tell(c, &c->v->n_bad, "bad refcount table entry %" PRIu64 ": %#" PRIx64, i,
 				table[i]);
 			continue;
 		}
@@ -151,15 +158,17 @@ static void judge_copied(struct count *c, const char *what, uint64_t entry, uint
 {
 	bool one = c->stored[cluster] == 1;
 	if ((entry & ENTRY_COPIED) && !one)
-		tell(c, &c->n_copied_set, "copied set in %s entry %#" PRIx64 ", refcount %" PRIu64,
-			what, entry, c->stored[cluster]);
+		tell(c, &c->v->n_copied_set,
+			"copied set in %s entry %#" PRIx64 ", refcount %" PRIu64, what, entry,
+			c->stored[cluster]);
 	else if (!(entry & ENTRY_COPIED) && one)
-		tell(c, &c->n_copied_missing, "copied missing in %s entry %#" PRIx64, what, entry);
+		tell(c, &c->v->n_copied_missing, "copied missing in %s entry %#" PRIx64, what,
+			entry);
 }
 
 static void bad_entry(struct count *c, const char *why, uint64_t entry, uint64_t bits)
 {
-	tell(c, &c->n_bad, "bad L2 entry %#" PRIx64 " %#" PRIx64 ": %s", entry, bits, why);
+	tell(c, &c->v->n_bad, "bad L2 entry %#" PRIx64 " %#" PRIx64 ": %s", entry, bits, why);
 }
 
 static void count_compressed(struct count *c, uint64_t entry, uint64_t bits, uint64_t times)
@@ -194,8 +203,8 @@ static void count_entry(struct count *c, uint64_t entry, uint64_t bits, uint64_t
 		return;
 	if (c->img->has_data_file) { /* not refcounted, and implicitly 1 */
 		if (!(entry & ENTRY_COPIED))
-			tell(c, &c->n_copied_missing, "copied missing in data file entry %#" PRIx64,
-				entry);
+			tell(c, &c->v->n_copied_missing,
+				"copied missing in data file entry %#" PRIx64, entry);
 		return;
 	}
 	if (!is_cluster(c, host)) {
@@ -213,9 +222,9 @@ static void count_l2_table(struct count *c, uint64_t cluster, uint64_t *words)
 	unsigned step = img->extended_l2 ? 2 : 1;
 	uint64_t times = c->l2_from_all[cluster];
 	uint8_t *bytes = (uint8_t *)words;
-	if (read_at(img->fd, words, img->cluster_bytes, cluster << img->cluster_bits) !=
+	if (read_at(&img->file, words, img->cluster_bytes, cluster << img->cluster_bits) !=
 		img->cluster_bytes)
-		tell(c, &c->n_bad, "bad L2 table in cluster %" PRIu64 ": cut short", cluster);
+		tell(c, &c->v->n_bad, "bad L2 table in cluster %" PRIu64 ": cut short", cluster);
 	for (uint64_t i = 0; i < img->n_l2; i++) {
 		uint64_t entry = be(bytes + i * step * 8, 8);
 		uint64_t bits = img->extended_l2 ? be(bytes + i * 16 + 8, 8) : 0;
@@ -232,7 +241,7 @@ static void count_l1(struct count *c, uint64_t off, uint64_t n, bool active)
 		uint64_t l2_off = l1[i] & ENTRY_OFFSET;
 		if (l1[i] & ~(ENTRY_OFFSET | ENTRY_COPIED) || (l1[i] && !l2_off) ||
 			!is_cluster(c, l2_off)) {
-			tell(c, &c->n_bad,
+			tell(c, &c->v->n_bad,
 				"bad L1 entry %" PRIu64 " of the table at %#" PRIx64 ": %#" PRIx64,
 				i, off, l1[i]);
 			continue;
@@ -246,7 +255,7 @@ static void count_l1(struct count *c, uint64_t off, uint64_t n, bool active)
 			continue;
 		judge_copied(c, "L1", l1[i], cluster);
 		if (c->l2_from_active[cluster]++ == 1)
-			tell(c, &c->n_overlaps,
+			tell(c, &c->v->n_overlaps,
 				"overlap L2 table in cluster %" PRIu64 " is in one L1 table twice",
 				cluster);
 	}
@@ -259,12 +268,12 @@ static void judge_data_file(struct count *c, uint64_t *words)
 	const uint64_t *l1 = read_words(img, img->l1_off, img->n_l1);
 	unsigned step = img->extended_l2 ? 2 : 1;
 	if (img->n_snapshots)
-		tell(c, &c->n_bad, "bad: snapshots beside a data file");
+		tell(c, &c->v->n_bad, "bad: snapshots beside a data file");
 	for (uint64_t i = 0; i < img->n_l1; i++) {
 		uint64_t off = l1[i] & ENTRY_OFFSET;
 		if (!off || !is_cluster(c, off) || c->l2_from_active[off / img->cluster_bytes] != 1)
 			continue;
-		read_at(img->fd, words, img->cluster_bytes, off);
+		read_at(&img->file, words, img->cluster_bytes, off);
 		for (uint64_t j = 0; j < img->n_l2; j++) {
 			uint64_t entry = be((uint8_t *)words + j * step * 8, 8);
 			uint64_t guest = (i * img->n_l2 + j) << img->cluster_bits;
@@ -288,12 +297,12 @@ static void count_bitmap(struct count *c, const struct bitmap *b)
 	uint64_t n_bytes = n_bits / 8 + (n_bits % 8 != 0);
 	if (!(b->flags & 1) &&
 		b->n_table != (n_bytes + img->cluster_bytes - 1) / img->cluster_bytes)
-		tell(c, &c->n_bad, "bad bitmap: %u entries for %" PRIu64 " bytes", b->n_table,
+		tell(c, &c->v->n_bad, "bad bitmap: %u entries for %" PRIu64 " bytes", b->n_table,
 			n_bytes);
 	for (uint32_t i = 0; i < b->n_table; i++) {
 		uint64_t off = table[i] & ENTRY_OFFSET;
 		if (table[i] & ~(ENTRY_OFFSET | 1) || (off && table[i] & 1) || !is_cluster(c, off))
-			tell(c, &c->n_bad, "bad bitmap table entry %u: %#" PRIx64, i, table[i]);
+			tell(c, &c->v->n_bad, "bad bitmap table entry %u: %#" PRIx64, i, table[i]);
 		else if (off)
 			refer(c, BITMAP_DATA, off / img->cluster_bytes, 1);
 	}
@@ -303,7 +312,7 @@ static void count_bitmaps(struct count *c)
 {
 	struct image *img = c->img;
 	if (img->bitmaps_error) {
-		tell(c, &c->n_bad, "bad bitmaps: %s", img->bitmaps_error);
+		tell(c, &c->v->n_bad, "bad bitmaps: %s", img->bitmaps_error);
 		return;
 	}
 	if (!img->bitmaps) /* not there, or not to be relied on */
@@ -319,7 +328,7 @@ static void count_snapshots(struct count *c)
 {
 	struct image *img = c->img;
 	if (img->snapshots_error) {
-		tell(c, &c->n_bad, "bad snapshot table: %s", img->snapshots_error);
+		tell(c, &c->v->n_bad, "bad snapshot table: %s", img->snapshots_error);
 		return;
 	}
 	refer_range(c, SNAPSHOT_TABLE, img->snapshots_off, img->snapshots_bytes);
@@ -333,15 +342,16 @@ static void compare(struct count *c)
 		bool under = c->stored[i] < c->references[i];
 		if (c->stored[i] == c->references[i])
 			continue;
-		tell(c, under ? &c->n_under : &c->n_leaks,
+		tell(c, under ? &c->v->n_under : &c->v->n_leaks,
 			"%s cluster %" PRIu64 " stored %" PRIu64 " references %" PRIu64,
 			under ? "under-count" : "leak", i, c->stored[i], c->references[i]);
 	}
 }
 
-int check(struct image *img)
+int check(struct image *img, struct verdict *v, FILE *out)
 {
-	struct count count = {.img = img}, *c = &count;
+	struct count count = {.img = img, .v = v, .out = out}, *c = &count;
+	*v = (struct verdict){0};
 	c->n = img->file_bytes / img->cluster_bytes + (img->file_bytes % img->cluster_bytes != 0);
 	c->references = take(c->n, sizeof *c->references);
 	c->stored = take(c->n, sizeof *c->stored);
@@ -364,13 +374,16 @@ int check(struct image *img)
 	count_bitmaps(c);
 	compare(c);
 
-	uint64_t n_errors = c->n_under + c->n_copied_set + c->n_overlaps + c->n_bad;
-	if (c->n_lines > LINES_MAX)
-		printf("%" PRIu64 " lines more\n", c->n_lines - LINES_MAX);
-	printf("clusters %" PRIu64 " under-counts %" PRIu64 " leaks %" PRIu64 " copied-set %" PRIu64
-	       " copied-missing %" PRIu64 " overlaps %" PRIu64 " bad %" PRIu64 " past-end %" PRIu64
-	       "\n",
-		c->n, c->n_under, c->n_leaks, c->n_copied_set, c->n_copied_missing, c->n_overlaps,
-		c->n_bad, c->n_past_end);
-	return n_errors || c->n_copied_missing ? 2 : c->n_leaks ? 3 : 0;
+	v->n_clusters = c->n;
+	if (out && c->n_lines > LINES_MAX)
+		fprintf(out, "%" PRIu64 " lines more\n", c->n_lines - LINES_MAX);
+	if (out)
+		fprintf(out,
+			"clusters %" PRIu64 " under-counts %" PRIu64 " leaks %" PRIu64
+			" copied-set %" PRIu64 " copied-missing %" PRIu64 " overlaps %" PRIu64
+			" bad %" PRIu64 " past-end %" PRIu64 "\n",
+			v->n_clusters, v->n_under, v->n_leaks, v->n_copied_set, v->n_copied_missing,
+			v->n_overlaps, v->n_bad, v->n_past_end);
+	uint64_t n_errors = v->n_under + v->n_copied_set + v->n_overlaps + v->n_bad;
+	return n_errors || v->n_copied_missing ? 2 : v->n_leaks ? 3 : 0;
 }

@@ -42,7 +42,7 @@ static const uint64_t *load_l2(struct image *img, uint64_t off)
 		return img->l2;
 	if (off % img->cluster_bytes)
 		refuse("an L2 table at %#jx", (uintmax_t)off);
-	if (read_at(img->fd, img->l2, img->cluster_bytes, off) != img->cluster_bytes)
+	if (read_at(&img->file, img->l2, img->cluster_bytes, off) != img->cluster_bytes)
 		refuse("the L2 table at %#jx runs past the end of the file", (uintmax_t)off);
 	for (uint64_t i = 0; i < img->cluster_bytes / 8; i++)
 		img->l2[i] = be((const uint8_t *)&img->l2[i], 8);
@@ -175,7 +175,7 @@ static void decompress(struct image *img, const struct run *run)
 	if (img->plain_entry == run->entry)
 		return;
 	img->plain_entry = 0;
-	uint64_t got = read_at(img->fd, img->packed, run->packed_bytes, run->host);
+	uint64_t got = read_at(&img->file, img->packed, run->packed_bytes, run->host);
 	uint64_t made = img->compression ? unzstd_cluster(img, got) : inflate_cluster(img, got);
 	if (made != img->cluster_bytes)
 		refuse("the compressed cluster at %#jx makes %ju bytes", (uintmax_t)run->host,
@@ -185,10 +185,10 @@ static void decompress(struct image *img, const struct run *run)
 
 static void open_data_file(struct image *img)
 {
-	if (!img->data_file)
+	if (!img->data_file || !img->path[0])
 		refuse("no name of the data file is recorded");
-	img->data_fd = open(beside(img->path, img->data_file), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (img->data_fd < 0)
+	img->data.fd = open(beside(img->path, img->data_file), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (img->data.fd < 0)
 		refuse("cannot open the data file '%s'", img->data_file);
 }
 
@@ -206,12 +206,12 @@ void read_run(struct image *img, const struct run *run, uint8_t *buf, uint64_t b
 		return;
 	}
 	if (img->has_data_file) {
-		if (img->data_fd < 0)
+		if (img->data.fd < 0)
 			open_data_file(img);
-		read_at(img->data_fd, buf, bytes, run->host);
+		read_at(&img->data, buf, bytes, run->host);
 		return;
 	}
 	if (run->host - run->within >= img->file_bytes)
 		refuse("a cluster at %#jx, past the end of the file", (uintmax_t)run->host);
-	read_at(img->fd, buf, bytes, run->host); /* the last one may be cut short */
+	read_at(&img->file, buf, bytes, run->host); /* the last one may be cut short */
 }

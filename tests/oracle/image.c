@@ -32,6 +32,16 @@ void *take(uint64_t n, uint64_t each_bytes)
 	return block->bytes;
 }
 
+void forget(void)
+{
+	while (blocks) {
+		struct block *next = blocks->next;
+		free(blocks);
+		blocks = next;
+	}
+	taken_bytes = 0;
+}
+
 uint64_t be(const uint8_t *p, unsigned bytes)
 {
 	uint64_t v = 0;
@@ -40,12 +50,19 @@ uint64_t be(const uint8_t *p, unsigned bytes)
 	return v;
 }
 
-uint64_t read_at(int fd, void *buf, uint64_t bytes, uint64_t off)
+uint64_t read_at(const struct file *file, void *buf, uint64_t bytes, uint64_t off)
 {
 	uint64_t done = 0;
 	memset(buf, 0, bytes);
+	if (file->fd < 0) {
+		if (off < file->n_bytes)
+			done = bytes < file->n_bytes - off ? bytes : file->n_bytes - off;
+		if (done)
+			memcpy(buf, file->bytes + off, done);
+		return done;
+	}
 	while (done < bytes && off + done <= INT64_MAX && off + done >= off) {
-		ssize_t n = pread(fd, (char *)buf + done, bytes - done, (off_t)(off + done));
+		ssize_t n = pread(file->fd, (char *)buf + done, bytes - done, (off_t)(off + done));
 		if (n < 0)
 			refuse("cannot read at offset %#jx", (uintmax_t)off);
 		if (n == 0)
@@ -58,7 +75,7 @@ uint64_t read_at(int fd, void *buf, uint64_t bytes, uint64_t off)
 uint64_t *read_words(const struct image *img, uint64_t off, uint64_t n)
 {
 	uint64_t *words = take(n, 8);
-	read_at(img->fd, words, n * 8, off);
+	read_at(&img->file, words, n * 8, off);
 	for (uint64_t i = 0; i < n; i++)
 		words[i] = be((const uint8_t *)&words[i], 8);
 	return words;
@@ -67,7 +84,7 @@ uint64_t *read_words(const struct image *img, uint64_t off, uint64_t n)
 static char *read_string(const struct image *img, uint64_t off, uint64_t bytes)
 {
 	char *s = take(bytes + 1, 1);
-	if (read_at(img->fd, s, bytes, off) != bytes)
+	if (read_at(&img->file, s, bytes, off) != bytes)
 		refuse("a string at %#jx runs past the end of the file", (uintmax_t)off);
 	return s;
 }
@@ -94,7 +111,7 @@ static bool aligned(const struct image *img, uint64_t off)
 static void read_header_v3(struct image *img)
 {
 	uint8_t h[112];
-	uint64_t got = read_at(img->fd, h, sizeof h, 0);
+	uint64_t got = read_at(&img->file, h, sizeof h, 0);
 	if (got < 104)
 		refuse("the file ends inside the header");
 	img->incompatible = be(h + 72, 8);
@@ -126,7 +143,7 @@ static void read_header_v3(struct image *img)
 static void read_header(struct image *img)
 {
 	uint8_t h[72];
-	if (read_at(img->fd, h, sizeof h, 0) != sizeof h)
+	if (read_at(&img->file, h, sizeof h, 0) != sizeof h)
 		refuse("the file ends inside the header");
 	if (memcmp(h, "QFI\xfb", 4) != 0)
 		refuse("not a qcow2 image");
@@ -160,7 +177,7 @@ static void read_header(struct image *img)
 static void read_extension(struct image *img, uint32_t type, uint64_t off, uint32_t bytes)
 {
 	uint8_t d[24];
-	read_at(img->fd, d, sizeof d, off);
+	read_at(&img->file, d, sizeof d, off);
 	switch (type) {
 	case 0xe2792aca:
 		if (img->backing_format)
@@ -204,7 +221,7 @@ static void read_extensions(struct image *img)
 		end = img->backing_off;
 	while (off + 8 <= end) {
 		uint8_t head[8];
-		read_at(img->fd, head, sizeof head, off);
+		read_at(&img->file, head, sizeof head, off);
 		uint32_t type = (uint32_t)be(head, 4), bytes = (uint32_t)be(head + 4, 4);
 		if (type == 0)
 			return;
@@ -260,7 +277,7 @@ static void judge_header(const struct image *img)
 static bool read_snapshot(struct image *img, struct snapshot *s, uint64_t *off)
 {
 	uint8_t h[64];
-	uint64_t got = read_at(img->fd, h, sizeof h, *off);
+	uint64_t got = read_at(&img->file, h, sizeof h, *off);
 	uint32_t extra = (uint32_t)be(h + 36, 4);
 	s->l1_off = be(h, 8);
 	s->n_l1 = (uint32_t)be(h + 8, 4);
@@ -305,7 +322,7 @@ static void read_snapshots(struct image *img)
 static bool read_bitmap(struct image *img, struct bitmap *b, uint64_t *off, uint64_t end)
 {
 	uint8_t h[24];
-	if (*off + sizeof h > end || read_at(img->fd, h, sizeof h, *off) != sizeof h)
+	if (*off + sizeof h > end || read_at(&img->file, h, sizeof h, *off) != sizeof h)
 		return false;
 	b->table_off = be(h, 8);
 	b->n_table = (uint32_t)be(h + 8, 4);
@@ -326,7 +343,7 @@ static bool read_bitmap(struct image *img, struct bitmap *b, uint64_t *off, uint
 	uint64_t padding_off = name_off + b->name_bytes;
 	*off += (padding_off - *off + 7) / 8 * 8;
 	uint8_t padding[8];
-	read_at(img->fd, padding, sizeof padding, padding_off);
+	read_at(&img->file, padding, sizeof padding, padding_off);
 	return *off <= end && be(padding, (unsigned)(*off - padding_off)) == 0;
 }
 
@@ -363,12 +380,9 @@ static int open_file(const char *path, uint64_t *bytes)
 	return fd;
 }
 
-struct image *image_open(const char *path)
+static struct image *open_image(struct image *img)
 {
-	struct image *img = take(1, sizeof *img);
-	img->path = path;
-	img->data_fd = -1;
-	img->fd = open_file(path, &img->file_bytes);
+	img->data.fd = -1;
 	read_header(img);
 	read_extensions(img);
 	read_backing_name(img);
@@ -376,4 +390,21 @@ struct image *image_open(const char *path)
 	read_snapshots(img);
 	read_bitmaps(img);
 	return img;
+}
+
+struct image *image_open(const char *path)
+{
+	struct image *img = take(1, sizeof *img);
+	img->path = path;
+	img->file.fd = open_file(path, &img->file_bytes);
+	return open_image(img);
+}
+
+struct image *image_open_bytes(const uint8_t *bytes, uint64_t n_bytes)
+{
+	struct image *img = take(1, sizeof *img);
+	img->path = "";
+	img->file = (struct file){.fd = -1, .bytes = bytes, .n_bytes = n_bytes};
+	img->file_bytes = n_bytes;
+	return open_image(img);
 }

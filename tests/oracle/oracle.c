@@ -24,7 +24,7 @@
 struct layer {
 	struct image *img; /* NULL: raw */
 	struct view view;
-	int fd; /* raw */
+	struct file file; /* raw */
 	uint64_t disk_bytes;
 	dev_t device;
 	ino_t inode;
@@ -76,15 +76,15 @@ static struct layer *add_layer(struct chain *chain, const char *path, const char
 		if (chain->layers[i].device == st.st_dev && chain->layers[i].inode == st.st_ino)
 			refuse("'%s' is in the chain twice", path);
 	struct layer *layer = &chain->layers[chain->n++];
-	*layer = (struct layer){.fd = -1, .device = st.st_dev, .inode = st.st_ino};
+	*layer = (struct layer){.file.fd = -1, .device = st.st_dev, .inode = st.st_ino};
 	if (format ? !strcmp(format, "qcow2") : is_qcow2(path)) {
 		layer->img = image_open(path);
 		return layer;
 	}
 	if (format && strcmp(format, "raw") != 0)
 		refuse("backing format '%s'", format);
-	layer->fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (layer->fd < 0)
+	layer->file.fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (layer->file.fd < 0)
 		refuse("cannot open '%s'", path);
 	layer->disk_bytes = (uint64_t)st.st_size;
 	return layer;
@@ -194,7 +194,7 @@ static int command_read(const struct request *request)
 		else if (place.layer->img)
 			read_run(place.layer->img, &place.run, buf, n);
 		else
-			read_at(place.layer->fd, buf, n, off);
+			read_at(&place.layer->file, buf, n, off);
 		if (!request->output)
 			write_out(out, buf, n);
 		else if (!all_zero(buf, n)) {
@@ -335,6 +335,12 @@ static int command_info(const struct request *request)
 	return 0;
 }
 
+static int command_check(const struct request *request)
+{
+	struct verdict verdict;
+	return check(image_open(request->image), &verdict, stdout);
+}
+
 static void usage(void)
 {
 	refuse("usage: oracle info|read|map|check IMAGE [--snapshot ID] [--backing FILE:FORMAT]... "
@@ -367,7 +373,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(argv[1], "map"))
 		status = command_map(&request);
 	else if (!strcmp(argv[1], "check"))
-		status = check(image_open(request.image));
+		status = command_check(&request);
 	else
 		usage();
 	if (fflush(stdout) || ferror(stdout))

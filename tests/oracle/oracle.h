@@ -3,7 +3,11 @@
  * A reader of qcow2 images that judges ours: written from the specification alone
  * (docs/interop/qcow2.rst of QEMU), sharing not a line with the library. It is meant to be
  * obviously right, not fast: whole tables are held in memory, at most 1 GiB of them. What it
- * does not understand it refuses, with exit status 1. Memory is freed by the end of the process.
+ * does not understand it refuses, with exit status 1.
+ *
+ * image.c, guest.c and check.c are a library too (oracle_core), for tests that judge images in memory,
+ * thousands a second. Whoever links it defines refuse(), which does not return: the program ends, or the
+ * thread that asked does. Memory stays taken until forget(). One thread at a time.
  */
 #ifndef ORACLE_H
 #define ORACLE_H
@@ -11,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 /* incompatible_features */
 #define INCOMPAT_DIRTY	     (UINT64_C(1) << 0)
@@ -44,9 +49,16 @@ struct bitmap {
 	size_t name_bytes;
 };
 
+/* Bytes of a file or, where fd is -1, in memory. */
+struct file {
+	int fd;
+	const uint8_t *bytes;
+	uint64_t n_bytes;
+};
+
 struct image {
 	const char *path;
-	int fd, data_fd; /* data_fd: the external data file, or -1 */
+	struct file file, data; /* data: the external data file; data.fd is -1 until it is opened */
 	uint64_t file_bytes;
 
 	uint32_t version, cluster_bits, crypt_method, n_l1, n_rt_clusters, n_snapshots;
@@ -99,17 +111,21 @@ struct run {
 	uint64_t within; /* of the offset asked for, in its cluster */
 };
 
-/* oracle.c */
+/* oracle.c, or whoever links the library */
 _Noreturn void refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* image.c */
+/* Zeros, until forget() frees all that was taken. */
 void *take(uint64_t n, uint64_t each_bytes);
+void forget(void);
 uint64_t be(const uint8_t *p, unsigned bytes);
 /* Fills the buffer: what lies past the end of the file is zero. Gives the bytes that were there. */
-uint64_t read_at(int fd, void *buf, uint64_t bytes, uint64_t off);
+uint64_t read_at(const struct file *file, void *buf, uint64_t bytes, uint64_t off);
 /* A table of 64-bit numbers; what lies past the end of the file is zero. */
 uint64_t *read_words(const struct image *img, uint64_t off, uint64_t n);
 struct image *image_open(const char *path);
+/* An image in memory; its data file, if it names one, cannot be read. */
+struct image *image_open_bytes(const uint8_t *bytes, uint64_t n_bytes);
 /* A name recorded in an image, relative to that image's folder. */
 char *beside(const char *image_path, const char *name);
 
@@ -124,7 +140,15 @@ const char *entry_fault(const struct image *img, uint64_t entry, uint64_t bits);
 void compressed_extent(const struct image *img, uint64_t entry, uint64_t *off, uint64_t *bytes);
 
 /* check.c */
-/* Prints what is wrong and totals. Gives the exit status: 0 clean, 2 corrupt, 3 leaks. */
-int check(struct image *img);
+struct verdict {
+	uint64_t n_clusters, n_under, n_leaks, n_copied_set, n_copied_missing, n_overlaps, n_bad,
+		n_past_end;
+	char first
+		[160]; /* the first line about something that is neither a leak nor past the end, or "" */
+};
+
+/* Fills the verdict; writes what is wrong and the totals to `out` unless that is NULL. Gives the exit status:
+ * 0 clean, 2 corrupt, 3 leaks. */
+int check(struct image *img, struct verdict *verdict, FILE *out);
 
 #endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/* base: the image that a plan starts from, made by qemu-img and qemu-io: never by what is to be judged. */
+#ifndef QKC_BASE_H
+#define QKC_BASE_H
+
+#include <stdint.h>
+
+#include "disk.h"
+#include "plan.h"
+
+struct qkc_base {
+	struct qkc_disk *image;
+	uint8_t *backing; /* a raw disk, or NULL */
+	uint64_t backing_bytes;
+};
+
+/* Files are made in the test's folder (host.h) and stay: base.qcow2, back.raw. Ends the program where QEMU
+ * fails. */
+struct qkc_base qkc_base_make(const struct qkc_plan *p);
+void qkc_base_free(struct qkc_base *b);
+
+/* Write a disk to a file of the test's folder. */
+void qkc_disk_save(const struct qkc_disk *d, const char *path);
+
+#endif

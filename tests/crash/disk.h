@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * disk: the bytes of an image in sectors of 512, the unit that a crash keeps or loses.
+ *
+ * Every change is kept in a journal and can be taken back, and a hash of the whole content is kept up to
+ * date with each changed sector. So thousands of states that differ in some sectors cost only those
+ * sectors. One thread at a time.
+ */
+#ifndef QKC_DISK_H
+#define QKC_DISK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define QKC_SECTOR     512u
+#define QKC_ROOM_BYTES (UINT64_C(128) << 20) /* no disk grows beyond this */
+
+struct qkc_disk;
+
+/* A copy of `bytes`. */
+struct qkc_disk *qkc_disk_new(const uint8_t *bytes, uint64_t n_bytes);
+void qkc_disk_free(struct qkc_disk *d);
+
+/* Valid until the disk is freed; zeros from the size to the end of the last sector. */
+const uint8_t *qkc_disk_bytes(const struct qkc_disk *d);
+uint64_t qkc_disk_size(const struct qkc_disk *d);
+/* Equal for equal bytes and size; different for others, but for a chance of 2^-64. */
+uint64_t qkc_disk_hash(const struct qkc_disk *d);
+
+/* Hash of a sector's bytes; 0 for zeros and for nothing else (but for chance). */
+uint64_t qkc_sector_hash(const uint8_t *sector);
+/* The same of `n` <= 512 bytes followed by zeros. */
+uint64_t qkc_part_hash(const uint8_t *bytes, size_t n);
+/* Of a sector of the disk, without looking at its bytes. */
+uint64_t qkc_disk_sector_hash(const struct qkc_disk *d, uint64_t sector);
+
+/* Replace a sector. `hash` is qkc_sector_hash of the bytes. The size is left as it is. */
+void qkc_disk_put(struct qkc_disk *d, uint64_t sector, const uint8_t *bytes, uint64_t hash);
+/* Any bytes anywhere; the disk grows to hold them. NULL: zeros. */
+void qkc_disk_write(struct qkc_disk *d, const uint8_t *bytes, uint64_t len, uint64_t off);
+/* What lies past a smaller size is zeros when the disk grows again. */
+void qkc_disk_resize(struct qkc_disk *d, uint64_t n_bytes);
+void qkc_disk_grow(struct qkc_disk *d, uint64_t n_bytes); /* never smaller */
+
+/* The journal: take back everything since the mark was taken. Marks nest. */
+size_t qkc_disk_mark(const struct qkc_disk *d);
+void qkc_disk_undo(struct qkc_disk *d, size_t mark);
+/* Forget the journal; older marks are void. */
+void qkc_disk_settle(struct qkc_disk *d);
+
+/* calloc that ends the program where there is no memory. */
+void *qkc_need(size_t n, size_t each);
+void *qkc_more(void *p, size_t n, size_t each);
+
+#endif

@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The oracle ends the thread that asks it where it refuses an image; so each judgement has a thread of its own.
+ */
+#include "judge.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <oracle.h>
+
+struct qkc_expect {
+	struct qkc_guest *guest;
+	uint64_t disk_bytes, cluster_bytes;
+	uint32_t version, n_snapshots;
+	char **ids;
+	struct qkc_guest **snapshots;
+	uint64_t *backing; /* hashes */
+	uint64_t n_backing;
+};
+
+struct job {
+	struct qkc_expect *make; /* to be filled, or NULL */
+	const struct qkc_expect *e;
+	const struct qkc_disk *d;
+	struct qkc_rule rule;
+	struct qkc_look *look;
+	char *why;
+	bool is_good, only_check;
+	uint64_t n_leaks;
+};
+
+static _Thread_local char *refusal; /* where refuse() says why */
+
+_Noreturn void refuse(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	(void)vsnprintf(refusal, QKC_WHY_BYTES, format, args);
+	va_end(args);
+	pthread_exit(NULL);
+}
+
+/* ---- what was read ---- */
+
+void qkc_look_free(struct qkc_look *look)
+{
+	free(look->sectors);
+	*look = (struct qkc_look){0};
+}
+
+size_t qkc_look_find(const struct qkc_look *look, uint64_t sector)
+{
+	size_t low = 0, high = look->n;
+	while (low < high) {
+		size_t mid = low + (high - low) / 2;
+		if (look->sectors[mid].sector < sector)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+uint64_t qkc_look_at(const struct qkc_look *look, uint64_t sector)
+{
+	size_t i = qkc_look_find(look, sector);
+	return i < look->n && look->sectors[i].sector == sector ? look->sectors[i].hash : 0;
+}
+
+static void note(struct qkc_look *look, uint64_t sector, uint64_t hash)
+{
+	if (look == NULL || hash == 0)
+		return;
+	if (look->n == look->room) {
+		look->room = look->room != 0 ? look->room * 2 : 1024;
+		look->sectors = qkc_more(look->sectors, look->room, sizeof(*look->sectors));
+	}
+	look->sectors[look->n++] = (struct qkc_looked){sector, hash};
+}
+
+static bool moment_allows(const void *ctx, uint64_t sector, uint64_t hash)
+{
+	const struct qkc_by_moment *m = ctx;
+	return qkc_guest_allows(m->guest, m->at, sector, hash);
+}
+
+static uint64_t moment_next(const void *ctx, uint64_t sector, uint64_t past)
+{
+	const struct qkc_by_moment *m = ctx;
+	return qkc_guest_next(m->guest, sector, past);
+}
+
+struct qkc_rule qkc_rule_at(const struct qkc_by_moment *ctx)
+{
+	return (struct qkc_rule){moment_allows, moment_next, ctx};
+}
+
+/* ---- the guest's disk ---- */
+
+/* Where the values of one view go: to be judged, to be noted, or to be the start of a guest. */
+struct taker {
+	struct job *job;
+	struct qkc_rule rule;
+	struct qkc_look *look;
+	struct qkc_guest *start;
+	const char *view;
+};
+
+static void take_value(struct taker *t, uint64_t sector, uint64_t hash)
+{
+	if (t->start != NULL)
+		qkc_guest_start(t->start, sector, hash);
+	else if (!t->rule.allows(t->rule.ctx, sector, hash))
+		refuse("%s: sector %" PRIu64 " (offset %#" PRIx64 ") holds %s", t->view, sector,
+			sector * QKC_SECTOR, hash != 0 ? "what it may not" : "zeros");
+	note(t->look, sector, hash);
+}
+
+static void take_zeros(struct taker *t, uint64_t first, uint64_t past)
+{
+	if (t->start != NULL)
+		return;
+	for (uint64_t s = t->rule.next(t->rule.ctx, first, past); s < past;
+		s = t->rule.next(t->rule.ctx, s + 1, past))
+		take_value(t, s, 0);
+}
+
+static void take_backing(struct taker *t, uint64_t first, uint64_t past)
+{
+	const struct qkc_expect *e = t->job->e;
+	uint64_t end = past < e->n_backing ? past : e->n_backing;
+	for (uint64_t s = first; s < end; s++)
+		take_value(t, s, e->backing[s]);
+	if (end < first)
+		end = first;
+	take_zeros(t, end, past);
+}
+
+static void take_bytes(
+	struct taker *t, struct image *img, const struct run *run, uint64_t off, uint8_t *buf)
+{
+	const struct qkc_disk *d = t->job->d;
+	if (run->kind == COMPRESSED || run->bytes % QKC_SECTOR != 0 ||
+		run->host % QKC_SECTOR != 0) {
+		read_run(img, run, buf, run->bytes);
+		for (uint64_t at = 0; at < run->bytes; at += QKC_SECTOR) {
+			uint64_t left = run->bytes - at;
+			take_value(t, (off + at) / QKC_SECTOR,
+				qkc_part_hash(
+					buf + at, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR)));
+		}
+		return;
+	}
+	read_run(img, run, buf, 1); /* does the oracle let it be read? */
+	for (uint64_t at = 0; at < run->bytes; at += QKC_SECTOR)
+		take_value(t, (off + at) / QKC_SECTOR,
+			qkc_disk_sector_hash(d, (run->host + at) / QKC_SECTOR));
+}
+
+static void take_view(struct taker *t, struct image *img, const char *snapshot)
+{
+	struct view view = image_view(img, snapshot);
+	uint8_t *buf = take(img->cluster_bytes, 1);
+	struct run run;
+	for (uint64_t off = 0; off < view.disk_bytes; off += run.bytes) {
+		uint64_t first = off / QKC_SECTOR;
+		run = resolve(img, &view, off);
+		uint64_t past = (off + run.bytes + QKC_SECTOR - 1) / QKC_SECTOR;
+		if (run.kind == DATA || run.kind == COMPRESSED)
+			take_bytes(t, img, &run, off, buf);
+		else if (run.kind == UNALLOCATED && t->job->e->n_backing != 0)
+			take_backing(t, first, past);
+		else
+			take_zeros(t, first, past);
+	}
+}
+
+/* ---- a judgement ---- */
+
+static uint64_t check_image(struct image *img)
+{
+	struct verdict v;
+	(void)check(img, &v, NULL);
+	if (v.first[0] != '\0')
+		refuse("check: %s (under-counts %ju, COPIED set %ju, missing %ju, overlaps %ju, "
+		       "bad "
+		       "%ju)",
+			v.first, (uintmax_t)v.n_under, (uintmax_t)v.n_copied_set,
+			(uintmax_t)v.n_copied_missing, (uintmax_t)v.n_overlaps, (uintmax_t)v.n_bad);
+	return v.n_leaks;
+}
+
+static void judge_views(struct job *job, struct image *img)
+{
+	static const struct qkc_moment never = {0};
+	const struct qkc_expect *e = job->e;
+	struct taker t = {.job = job, .rule = job->rule, .look = job->look, .view = "disk"};
+	if (img->disk_bytes != e->disk_bytes || img->version != e->version ||
+		img->n_snapshots != e->n_snapshots || img->snapshots_error != NULL)
+		refuse("size, version or snapshots are not what they were");
+	take_view(&t, img, NULL);
+	for (uint32_t i = 0; i < e->n_snapshots; i++) {
+		struct qkc_by_moment by = {e->snapshots[i], &never};
+		struct taker s = {.job = job, .rule = qkc_rule_at(&by), .view = "snapshot"};
+		take_view(&s, img, e->ids[i]);
+	}
+}
+
+static void take_start(struct job *job, struct image *img)
+{
+	struct qkc_expect *e = job->make;
+	e->disk_bytes = img->disk_bytes;
+	e->cluster_bytes = img->cluster_bytes;
+	e->version = img->version;
+	e->guest = qkc_guest_new(img->disk_bytes);
+	struct taker t = {.job = job, .start = e->guest};
+	take_view(&t, img, NULL);
+	if (img->snapshots_error != NULL)
+		refuse("snapshot table: %s", img->snapshots_error);
+	e->ids = qkc_need(img->n_snapshots, sizeof(*e->ids));
+	e->snapshots = qkc_need(img->n_snapshots, sizeof(struct qkc_guest *));
+	for (uint32_t i = 0; i < img->n_snapshots; i++, e->n_snapshots++) {
+		e->ids[i] = strdup(img->snapshots[i].id);
+		e->snapshots[i] = qkc_guest_new(img->snapshots[i].disk_bytes);
+		struct taker s = {.job = job, .start = e->snapshots[i]};
+		take_view(&s, img, e->ids[i]);
+	}
+}
+
+static void *run_job(void *ctx)
+{
+	struct job *job = ctx;
+	refusal = job->why;
+	struct image *img = image_open_bytes(qkc_disk_bytes(job->d), qkc_disk_size(job->d));
+	job->n_leaks = check_image(img);
+	if (job->make != NULL)
+		take_start(job, img);
+	else if (!job->only_check)
+		judge_views(job, img);
+	job->is_good = true;
+	return NULL;
+}
+
+static bool run_in_thread(struct job *job)
+{
+	pthread_t thread;
+	job->why[0] = '\0';
+	if (job->look != NULL)
+		job->look->n = 0;
+	if (pthread_create(&thread, NULL, run_job, job) != 0) {
+		(void)fprintf(stderr, "crash: no thread\n");
+		abort();
+	}
+	(void)pthread_join(thread, NULL);
+	forget();
+	return job->is_good;
+}
+
+bool qkc_judge_disk(const struct qkc_expect *e, const struct qkc_disk *d, struct qkc_rule rule,
+	struct qkc_look *look, char *why)
+{
+	struct job job = {.e = e, .d = d, .rule = rule, .look = look, .why = why};
+	return run_in_thread(&job);
+}
+
+uint64_t qkc_leaks(const struct qkc_disk *d)
+{
+	char why[QKC_WHY_BYTES];
+	struct job job = {.d = d, .why = why, .only_check = true};
+	return run_in_thread(&job) ? job.n_leaks : UINT64_MAX;
+}
+
+/* ---- expectations ---- */
+
+struct qkc_expect *qkc_expect_new(
+	const struct qkc_disk *d, const uint8_t *backing, uint64_t backing_bytes, char *why)
+{
+	struct qkc_expect *e = qkc_need(1, sizeof(*e));
+	e->n_backing = (backing_bytes + QKC_SECTOR - 1) / QKC_SECTOR;
+	e->backing = qkc_need((size_t)e->n_backing, sizeof(uint64_t));
+	for (uint64_t i = 0; i < e->n_backing; i++) {
+		uint64_t left = backing_bytes - i * QKC_SECTOR;
+		e->backing[i] = qkc_part_hash(
+			backing + i * QKC_SECTOR, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR));
+	}
+	struct job job = {.make = e, .e = e, .d = d, .why = why};
+	if (run_in_thread(&job))
+		return e;
+	qkc_expect_free(e);
+	return NULL;
+}
+
+void qkc_expect_free(struct qkc_expect *e)
+{
+	if (e == NULL)
+		return;
+	for (uint32_t i = 0; i < e->n_snapshots; i++) {
+		free(e->ids[i]);
+		qkc_guest_free(e->snapshots[i]);
+	}
+	free(e->ids);
+	free(e->snapshots);
+	qkc_guest_free(e->guest);
+	free(e->backing);
+	free(e);
+}
+
+const struct qkc_guest *qkc_expect_guest_const(const struct qkc_expect *e)
+{
+	return e->guest;
+}
+
+struct qkc_guest *qkc_expect_guest(struct qkc_expect *e)
+{
+	return e->guest;
+}
+
+uint64_t qkc_expect_cluster_bytes(const struct qkc_expect *e)
+{
+	return e->cluster_bytes;
+}
+
+uint32_t qkc_expect_version(const struct qkc_expect *e)
+{
+	return e->version;
+}

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: MIT */
+#include "ours.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <qcowkit/qcowkit.h>
+
+#include "explore.h"
+#include "peer.h"
+#include "store.h"
+
+#define AGAIN_STEP    2000000u /* numbers the content of what is written after a crash */
+#define AGAIN_WRITES  3u
+#define NESTED_ONE_IN 16u
+#define CHUNK_SECTORS 512u
+
+static bool say(char *why, const char *what, const struct qcow_error *err)
+{
+	(void)snprintf(why, QKC_WHY_BYTES, "%s: %.150s", what, err->message);
+	return false;
+}
+
+/* Closes the store on failure. */
+static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_store *store,
+	uint32_t flags, struct qcow_error *err)
+{
+	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_image *image = NULL;
+	options.flags = flags;
+	options.format = "qcow2";
+	if (base->backing != NULL) {
+		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
+		raw.format = "raw";
+		if (qcow_open(qkc_bytes_store(base->backing, base->backing_bytes), &raw,
+			    &options.backing, err) != QCOW_OK) {
+			qcow_store_close(store);
+			return NULL;
+		}
+	}
+	if (qcow_open(store, &options, &image, err) == QCOW_OK)
+		return image;
+	qcow_close(options.backing);
+	return NULL;
+}
+
+/* ---- steps ---- */
+
+static enum qcow_status write_step(
+	struct qcow_image *image, const struct qkc_step *s, uint32_t number, struct qcow_error *err)
+{
+	uint8_t *buf = qkc_need((size_t)s->len, 1);
+	qkc_content(number, s->off, buf, s->len);
+	enum qcow_status st = qcow_pwrite(image, buf, (size_t)s->len, s->off,
+		s->act == QKC_DO_WRITE_FUA ? QCOW_IO_FUA : 0, err);
+	free(buf);
+	return st;
+}
+
+static enum qcow_status do_step(
+	struct qcow_image *image, const struct qkc_step *s, uint32_t number, struct qcow_error *err)
+{
+	switch (s->act) {
+	case QKC_DO_WRITE:
+	case QKC_DO_WRITE_FUA:
+		return write_step(image, s, number, err);
+	case QKC_DO_ZERO:
+		return qcow_zero(image, s->off, s->len, 0, err);
+	case QKC_DO_ZERO_UNMAP:
+		return qcow_zero(image, s->off, s->len, QCOW_IO_UNMAP, err);
+	case QKC_DO_DISCARD:
+		return qcow_discard(image, s->off, s->len, 0, err);
+	case QKC_DO_FLUSH:
+		return qcow_flush(image, err);
+	case QKC_DO_RECOVER:
+		return qcow_recover(image, err);
+	default:
+		return QCOW_OK;
+	}
+}
+
+/* What a step has written is read at once, long before it is durable. */
+static bool reads_back(
+	struct qcow_image *image, const struct qkc_step *s, uint32_t number, char *why)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (s->act >= QKC_DO_DISCARD || s->len > UINT64_C(16) << 20)
+		return true;
+	uint8_t *got = qkc_need((size_t)s->len, 1), *want = qkc_need((size_t)s->len, 1);
+	if (s->act <= QKC_DO_WRITE_COMPRESSED)
+		qkc_content(number, s->off, want, s->len);
+	enum qcow_status st = qcow_pread(image, got, (size_t)s->len, s->off, &err);
+	bool same = st == QCOW_OK && memcmp(got, want, (size_t)s->len) == 0;
+	free(got);
+	free(want);
+	if (st != QCOW_OK)
+		return say(why, "reading what was just written", &err);
+	if (!same)
+		(void)snprintf(why, QKC_WHY_BYTES, "step %u is not read back as written", number);
+	return same;
+}
+
+struct running {
+	const struct qkc_plan *plan;
+	const struct qkc_base *base;
+	struct qkc_disk *disk;
+	struct qkc_log *log;
+	struct qkc_fault fault;
+	bool has_failed, may_fail;
+	struct qcow_image *image;
+};
+
+static bool reopen(struct running *r, char *why)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	qcow_close(r->image);
+	r->image = open_image(
+		r->base, qkc_disk_store(r->disk, r->log, &r->fault), QCOW_OPEN_WRITE, &err);
+	return r->image != NULL || say(why, "opening for writing", &err);
+}
+
+static enum qkc_outcome run_step(struct running *r, uint32_t number, char *why)
+{
+	const struct qkc_step *s = &r->plan->steps[number - 1];
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (s->act == QKC_DO_FAIL) {
+		r->fault = (struct qkc_fault){.what = (enum qkc_fail)s->off, .nth = s->len};
+		r->may_fail = r->may_fail || s->off != QKC_FAIL_NONE;
+		return QKC_STEP_DONE;
+	}
+	if (s->act == QKC_DO_REOPEN)
+		return reopen(r, why) ? QKC_STEP_DONE : QKC_STEP_FAILED;
+	enum qcow_status st = do_step(r->image, s, number, &err);
+	if (st == QCOW_OK)
+		return reads_back(r->image, s, number, why) ? QKC_STEP_DONE : QKC_STEP_FAILED;
+	r->has_failed = true;
+	if (!r->may_fail) {
+		char line[80];
+		qkc_step_print(s, line, sizeof(line));
+		return say(why, line, &err) ? QKC_STEP_DONE : QKC_STEP_FAILED;
+	}
+	return st == QCOW_E_NOSPC ? QKC_STEP_NO_SPACE : QKC_STEP_FAILED;
+}
+
+static bool run_steps(struct running *r, enum qkc_outcome *outcomes, char *why)
+{
+	if (!reopen(r, why))
+		return false;
+	for (uint32_t i = 1; i <= r->plan->n_steps && why[0] == '\0'; i++) {
+		qkc_log_add(r->log, QKC_BEGIN, i, 0, NULL);
+		outcomes[i - 1] = run_step(r, i, why);
+		qkc_log_add(r->log, QKC_END, i,
+			qkc_end_flags(r->plan->steps[i - 1].act, outcomes[i - 1] == QKC_STEP_DONE),
+			NULL);
+	}
+	qcow_close(r->image);
+	return why[0] == '\0';
+}
+
+bool qkc_ours_run(const struct qkc_plan *p, const struct qkc_base *base, struct qkc_log *log,
+	enum qkc_outcome *outcomes, char *why)
+{
+	struct running r = {.plan = p, .base = base, .log = log};
+	why[0] = '\0';
+	r.disk = qkc_disk_new(qkc_disk_bytes(base->image), qkc_disk_size(base->image));
+	bool ran = run_steps(&r, outcomes, why);
+	uint64_t leaks = ran && !r.has_failed ? qkc_leaks(r.disk) : 0;
+	qkc_disk_free(r.disk);
+	if (leaks != 0)
+		(void)snprintf(
+			why, QKC_WHY_BYTES, "%" PRIu64 " clusters leak after a clean close", leaks);
+	return ran && leaks == 0;
+}
+
+/* ---- reading a state ---- */
+
+static bool compare_run(
+	const struct qkc_again *a, struct qcow_image *image, uint64_t first, uint64_t n, char *why)
+{
+	static uint8_t buf[CHUNK_SECTORS * QKC_SECTOR];
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t disk = qkc_guest_bytes(qkc_expect_guest_const(a->expect));
+	uint64_t off = first * QKC_SECTOR, len = n * QKC_SECTOR;
+	if (len > disk - off)
+		len = disk - off;
+	if (qcow_pread(image, buf, (size_t)len, off, &err) != QCOW_OK)
+		return say(why, "the library cannot read it", &err);
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t left = len - i * QKC_SECTOR;
+		uint64_t hash = qkc_part_hash(
+			buf + i * QKC_SECTOR, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR));
+		if (hash == qkc_look_at(a->look, first + i))
+			continue;
+		(void)snprintf(why, QKC_WHY_BYTES,
+			"the library reads sector %" PRIu64 " not as the oracle does", first + i);
+		return false;
+	}
+	return true;
+}
+
+/* The sectors that hold something or ever held it. */
+static uint64_t next_sector(const struct qkc_again *a, uint64_t sector)
+{
+	size_t i = qkc_look_find(a->look, sector);
+	uint64_t looked = i < a->look->n ? a->look->sectors[i].sector : UINT64_MAX;
+	uint64_t known = qkc_guest_next(qkc_expect_guest_const(a->expect), sector, looked);
+	return looked < known ? looked : known;
+}
+
+static bool reads_alike(const struct qkc_again *a, struct qkc_disk *d, char *why)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_image *image = open_image(a->base, qkc_disk_store(d, NULL, NULL), 0, &err);
+	if (image == NULL)
+		return say(why, "the library cannot open it", &err);
+	bool good = true;
+	uint64_t s = next_sector(a, 0);
+	while (good && s != UINT64_MAX) {
+		uint64_t n = 1, next = next_sector(a, s + 1);
+		for (; next == s + n && n < CHUNK_SECTORS; n++)
+			next = next_sector(a, s + n + 1);
+		good = compare_run(a, image, s, n, why);
+		s = next;
+	}
+	qcow_close(image);
+	return good;
+}
+
+/* ---- writing after a crash ---- */
+
+/* The state as it was read, and what is written to it then. */
+struct later {
+	const struct qkc_again *a;
+	struct qkc_step writes[AGAIN_WRITES];
+	const struct qkc_moment *at; /* NULL: all is done */
+	char *why;
+};
+
+static bool covers(const struct qkc_step *s, uint64_t sector)
+{
+	return sector >= s->off / QKC_SECTOR && sector < (s->off + s->len) / QKC_SECTOR;
+}
+
+static bool later_allows(const void *ctx, uint64_t sector, uint64_t hash)
+{
+	const struct later *l = ctx;
+	uint8_t bytes[QKC_SECTOR];
+	bool is_durable = l->at == NULL || l->at->floor != 0;
+	for (uint32_t i = AGAIN_WRITES; i-- > 0;) {
+		if (!covers(&l->writes[i], sector))
+			continue;
+		qkc_content(AGAIN_STEP + i, sector * QKC_SECTOR, bytes, sizeof(bytes));
+		if (hash == qkc_sector_hash(bytes))
+			return true;
+		if (is_durable)
+			return false;
+	}
+	return hash == qkc_look_at(l->a->look, sector);
+}
+
+static uint64_t later_next(const void *ctx, uint64_t sector, uint64_t past)
+{
+	const struct later *l = ctx;
+	size_t at = qkc_look_find(l->a->look, sector);
+	uint64_t next = at < l->a->look->n ? l->a->look->sectors[at].sector : UINT64_MAX;
+	for (uint32_t i = 0; i < AGAIN_WRITES; i++) {
+		uint64_t first = l->writes[i].off / QKC_SECTOR;
+		uint64_t from = first > sector ? first : sector;
+		if (covers(&l->writes[i], from) && from < next)
+			next = from;
+	}
+	return next < past ? next : UINT64_MAX;
+}
+
+static struct qkc_rule later_rule(const struct later *l)
+{
+	return (struct qkc_rule){later_allows, later_next, l};
+}
+
+static void choose_writes(struct later *l)
+{
+	const struct qkc_again *a = l->a;
+	struct qkt_rng rng = qkt_rng_fixed(a->seed);
+	uint64_t cluster = qkc_expect_cluster_bytes(a->expect);
+	uint64_t n = qkc_guest_bytes(qkc_expect_guest_const(a->expect)) / cluster;
+	for (uint32_t i = 0; i < AGAIN_WRITES; i++) {
+		uint64_t at = qkt_rng_below(&rng, n < 20 ? n : 20);
+		bool whole = cluster <= 4096 || qkt_rng_below(&rng, 4) == 0;
+		l->writes[i] = (struct qkc_step){
+			QKC_DO_WRITE, at * cluster, whole ? cluster : 4096};
+	}
+}
+
+/* What happens is in the log. */
+static bool write_again(struct later *l, struct qkc_disk *d, struct qkc_log *log)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_image *image = open_image(
+		l->a->base, qkc_disk_store(d, log, NULL), QCOW_OPEN_WRITE, &err);
+	if (image == NULL)
+		return say(l->why, "after the crash, opening for writing", &err);
+	enum qcow_status st = QCOW_OK;
+	for (uint32_t i = 0; i < AGAIN_WRITES && st == QCOW_OK; i++) {
+		qkc_log_add(log, QKC_BEGIN, i + 1, 0, NULL);
+		st = write_step(image, &l->writes[i], AGAIN_STEP + i, &err);
+		qkc_log_add(log, QKC_END, i + 1, QKC_DONE, NULL);
+	}
+	qkc_log_add(log, QKC_BEGIN, AGAIN_WRITES + 1, 0, NULL);
+	if (st == QCOW_OK)
+		st = qcow_flush(image, &err);
+	qkc_log_add(log, QKC_END, AGAIN_WRITES + 1, QKC_DONE | QKC_IS_FLUSH, NULL);
+	qcow_close(image);
+	return st == QCOW_OK || say(l->why, "after the crash, writing", &err);
+}
+
+static void prefix(char *why, const char *what)
+{
+	char text[QKC_WHY_BYTES];
+	(void)snprintf(text, sizeof(text), "%s: %.*s", what, (int)(QKC_WHY_BYTES - 64), why);
+	memcpy(why, text, sizeof(text));
+}
+
+static bool judge_nested(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
+{
+	struct later *l = ctx;
+	if (l->why[0] != '\0')
+		return false;
+	l->at = &s->at;
+	if (qkc_judge_disk(l->a->expect, d, later_rule(l), NULL, l->why))
+		return true;
+	prefix(l->why, "after a second crash");
+	return false;
+}
+
+static bool crash_again(struct later *l, struct qkc_disk *d, const struct qkc_log *log)
+{
+	struct qkc_totals totals = {0};
+	struct qkc_explore x = {.initial = d,
+		.log = log,
+		.seed = l->a->seed,
+		.subset_bits = 5,
+		.n_random = 6,
+		.n_cuts = 2,
+		.judge = judge_nested,
+		.ctx = l};
+	qkc_explore(&x, &totals);
+	((struct qkc_again *)(uintptr_t)l->a)->n_nested += totals.n_distinct;
+	return totals.n_bad == 0;
+}
+
+static bool goes_on(struct qkc_again *a, struct qkc_disk *d, char *why)
+{
+	struct later l = {.a = a, .why = why};
+	struct qkc_log log = {0};
+	size_t mark = qkc_disk_mark(d);
+	choose_writes(&l);
+	a->n_again++;
+	bool good = write_again(&l, d, &log);
+	if (good && !qkc_judge_disk(a->expect, d, later_rule(&l), NULL, why)) {
+		prefix(why, "written to after the crash");
+		good = false;
+	}
+	if (good && a->seed / a->one_in % NESTED_ONE_IN == 0) {
+		qkc_disk_undo(d, mark);
+		good = crash_again(&l, d, &log);
+	}
+	qkc_log_clear(&log);
+	return good;
+}
+
+bool qkc_ours_judge(struct qkc_again *a, struct qkc_disk *d, char *why)
+{
+	if (!reads_alike(a, d, why))
+		return false;
+	return a->one_in == 0 || a->seed % a->one_in != 0 || goes_on(a, d, why);
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * plan: a workload. How its image is made, and the steps that are then run on it, by us or by QEMU.
+ */
+#ifndef QKC_PLAN_H
+#define QKC_PLAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <rng.h>
+
+enum qkc_act {
+	QKC_DO_WRITE,
+	QKC_DO_WRITE_FUA,
+	QKC_DO_WRITE_COMPRESSED, /* whole clusters */
+	QKC_DO_ZERO,
+	QKC_DO_ZERO_UNMAP,
+	QKC_DO_DISCARD,
+	QKC_DO_FLUSH,
+	/* of ours alone: */
+	QKC_DO_FAIL, /* off: an enum qkc_fail; len: the nth such call from now on fails */
+	QKC_DO_RECOVER,
+	QKC_DO_REOPEN /* close, and open again */
+};
+
+enum qkc_fail {
+	QKC_FAIL_NONE,
+	QKC_FAIL_FLUSH, /* EIO, once */
+	QKC_FAIL_WRITE, /* EIO after half of it, once */
+	QKC_FAIL_SPACE /* ENOSPC, nothing is done, until the next QKC_DO_FAIL */
+};
+
+/* How a step ended. */
+enum qkc_outcome {
+	QKC_STEP_FAILED, /* for an I/O error: what is not flushed is in doubt */
+	QKC_STEP_DONE,
+	QKC_STEP_NO_SPACE
+};
+
+struct qkc_step {
+	enum qkc_act act;
+	uint64_t off, len; /* multiples of 512 */
+};
+
+struct qkc_config {
+	unsigned version, cluster_bits, refcount_bits;
+};
+
+struct qkc_plan {
+	struct qkc_config config;
+	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
+	bool has_snapshot, is_zstd;
+	struct qkc_step *first; /* done by qemu-io before the snapshot */
+	size_t n_first;
+	struct qkc_step *between; /* and after it */
+	size_t n_between;
+	struct qkc_step *steps;
+	size_t n_steps;
+	struct qkt_rng rng;
+};
+
+void qkc_plan_first(struct qkc_plan *p, enum qkc_act act, uint64_t off, uint64_t len);
+void qkc_plan_between(struct qkc_plan *p, enum qkc_act act, uint64_t off, uint64_t len);
+void qkc_plan_step(struct qkc_plan *p, enum qkc_act act, uint64_t off, uint64_t len);
+void qkc_plan_clear(struct qkc_plan *p);
+
+/* "write 65536 +4096" */
+void qkc_step_print(const struct qkc_step *s, char *line, size_t n);
+
+/* What a step writes: 8 bytes of its own in each sector, over and over, so that every sector of every step is
+ * told from every other and compresses. Offsets and lengths are multiples of 512. */
+void qkc_content(uint32_t step, uint64_t off, uint8_t *buf, uint64_t len);
+
+/* A workload: makes a plan for a configuration. */
+struct qkc_workload {
+	const char *name;
+	void (*make)(struct qkc_plan *p);
+	unsigned only; /* enum qkc_only bits */
+	unsigned
+		min_states; /* fewer distinct states in a row fail it; half of them for clusters of 512 */
+};
+
+enum qkc_only {
+	QKC_SMALL_CLUSTERS = 1, /* for clusters of 4 KiB and less */
+	QKC_OURS = 2, /* qemu-io cannot run it */
+	QKC_THEIRS = 4, /* we cannot run it yet */
+	QKC_V3 = 8,
+	QKC_NO_WIDTH_1 = 16, /* needs refcounts above 1 */
+	QKC_TINY_CLUSTERS = 32 /* 512 bytes, where a table is soon full */
+};
+
+extern const struct qkc_workload qkc_workloads[];
+extern const size_t qkc_n_workloads;
+
+/* The same on every machine for one seed. Variant 0 is the workload as it is written down; others have it
+ * elsewhere on the disk, with more or fewer flushes and longer or shorter writes. */
+struct qkc_plan qkc_plan_make(
+	const struct qkc_workload *w, const struct qkc_config *c, uint64_t seed, unsigned variant);
+
+#endif

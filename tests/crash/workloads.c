@@ -1,0 +1,557 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The workloads: one for each operation that the order of writes in doc/ARCHITECTURE.md speaks of, and one for
+ * each way in which other implementations are known to lose data. Clusters of the guest's disk are numbered.
+ */
+#include "plan.h"
+
+static uint64_t cluster_bytes(const struct qkc_plan *p)
+{
+	return UINT64_C(1) << p->config.cluster_bits;
+}
+
+/* Clusters that one L2 table maps. */
+static uint64_t l2_span(const struct qkc_plan *p)
+{
+	return cluster_bytes(p) / 8;
+}
+
+/* A small piece of a cluster: 4 KiB, or what there is. */
+static uint64_t piece_bytes(const struct qkc_plan *p)
+{
+	uint64_t cluster = cluster_bytes(p);
+	return cluster > 4096 ? 4096 : cluster > 512 ? 1024 : 512;
+}
+
+static void first(struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t n)
+{
+	qkc_plan_first(p, act, cluster * cluster_bytes(p), n * cluster_bytes(p));
+}
+
+static void whole(struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t n)
+{
+	qkc_plan_step(p, act, cluster * cluster_bytes(p), n * cluster_bytes(p));
+}
+
+/* In the middle of a cluster, where it has one. */
+static void part(struct qkc_plan *p, enum qkc_act act, uint64_t cluster)
+{
+	uint64_t within = cluster_bytes(p) / 4 / 512 * 512;
+	if (cluster_bytes(p) == piece_bytes(p))
+		within = 0;
+	qkc_plan_step(p, act, cluster * cluster_bytes(p) + within, piece_bytes(p));
+}
+
+static void flush(struct qkc_plan *p)
+{
+	qkc_plan_step(p, QKC_DO_FLUSH, 0, 0);
+}
+
+static void fail(struct qkc_plan *p, enum qkc_fail what, uint64_t nth)
+{
+	qkc_plan_step(p, QKC_DO_FAIL, what, nth);
+}
+
+static void recover(struct qkc_plan *p)
+{
+	fail(p, QKC_FAIL_NONE, 1);
+	qkc_plan_step(p, QKC_DO_RECOVER, 0, 0);
+}
+
+static uint64_t below(struct qkc_plan *p, uint64_t n)
+{
+	return qkt_rng_below(&p->rng, n);
+}
+
+/* ---- one operation each ---- */
+
+static void in_place(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 2);
+	part(p, QKC_DO_WRITE, 3);
+	flush(p);
+	part(p, QKC_DO_WRITE, 2);
+	whole(p, QKC_DO_WRITE, 1, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 0);
+}
+
+static void allocate(struct qkc_plan *p)
+{
+	part(p, QKC_DO_WRITE, 0);
+	whole(p, QKC_DO_WRITE, 2, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 5);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 9);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 5, 2);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+static void new_l2(struct qkc_plan *p)
+{
+	uint64_t span = l2_span(p);
+	first(p, QKC_DO_WRITE, 0, 1);
+	part(p, QKC_DO_WRITE, span);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, span + 1);
+	part(p, QKC_DO_WRITE, 2 * span);
+	flush(p);
+	part(p, QKC_DO_WRITE, 2 * span + 2);
+}
+
+static void l2_copy(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 3);
+	p->has_snapshot = true;
+	part(p, QKC_DO_WRITE, 6);
+	flush(p);
+	part(p, QKC_DO_WRITE, 7);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 6);
+}
+
+static void data_copy(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	p->has_snapshot = true;
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 3);
+	whole(p, QKC_DO_WRITE, 1, 1);
+	part(p, QKC_DO_WRITE, 0);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 2, 2);
+}
+
+/* Clusters that one refcount block counts. */
+static uint64_t block_span(const struct qkc_plan *p)
+{
+	return cluster_bytes(p) * 8 / p->config.refcount_bits;
+}
+
+/* Data that leaves `spare` of the first `n` host clusters, or a few more, after data and tables. */
+static void fill_host(struct qkc_plan *p, uint64_t n, uint64_t spare)
+{
+	uint64_t tables = 4 + n / l2_span(p) + n / block_span(p);
+	uint64_t data = n - tables - spare;
+	p->disk_bytes = (data + 4 * l2_span(p)) * cluster_bytes(p);
+	first(p, QKC_DO_WRITE, 0, data);
+}
+
+static void new_block(struct qkc_plan *p)
+{
+	fill_host(p, block_span(p), 2);
+	uint64_t at = p->first[0].len / cluster_bytes(p);
+	whole(p, QKC_DO_WRITE, at, 2);
+	part(p, QKC_DO_WRITE, at + 3);
+	flush(p);
+	whole(p, QKC_DO_WRITE, at + 5, 3);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, at + 9);
+}
+
+static void table_growth(struct qkc_plan *p)
+{
+	fill_host(p, block_span(p) * (cluster_bytes(p) / 8), 4);
+	uint64_t at = p->first[0].len / cluster_bytes(p);
+	whole(p, QKC_DO_WRITE, at, 6);
+	flush(p);
+	whole(p, QKC_DO_WRITE, at + 6, 8);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	whole(p, QKC_DO_WRITE, at + 20, 2);
+}
+
+static void discard(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 8);
+	whole(p, QKC_DO_DISCARD, 1, 3);
+	part(p, QKC_DO_WRITE, 12);
+	flush(p);
+	part(p, QKC_DO_WRITE, 13);
+	whole(p, QKC_DO_DISCARD, 6, 1);
+	part(p, QKC_DO_WRITE, 2);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 14, 2);
+}
+
+static void discard_reused(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 8);
+	whole(p, QKC_DO_DISCARD, 0, 4);
+	whole(p, QKC_DO_WRITE, 10, 2);
+	whole(p, QKC_DO_WRITE, 1, 1);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 12, 2);
+	whole(p, QKC_DO_DISCARD, 10, 1);
+	whole(p, QKC_DO_WRITE, 16, 2);
+	flush(p);
+}
+
+static void discard_shared(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	p->has_snapshot = true;
+	whole(p, QKC_DO_DISCARD, 1, 2);
+	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	whole(p, QKC_DO_ZERO_UNMAP, 4, 1);
+	part(p, QKC_DO_WRITE, 1);
+	part(p, QKC_DO_WRITE, 9);
+	flush(p);
+	whole(p, QKC_DO_DISCARD, 1, 1);
+	part(p, QKC_DO_WRITE, 10);
+}
+
+static void zero(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	whole(p, QKC_DO_ZERO, 1, 2);
+	part(p, QKC_DO_ZERO, 4);
+	flush(p);
+	whole(p, QKC_DO_ZERO, 8, 2);
+	part(p, QKC_DO_WRITE, 1);
+	part(p, QKC_DO_ZERO, 11);
+	flush(p);
+	part(p, QKC_DO_WRITE, 8);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+static void zero_unmap(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	whole(p, QKC_DO_ZERO_UNMAP, 1, 2);
+	part(p, QKC_DO_ZERO_UNMAP, 4);
+	flush(p);
+	whole(p, QKC_DO_ZERO_UNMAP, 0, 1);
+	part(p, QKC_DO_WRITE, 1);
+	whole(p, QKC_DO_WRITE, 8, 1);
+	flush(p);
+	whole(p, QKC_DO_ZERO_UNMAP, 8, 1);
+	whole(p, QKC_DO_WRITE, 9, 1);
+}
+
+static void zero_allocated(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	first(p, QKC_DO_ZERO, 0, 3);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 6);
+	flush(p);
+	part(p, QKC_DO_WRITE, 1);
+	part(p, QKC_DO_WRITE, 0);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 2, 1);
+}
+
+static void over_compressed(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE_COMPRESSED, 0, 6);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	part(p, QKC_DO_WRITE, 3);
+	whole(p, QKC_DO_WRITE, 4, 1);
+	whole(p, QKC_DO_DISCARD, 1, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 9);
+	part(p, QKC_DO_WRITE, 2);
+}
+
+static void over_compressed_shared(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE_COMPRESSED, 0, 6);
+	p->has_snapshot = true;
+	part(p, QKC_DO_WRITE, 0);
+	flush(p);
+	whole(p, QKC_DO_ZERO_UNMAP, 2, 1);
+	part(p, QKC_DO_WRITE, 3);
+	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 4, 1);
+}
+
+static void over_zstd(struct qkc_plan *p)
+{
+	p->is_zstd = true;
+	over_compressed(p);
+}
+
+static void with_backing(struct qkc_plan *p)
+{
+	p->backing_bytes = 10 * cluster_bytes(p) + 1536;
+	first(p, QKC_DO_WRITE, 1, 1);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 10);
+	whole(p, QKC_DO_ZERO_UNMAP, 3, 1);
+	part(p, QKC_DO_ZERO, 4);
+	flush(p);
+	whole(p, QKC_DO_DISCARD, 1, 2);
+	part(p, QKC_DO_WRITE, 3);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+static void fua(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 3);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE_FUA, 1);
+	part(p, QKC_DO_WRITE_FUA, 5);
+	part(p, QKC_DO_WRITE, 6);
+	part(p, QKC_DO_WRITE_FUA, 0);
+	part(p, QKC_DO_WRITE_FUA, 7);
+	part(p, QKC_DO_WRITE, 5);
+}
+
+static void reopened(struct qkc_plan *p)
+{
+	part(p, QKC_DO_WRITE, 0);
+	qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
+	part(p, QKC_DO_WRITE, 1);
+	whole(p, QKC_DO_DISCARD, 0, 1);
+	qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
+	whole(p, QKC_DO_WRITE, 3, 2);
+	flush(p);
+}
+
+/* ---- sequences by chance ---- */
+
+static enum qkc_act some_act(struct qkc_plan *p, unsigned kinds)
+{
+	static const enum qkc_act acts[] = {QKC_DO_WRITE, QKC_DO_WRITE, QKC_DO_WRITE,
+		QKC_DO_WRITE_FUA, QKC_DO_ZERO, QKC_DO_ZERO_UNMAP, QKC_DO_DISCARD};
+	return acts[below(p, kinds)];
+}
+
+static void some_steps(struct qkc_plan *p, unsigned n, unsigned kinds)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t cluster = below(p, 12);
+		if (below(p, 8) == 0)
+			cluster += l2_span(p);
+		if (below(p, 4) == 0)
+			flush(p);
+		else if (below(p, 2) == 0)
+			part(p, some_act(p, kinds), cluster);
+		else
+			whole(p, some_act(p, kinds), cluster, 1 + below(p, 3));
+	}
+}
+
+static void some_first(struct qkc_plan *p)
+{
+	for (unsigned i = 0; i < 4; i++)
+		first(p, QKC_DO_WRITE, below(p, 12), 1 + below(p, 3));
+	first(p, QKC_DO_ZERO, below(p, 12), 1);
+}
+
+static void random_plain(struct qkc_plan *p)
+{
+	some_first(p);
+	some_steps(p, 12, 3);
+}
+
+static void random_all(struct qkc_plan *p)
+{
+	some_first(p);
+	some_steps(p, 14, 7);
+}
+
+static void random_snapshot(struct qkc_plan *p)
+{
+	some_first(p);
+	p->has_snapshot = true;
+	qkc_plan_between(p, QKC_DO_WRITE, below(p, 6) * cluster_bytes(p), cluster_bytes(p));
+	some_steps(p, 12, 7);
+}
+
+static void random_compressed(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE_COMPRESSED, 0, 8);
+	some_first(p);
+	some_steps(p, 12, 7);
+}
+
+static void random_backing(struct qkc_plan *p)
+{
+	p->backing_bytes = 11 * cluster_bytes(p) + 512;
+	some_first(p);
+	some_steps(p, 12, 7);
+}
+
+/* ---- what loses data in other implementations ---- */
+
+static void zero_then_write_killed(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	whole(p, QKC_DO_ZERO_UNMAP, 1, 1);
+	whole(p, QKC_DO_WRITE, 9, 1);
+}
+
+static void compressed_then_write_killed(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE_COMPRESSED, 1, 1);
+	part(p, QKC_DO_WRITE, 1);
+	whole(p, QKC_DO_WRITE, 9, 1);
+}
+
+static void discard_2g(struct qkc_plan *p)
+{
+	p->disk_bytes = UINT64_C(3) << 30;
+	first(p, QKC_DO_WRITE, 0, 1);
+	qkc_plan_first(p, QKC_DO_WRITE, (UINT64_C(5) << 29) - cluster_bytes(p), cluster_bytes(p));
+	qkc_plan_step(p, QKC_DO_DISCARD, 0, UINT64_C(5) << 29);
+	part(p, QKC_DO_WRITE, 3);
+	flush(p);
+	part(p, QKC_DO_WRITE, 4);
+}
+
+static void failing_flush(struct qkc_plan *p, uint64_t nth)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	p->has_snapshot = true;
+	fail(p, QKC_FAIL_FLUSH, nth);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 6);
+	flush(p);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	recover(p);
+	part(p, QKC_DO_WRITE, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 7);
+}
+
+static void failing_flush_1(struct qkc_plan *p)
+{
+	failing_flush(p, 1);
+}
+
+static void failing_flush_2(struct qkc_plan *p)
+{
+	failing_flush(p, 2);
+}
+
+static void failing_flush_3(struct qkc_plan *p)
+{
+	failing_flush(p, 3);
+}
+
+static void failing_flush_discard(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	fail(p, QKC_FAIL_FLUSH, 1 + below(p, 3));
+	whole(p, QKC_DO_DISCARD, 1, 2);
+	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	recover(p);
+	whole(p, QKC_DO_WRITE, 9, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+static void failing_write(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	fail(p, QKC_FAIL_WRITE, 1 + below(p, 6));
+	part(p, QKC_DO_WRITE, 0);
+	whole(p, QKC_DO_WRITE, 6, 1);
+	part(p, QKC_DO_WRITE, l2_span(p));
+	flush(p);
+	recover(p);
+	part(p, QKC_DO_WRITE, 6);
+	part(p, QKC_DO_WRITE, 10);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 12, 1);
+}
+
+static void no_space(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 3);
+	part(p, QKC_DO_WRITE, 5);
+	fail(p, QKC_FAIL_SPACE, 1 + below(p, 3));
+	part(p, QKC_DO_WRITE, 7);
+	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	recover(p);
+	part(p, QKC_DO_WRITE, 7);
+	flush(p);
+	part(p, QKC_DO_WRITE, 9);
+}
+
+static void no_space_new_block(struct qkc_plan *p)
+{
+	fill_host(p, block_span(p), 2);
+	uint64_t at = p->first[0].len / cluster_bytes(p);
+	fail(p, QKC_FAIL_SPACE, 1 + below(p, 5));
+	whole(p, QKC_DO_WRITE, at, 3);
+	part(p, QKC_DO_WRITE, at + 3);
+	flush(p);
+	recover(p);
+	whole(p, QKC_DO_WRITE, at + 5, 3);
+	flush(p);
+	part(p, QKC_DO_WRITE, at + 9);
+}
+
+static void odd_size(struct qkc_plan *p)
+{
+	p->disk_bytes -= 3 * cluster_bytes(p) + cluster_bytes(p) / 2 + 188;
+	uint64_t last = p->disk_bytes / cluster_bytes(p);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, last - 1);
+	flush(p);
+	qkc_plan_step(p, QKC_DO_WRITE, last * cluster_bytes(p), p->disk_bytes % cluster_bytes(p));
+	flush(p);
+	qkc_plan_step(
+		p, QKC_DO_ZERO_UNMAP, last * cluster_bytes(p), p->disk_bytes % cluster_bytes(p));
+	part(p, QKC_DO_WRITE, 1);
+}
+
+const struct qkc_workload qkc_workloads[] = {
+	{"write in place", in_place, 0, 100},
+	{"allocate", allocate, 0, 100},
+	{"new L2 table", new_l2, 0, 100},
+	{"L2 copy after snapshot", l2_copy, QKC_NO_WIDTH_1, 100},
+	{"data copy-on-write", data_copy, QKC_NO_WIDTH_1, 100},
+	{"new refcount block", new_block, QKC_SMALL_CLUSTERS, 100},
+	{"refcount table growth", table_growth, QKC_TINY_CLUSTERS | QKC_NO_WIDTH_1, 100},
+	{"discard", discard, 0, 100},
+	{"discard, cluster reused", discard_reused, 0, 100},
+	{"discard after snapshot", discard_shared, QKC_NO_WIDTH_1, 100},
+	{"zero", zero, 0, 100},
+	{"zero with unmap", zero_unmap, 0, 100},
+	{"zero cluster with space", zero_allocated, QKC_V3, 100},
+	{"over compressed", over_compressed, 0, 100},
+	{"over compressed, shared", over_compressed_shared, QKC_NO_WIDTH_1, 100},
+	{"over compressed, zstd", over_zstd, QKC_V3, 100},
+	{"with backing file", with_backing, 0, 100},
+	{"FUA", fua, 0, 100},
+	{"close and open again", reopened, QKC_OURS, 100},
+	{"disk of an odd size", odd_size, QKC_OURS, 100},
+	{"random, plain", random_plain, 0, 100},
+	{"random, all", random_all, 0, 100},
+	{"random, snapshot", random_snapshot, QKC_NO_WIDTH_1, 100},
+	{"random, compressed", random_compressed, 0, 100},
+	{"random, backing file", random_backing, 0, 100},
+	{"zero, write, killed", zero_then_write_killed, 0, 20},
+	{"compressed, write, killed", compressed_then_write_killed, 0, 20},
+	{"discard of 2.5 GiB", discard_2g, 0, 100},
+	{"1st flush fails", failing_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"2nd flush fails", failing_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"3rd flush fails", failing_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"a flush fails, discard", failing_flush_discard, QKC_OURS, 100},
+	{"a write fails", failing_write, QKC_OURS, 100},
+	{"no space", no_space, QKC_OURS, 100},
+	{"no space, refcount block", no_space_new_block, QKC_OURS | QKC_SMALL_CLUSTERS, 100},
+};
+const size_t qkc_n_workloads = sizeof(qkc_workloads) / sizeof(*qkc_workloads);
