@@ -7,6 +7,8 @@
 #   make fuzz           fuzz every target for SECONDS_EACH seconds
 #   make hostile-peers  a table of verdicts on hostile images, ours beside QEMU's
 #   make soak           a process that writes a million times, killed at random
+#   make crash          crash states of every kind of write, judged (ARGS=--long: millions)
+#   make crash-peers    the same workloads by qemu-io, side by side
 #   make asan | tsan    unit tests under AddressSanitizer + UBSan | ThreadSanitizer
 #   make install DESTDIR= PREFIX=/usr/local        make uninstall      make clean
 
@@ -43,6 +45,18 @@ hostile-peers: all
 soak:
 	tools/check --only soak $(ARGS)
 
+CRASH := build-check/gcc/tests/crash
+crash-build:
+	@tools/packages tests
+	@test -f build-check/gcc/build.ninja || meson setup build-check/gcc -Dtests=true -Dabort_on_bug=true
+	@ninja -C build-check/gcc tests/crash/crash tests/crash/crash_shim.so
+
+crash: crash-build
+	$(CRASH)/crash --shim $(CRASH)/crash_shim.so $(ARGS)
+
+crash-peers: crash-build
+	$(CRASH)/crash --peers --shim $(CRASH)/crash_shim.so $(ARGS)
+
 asan:
 	tools/check --only asan $(ARGS)
 
@@ -65,4 +79,4 @@ uninstall:
 clean:
 	rm -rf $(BUILD) build-check
 
-.PHONY: all demo check bench fuzz hostile-peers soak asan tsan install uninstall clean
+.PHONY: all demo check bench fuzz hostile-peers soak crash crash-build crash-peers asan tsan install uninstall clean

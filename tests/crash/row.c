@@ -118,9 +118,9 @@ static void tell(struct context *c, const struct qkc_state *s, const char *why)
 	(void)printf("FAILED %s | v%u cluster %u refcount %u | state %" PRIu64 ": %s\n",
 		row->workload->name, row->config.version, 1u << row->config.cluster_bits,
 		row->config.refcount_bits, s->id, why);
-	(void)printf("  again: crash --only '%s' --config %u,%u,%u --seed %" PRIu64
+	(void)printf("  again: make crash ARGS=\"--only '%s' --config %u,%u,%u --seed %" PRIu64
 		     " --variant %u --state %" PRIu64 " --random %u --cuts %u --subsets %u "
-		     "--again %u%s\n",
+		     "--again %u%s\"\n",
 		row->workload->name, row->config.version, 1u << row->config.cluster_bits,
 		row->config.refcount_bits, row->seed, c->variant, s->id, row->n_random, row->n_cuts,
 		row->subset_bits, row->again_one_in, row->is_peer ? " --peer" : "");

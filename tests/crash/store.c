@@ -54,6 +54,13 @@ static void do_write(struct on_disk *s, const uint8_t *bytes, uint64_t len, uint
 	qkc_log_add(s->log, QKC_WRITE, off, len, bytes);
 }
 
+/* Bytes up to a sector's end near the middle: a sector is never torn. */
+static uint64_t half_of(uint64_t off, uint64_t len)
+{
+	uint64_t end = (off + len / 2) / QKC_SECTOR * QKC_SECTOR;
+	return end > off ? end - off : 0;
+}
+
 static enum qcow_status disk_pwritev(
 	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
 {
@@ -67,8 +74,8 @@ static enum qcow_status disk_pwritev(
 		memcpy(bytes + at, iov[i].iov_base, iov[i].iov_len);
 	if (!fails)
 		do_write(s, bytes, len, off);
-	else if (s->fault->what == QKC_FAIL_WRITE && len > 1)
-		do_write(s, bytes, len / 2, off);
+	else if (s->fault->what == QKC_FAIL_WRITE && half_of(off, len) != 0)
+		do_write(s, bytes, half_of(off, len), off);
 	free(bytes);
 	return fails ? fail(s, err) : QCOW_OK;
 }
