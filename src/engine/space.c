@@ -136,11 +136,8 @@ void qk_space_free(struct qk_space *sp)
 
 static bool has_dirty(struct qk_space *sp)
 {
-	bool any = false;
-
 	(void)pthread_mutex_lock(&sp->lock);
-	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older)
-		any = any || b->n_dirty != 0 || b->n_unstable != 0;
+	bool any = sp->busy != NULL;
 	(void)pthread_mutex_unlock(&sp->lock);
 	return any;
 }

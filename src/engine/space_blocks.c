@@ -14,6 +14,8 @@
 
 #include "base/mem.h"
 
+#define SHRINK_STEPS 8U
+
 static uint64_t n_sectors(const struct qk_space *sp)
 {
 	return sp->g->cluster_size / QK_SECTOR;
@@ -108,21 +110,46 @@ static void evict(struct qk_space *sp, struct qk_refblock *b)
 	destroy(b);
 }
 
-static bool may_leave(const struct qk_refblock *b)
-{
-	return b->pins == 0 && b->n_dirty == 0 && b->n_unstable == 0 &&
-	       b->state == QK_REFBLOCK_LINKED;
-}
-
+/* A few of the oldest: what cannot leave goes to the other end, or each load would meet it again. */
 static void shrink(struct qk_space *sp)
 {
-	struct qk_refblock *b = sp->oldest;
-
-	while (b != NULL && sp->n_blocks >= sp->max_blocks) {
-		struct qk_refblock *newer = b->newer;
-		if (may_leave(b))
+	for (unsigned i = 0; i < SHRINK_STEPS && sp->n_blocks >= sp->max_blocks; i++) {
+		struct qk_refblock *b = sp->oldest;
+		if (b->pins == 0 && !b->is_busy) {
 			evict(sp, b);
-		b = newer;
+		} else {
+			unlink_use(sp, b);
+			link_use(sp, b);
+		}
+	}
+}
+
+/* ---- busy blocks ---- */
+
+static void make_busy(struct qk_space *sp, struct qk_refblock *b)
+{
+	if (b->is_busy)
+		return;
+	b->is_busy = true;
+	b->next_busy = sp->busy;
+	sp->busy = b;
+}
+
+static bool is_idle(const struct qk_refblock *b)
+{
+	return b->n_dirty == 0 && b->n_unstable == 0 && b->state == QK_REFBLOCK_LINKED;
+}
+
+void qk_refblocks_tidy(struct qk_space *sp)
+{
+	for (struct qk_refblock **at = &sp->busy; *at != NULL;) {
+		struct qk_refblock *b = *at;
+		if (!is_idle(b)) {
+			at = &b->next_busy;
+			continue;
+		}
+		b->is_busy = false;
+		*at = b->next_busy;
 	}
 }
 
@@ -210,6 +237,7 @@ enum qcow_status qk_refblock_new(struct qk_space *sp, uint64_t idx, uint64_t off
 	memset(b->bytes, 0, (size_t)sp->g->cluster_size);
 	mark_all(sp, b);
 	insert(sp, b);
+	make_busy(sp, b);
 	b->pins++;
 	*out = b;
 	return QCOW_OK;
@@ -217,6 +245,11 @@ enum qcow_status qk_refblock_new(struct qk_space *sp, uint64_t idx, uint64_t off
 
 void qk_refblock_unmake(struct qk_space *sp, struct qk_refblock *b)
 {
+	struct qk_refblock **at = &sp->busy;
+
+	while (*at != b)
+		at = &(*at)->next_busy;
+	*at = b->next_busy;
 	evict(sp, b);
 }
 
@@ -233,6 +266,7 @@ void qk_refblock_set(struct qk_space *sp, struct qk_refblock *b, uint64_t cluste
 
 	QK_ASSERT_VOID(P4, cluster >> sp->g->rb_bits == b->idx && value <= sp->g->refcount_max);
 	qk_refcount_set(sp->g, b->bytes, at, value);
+	make_busy(sp, b);
 	b->n_dirty += map_set(b->dirty, (at << sp->g->refcount_order) / (8 * QK_SECTOR));
 }
 
@@ -251,12 +285,6 @@ void qk_refblock_requeue(struct qk_refblock *b)
 		*u = 0;
 		b->n_dirty += (uint32_t)__builtin_popcountll(*d);
 	}
-}
-
-void qk_refblock_requeue_all(struct qk_space *sp)
-{
-	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older)
-		qk_refblock_requeue(b);
 }
 
 void qk_refblock_settle(struct qk_refblock *b)

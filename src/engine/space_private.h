@@ -50,6 +50,8 @@ struct qk_refblock {
 	struct qk_refblock *next_hash;
 	struct qk_refblock *newer, *older; /* by use */
 	struct qk_refblock *next_publish; /* of the publication under way */
+	struct qk_refblock *next_busy;
+	bool is_busy;
 };
 
 /* ---- sets of clusters ---- */
@@ -114,6 +116,8 @@ struct qk_space {
 	/* the cache, space_blocks.c */
 	struct qk_refblock *buckets[QK_SPACE_BUCKETS];
 	struct qk_refblock *newest, *oldest;
+	struct qk_refblock
+		*busy; /* every block that is dirty, unstable or not linked, and maybe others */
 	uint64_t n_blocks, max_blocks;
 	struct qk_refblock *publishing; /* list, pinned */
 	uint8_t *scratch; /* cluster_size, of the publication */
@@ -182,7 +186,8 @@ uint64_t qk_refblock_at(const struct qk_space *sp, const struct qk_refblock *b, 
 void qk_refblock_set(struct qk_space *sp, struct qk_refblock *b, uint64_t cluster, uint64_t value);
 /* What was written and is not known to be stable is dirty again. */
 void qk_refblock_requeue(struct qk_refblock *b);
-void qk_refblock_requeue_all(struct qk_space *sp);
+/* Leave out of the list of busy blocks those that no longer are. */
+void qk_refblocks_tidy(struct qk_space *sp);
 /* What was written is stable. */
 void qk_refblock_settle(struct qk_refblock *b);
 /* Takes the lock by itself, for copying only. Write the dirty sectors of a pinned block. */

@@ -269,7 +269,7 @@ static void drop_stale_table(struct qk_space *sp)
 static void gather(struct qk_space *sp)
 {
 	sp->publishing = NULL;
-	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older) {
+	for (struct qk_refblock *b = sp->busy; b != NULL; b = b->next_busy) {
 		qk_refblock_requeue(b);
 		b->link_round = 0;
 		if (b->state == QK_REFBLOCK_LINKING)
@@ -344,7 +344,7 @@ static void settle_table(struct qk_space *sp)
 /* The blocks that the publication linked are in use. */
 static void settle_blocks(struct qk_space *sp)
 {
-	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older) {
+	for (struct qk_refblock *b = sp->busy; b != NULL; b = b->next_busy) {
 		if (b->state == QK_REFBLOCK_LINKING)
 			b->state = QK_REFBLOCK_LINKED;
 	}
@@ -501,9 +501,10 @@ enum qcow_status qk_space_publish_link(struct qk_space *sp, struct qcow_error *e
 void qk_space_publish_done(struct qk_space *sp)
 {
 	(void)pthread_mutex_lock(&sp->lock);
-	for (struct qk_refblock *b = sp->newest; b != NULL; b = b->older)
+	for (struct qk_refblock *b = sp->busy; b != NULL; b = b->next_busy)
 		qk_refblock_settle(b);
 	settle_blocks(sp);
+	qk_refblocks_tidy(sp);
 	sp->is_publishing = false;
 	sp->publishing = NULL;
 	if (sp->is_switching)
