@@ -56,7 +56,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 		if (qk_bitmap_judge(&g, disk_size, &e) != 0)
 			continue;
 		FUZZ_CHECK((uint64_t)e.table_entries * 8 <= QK_MAX_BITMAP_TABLE_BYTES);
-		FUZZ_CHECK(e.granularity_bits >= 9 && e.granularity_bits <= 31 && e.name.n != 0);
+		FUZZ_CHECK(e.granularity_bits <= QK_MAX_BITMAP_GRANULARITY_BITS && e.name.n != 0);
 	}
 	return 0;
 }

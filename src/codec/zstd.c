@@ -4,7 +4,8 @@
  *
  * Decoding streams, for a cluster may hold several frames or a frame longer than the cluster, and QEMU
  * reads both. A frame of known size that fits, the usual case, is decoded by libzstd in one pass without a
- * window; for others the window is capped, so that a frame of a few bytes cannot ask for gigabytes.
+ * window; for others the window is capped, so that a frame of a few bytes cannot ask for gigabytes. Frames of
+ * the formats before RFC 8878, which libzstd may know too, know no such cap: they are not zstd here.
  */
 #include "codec/codec.h"
 
@@ -93,6 +94,18 @@ static enum qcow_status prepare_decompressor(struct qk_zstd *z, struct qcow_erro
 	return QCOW_OK;
 }
 
+/* Does a frame begin with these bytes: 28 b5 2f fd, or 50 to 5f 2a 4d 18, which is skipped? Fewer than four bytes
+ * may: libzstd wants more then. */
+static bool is_frame(const uint8_t *p, size_t n)
+{
+	static const uint8_t zstd[] = {0x28, 0xb5, 0x2f, 0xfd},
+			     skipped[] = {0x50, 0x2a, 0x4d, 0x18};
+	if (n < sizeof(zstd))
+		return true;
+	return memcmp(p, zstd, sizeof(zstd)) == 0 ||
+	       ((p[0] & 0xf0) == skipped[0] && memcmp(p + 1, skipped + 1, 3) == 0);
+}
+
 static enum qcow_status refuse(size_t rc, size_t got, size_t want, struct qcow_error *err)
 {
 	if (!ZSTD_isError(rc))
@@ -119,11 +132,18 @@ enum qcow_status qk_zstd_decompress(
 	QK_TRY(prepare_decompressor(z, err));
 	ZSTD_inBuffer src = {in.p, in.n, 0};
 	ZSTD_outBuffer dst = {out, out_len, 0};
+	size_t rc = 0; /* 0: a frame has ended, or none has begun */
 
 	while (dst.pos < dst.size) {
 		size_t in_before = src.pos;
 		size_t out_before = dst.pos;
-		size_t rc = ZSTD_decompressStream(z->decompressor, &dst, &src);
+		if (rc == 0 && !is_frame(in.p + in_before, in.n - in_before))
+			return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_COMPRESSED_STREAM,
+				QCOW_NO_OFFSET, QCOW_NO_OFFSET,
+				"no zstd frame begins after %zu of %zu bytes of a compressed "
+				"cluster",
+				dst.pos, dst.size);
+		rc = ZSTD_decompressStream(z->decompressor, &dst, &src);
 		/* A turn that moves nothing has no input left: the end came too early. */
 		if (ZSTD_isError(rc) || (src.pos == in_before && dst.pos == out_before))
 			return refuse(rc, dst.pos, dst.size, err);

@@ -243,6 +243,28 @@ static void several_zstd_frames_make_a_cluster(void **state)
 	qcow_codec_free(codec);
 }
 
+/* libzstd may know them, and takes 64 MiB for this one. */
+static void frames_of_formats_before_the_rfc_are_refused(void **state)
+{
+	(void)state;
+	static const uint8_t v05[] = {0x25, 0xb5, 0x2f, 0xfd, 0x0f},
+			     skippable[] = {0x5f, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3};
+	struct qcow_codec *codec = codec_for(QCOW_COMPRESSION_ZSTD, 65536, -1);
+
+	memcpy(b->stream, v05, sizeof(v05));
+	assert_corrupt(codec, sizeof(v05), "no zstd frame begins after 0 of 65536");
+	fill_text(b->in, 65536, 5);
+	size_t len = ZSTD_compress(b->stream, MAX_STREAM, b->in, 20000, 3);
+	memcpy(b->stream + len, v05, sizeof(v05));
+	assert_corrupt(codec, len + sizeof(v05), "no zstd frame begins after 20000 of 65536");
+	/* what the RFC lets a decoder skip is skipped, before a frame and between two */
+	memcpy(b->stream + len, skippable, sizeof(skippable));
+	len += sizeof(skippable);
+	len += ZSTD_compress(b->stream + len, MAX_STREAM - len, b->in + 20000, 45536, 3);
+	assert_decodes(codec, len, 65536);
+	qcow_codec_free(codec);
+}
+
 /* A frame whose size is not stated, as streaming encoders write. */
 static size_t stream_zstd(int window_log, size_t n)
 {
@@ -370,6 +392,7 @@ int main(void)
 		cmocka_unit_test(decoding_stops_after_a_cluster),
 		cmocka_unit_test(deflate_without_an_end_is_read),
 		cmocka_unit_test(several_zstd_frames_make_a_cluster),
+		cmocka_unit_test(frames_of_formats_before_the_rfc_are_refused),
 		cmocka_unit_test(zstd_windows_are_capped_at_8_mib),
 		cmocka_unit_test(content_short_of_a_cluster_is_corrupt),
 		cmocka_unit_test(noise_is_corrupt_and_leaves_the_context_usable),
