@@ -123,6 +123,20 @@ struct qcow_secret_request {
 	enum qcow_encryption encryption;
 };
 
+/* What is noticed and does not fail. */
+enum qcow_log_level {
+	QCOW_LOG_NOTE = 1,   /* legal, and worth knowing: unknown features and extensions */
+	QCOW_LOG_WARNING = 2 /* damage, or what a later step may trip over */
+};
+
+/* Valid during the call. `text` may hold names as the image has them: escape what is printed. */
+struct qcow_log_entry {
+	enum qcow_log_level level;
+	unsigned finding;  /* enum qcow_finding_id, 0 if none */
+	const char *image; /* name of the store of the layer */
+	const char *text;  /* one sentence, no final newline */
+};
+
 struct qcow_open_options {
 	uint32_t struct_size;
 	uint32_t flags;
@@ -162,6 +176,11 @@ struct qcow_open_options {
 	/* For format luks: the store of a detached header; the image's own store then holds the disk alone. It
 	 * passes to the library like the image's. NULL: the header is at the start of the image. */
 	struct qcow_store *luks_header;
+	/* Told what the library notices of the image and of the layers below it and does not fail for; NULL: nobody
+	 * is. Called on the thread that notices, during qcow_open or later, at worst on several at once; it must
+	 * not call back with the image. The library itself never prints. */
+	void (*log)(void *ctx, const struct qcow_log_entry *entry);
+	void *log_ctx;
 };
 #define QCOW_OPEN_OPTIONS_INIT                                                                     \
 	{                                                                                          \

@@ -164,6 +164,8 @@ static enum qcow_status open_resolved(struct qcow_image *top, struct qcow_image 
 	below.cancelled = o->cancelled;
 	below.cancel_ctx = o->cancel_ctx;
 	below.max_iterations = o->max_iterations;
+	below.log = o->log;
+	below.log_ctx = o->log_ctx;
 	below.luks_header = got->luks_header;
 	status = qk_layer_open(got->store, &below, &layer->backing, err);
 	if (status != QCOW_OK)

@@ -37,6 +37,9 @@ struct qcow_image {
 	uint64_t raw_offset; /* raw: where the disk starts in the store */
 	uint64_t first_stretch; /* bytes: 128 of the smallest clusters from here down; see map.c */
 	uint32_t flags; /* QCOW_OPEN_… */
+	void (*log)(
+		void *ctx, const struct qcow_log_entry *entry); /* the caller's, or NULL: log.h */
+	void *log_ctx;
 	struct qk_hostmap *hostmap; /* holes of the store that holds guest data */
 	bool is_encrypted;
 	bool is_locked; /* encrypted, and opened without its key: guest data is refused */

@@ -16,6 +16,7 @@
 #include "engine/decode.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
+#include "engine/log.h"
 #include "engine/meta.h"
 #include "engine/rw.h"
 
@@ -417,11 +418,14 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	image->store = store;
 	image->header_store = options->luks_header;
 	image->flags = options->flags;
+	image->log = options->log;
+	image->log_ctx = options->log_ctx;
 	enum qcow_status status = open_format(image, options, err);
 	if (status != QCOW_OK) {
 		qk_layer_close(image);
 		return status;
 	}
+	qk_log_layer(image, options->format == NULL);
 	*out = image;
 	return QCOW_OK;
 }

@@ -4,9 +4,12 @@
  */
 #include "engine/rw.h"
 
+#include <inttypes.h>
+
 #include "base/mem.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
+#include "engine/log.h"
 #include "engine/publish.h"
 #include "engine/space.h"
 #include "engine/stage.h"
@@ -66,8 +69,16 @@ static enum qcow_status make_qcow2(
 		.ext = &image->ext,
 		.file_size = image->file_size,
 		.prove = o->prove};
+	const struct qk_header was = image->header;
 	QK_TRY(qk_space_prepare(&rq, &image->header, QK_AUTOCLEAR_BITMAPS | QK_AUTOCLEAR_RAW_DATA,
 		o->dirty == QCOW_DIRTY_REFUSE, err));
+	if (was.autoclear != image->header.autoclear)
+		qk_log(image, QCOW_LOG_NOTE, 0,
+			"unknown bits of autoclear_features were cleared: 0x%" PRIx64,
+			was.autoclear & ~image->header.autoclear);
+	if (((was.incompatible ^ image->header.incompatible) & QCOW_INCOMPAT_DIRTY) != 0)
+		qk_log(image, QCOW_LOG_NOTE, QCOW_FINDING_DIRTY,
+			"the refcounts were rebuilt, and the dirty bit cleared");
 	/* a rebuild may have made the file longer */
 	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
 	QK_TRY(qk_space_new(&rq, &rw->space, err));

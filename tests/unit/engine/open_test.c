@@ -82,6 +82,91 @@ static void files_cut_in_the_header_are_refused(void **state)
 	}
 }
 
+/* ---- the log ---- */
+
+struct told {
+	char text[4096];
+	unsigned notes, warnings;
+};
+
+static void tell(void *ctx, const struct qcow_log_entry *entry)
+{
+	struct told *told = ctx;
+	size_t n = strlen(told->text);
+	assert_true(entry->image[0] != '\0' && entry->text[0] != '\0');
+	(void)snprintf(
+		told->text + n, sizeof(told->text) - n, "%u %s\n", entry->finding, entry->text);
+	told->notes += entry->level == QCOW_LOG_NOTE;
+	told->warnings += entry->level == QCOW_LOG_WARNING;
+}
+
+static struct told told_at_open(const char *name, uint32_t flags, const char *format)
+{
+	struct told told = {.notes = 0};
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	o.flags = flags;
+	o.format = format;
+	o.log = tell;
+	o.log_ctx = &told;
+	qcow_close(must_open(name, &o));
+	return told;
+}
+
+static void a_sound_image_has_nothing_to_log(void **state)
+{
+	(void)state;
+	sh("rm -f *; qemu-img create -q -f qcow2 base 1M; qemu-img create -q -f qcow2 -b base -F "
+	   "qcow2 t; qemu-img snapshot -c one t; qemu-img bitmap --add t b");
+	struct told told = told_at_open("t", 0, NULL);
+	assert_string_equal(told.text, "");
+	told = told_at_open("t", 0, "raw");
+	assert_string_equal(told.text, "");
+}
+
+static void what_is_noticed_and_does_not_fail_is_logged(void **state)
+{
+	(void)state;
+	sh("rm -f *; qemu-img create -q -f qcow2 base 1M; qemu-img create -q -f qcow2 -b base -F "
+	   "qcow2 t");
+	poke32("base", 76, 1); /* dirty */
+	poke32("base", 84, 0x80); /* a compatible and an autoclear feature */
+	poke32("base", 92, 0x40);
+	struct told told = told_at_open("t", 0, NULL); /* of a layer below as well */
+	assert_non_null(strstr(told.text, "34 the dirty bit is set"));
+	assert_non_null(strstr(told.text, "0 compatible_features has bits that nobody here knows: "
+					  "0x80\n"));
+	assert_non_null(strstr(told.text, "0 autoclear_features has bits that nobody here knows: "
+					  "0x40;"));
+	assert_true(told.notes == 2 && told.warnings == 1);
+	poke32("base", 76, 3); /* corrupt too, and its tables beyond the file */
+	poke32("base", 40, 1);
+	poke32("base", 48, 1);
+	told = told_at_open("base", 0, NULL);
+	assert_non_null(strstr(told.text, "35 the corrupt bit is set"));
+	assert_non_null(strstr(told.text, "1 the L1 table goes past the end"));
+	assert_non_null(strstr(told.text, "23 the refcount table goes past the end"));
+	poke32("base", 60, 9); /* snapshots that are not there */
+	poke32("base", 64, 1);
+	told = told_at_open("base", QCOW_OPEN_CHECK, NULL);
+	assert_non_null(strstr(told.text, "27 the snapshots cannot be had: "));
+	sh("truncate -s 1M raw");
+	told = told_at_open("raw", 0, NULL);
+	assert_true(told.warnings == 1 && strstr(told.text, "taken for raw by a probe") != NULL);
+}
+
+static void unknown_extensions_and_stale_bitmaps_are_logged(void **state)
+{
+	(void)state;
+	sh("rm -f *; qemu-img create -q -f qcow2 t 1M; qemu-img bitmap --add t b");
+	poke32("t", 92, 0);
+	struct told told = told_at_open("t", 0, NULL);
+	assert_true(told.warnings == 1 && told.notes == 0);
+	assert_non_null(strstr(told.text, "the bitmaps are not trusted"));
+	poke32("t", 112, 0x12345678); /* the first extension after a header of 112 bytes */
+	told = told_at_open("t", 0, NULL);
+	assert_non_null(strstr(told.text, "extension of type 0x12345678"));
+}
+
 /* ---- chains and references ---- */
 
 static void references_need_a_resolver(void **state)
@@ -597,6 +682,9 @@ int main(void)
 		cmocka_unit_test(a_file_with_the_magic_of_another_version_is_never_raw),
 		cmocka_unit_test(format_decides_over_the_probe),
 		cmocka_unit_test(files_cut_in_the_header_are_refused),
+		cmocka_unit_test(a_sound_image_has_nothing_to_log),
+		cmocka_unit_test(what_is_noticed_and_does_not_fail_is_logged),
+		cmocka_unit_test(unknown_extensions_and_stale_bitmaps_are_logged),
 		cmocka_unit_test(references_need_a_resolver),
 		cmocka_unit_test(a_resolver_that_says_nothing_still_makes_a_message),
 		cmocka_unit_test(a_backing_file_without_a_recorded_format_is_not_guessed),
