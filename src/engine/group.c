@@ -58,14 +58,15 @@ enum qcow_status qk_group_lock(
 {
 	struct qk_rw *rw = image->rw;
 	uint64_t key = key_of(image, off);
-	QK_TRY(qk_fence_check(&rw->fence, err));
 	if (qk_stage_is_full(rw->stage))
 		QK_TRY(qk_publish_flush(rw->publish, err));
 	out->image = image;
 	out->guest.v = (key * QK_STAGE_ENTRIES) << image->geometry.cluster_bits;
 	out->owned = 0;
 	qk_lock(stripe_of(image, key));
-	enum qcow_status status = pin(image, key, &out->chunk, err);
+	enum qcow_status status = qk_fence_check(&rw->fence, err);
+	if (status == QCOW_OK)
+		status = pin(image, key, &out->chunk, err);
 	if (status != QCOW_OK) {
 		qk_unlock(stripe_of(image, key));
 		return status;

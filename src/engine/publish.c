@@ -50,6 +50,7 @@ struct job {
 	struct qk_publish *p;
 	struct qk_stage *stage;
 	bool is_recovery; /* write again what an earlier one may have lost */
+	bool is_named; /* entries are being written: what they point to is stable */
 	struct qk_chunk **chunks; /* by place in the file */
 	uint64_t n_chunks;
 	uint64_t *l1; /* indices of L1 entries, ascending */
@@ -233,7 +234,8 @@ static enum qcow_status write_l1(const struct job *job, struct qcow_error *err)
 
 /* ---- after a failed flush ---- */
 
-/* The whole table that entry `index` names, as readers see it, goes to the disk again. */
+/* The whole table that entry `index` names, as readers see it, goes to the disk again, unless the disk's L1 table may
+ * name it already. */
 static enum qcow_status rewrite_table(const struct job *job, uint64_t index, struct qcow_error *err)
 {
 	struct qcow_image *image = job->p->image;
@@ -242,6 +244,8 @@ static enum qcow_status rewrite_table(const struct job *job, uint64_t index, str
 	uint64_t n = 0;
 	QK_TRY(qk_meta_l1(image->meta, true, &l1, &n, err));
 	uint64_t l2_off = qk_l1_decode(g, qk_l1_word(l1, index)).l2_off.v;
+	if ((__builtin_bswap64(job->p->l1_disk[index]) & QK_OFFSET_MASK) == l2_off)
+		return QCOW_OK;
 	for (uint32_t i = 0; i < g->l2_entries; i += QK_STAGE_ENTRIES) {
 		struct qk_slice slice;
 		uint64_t words[QK_STAGE_ENTRIES];
@@ -255,6 +259,49 @@ static enum qcow_status rewrite_table(const struct job *job, uint64_t index, str
 			job->p, words, 1, l2_off + (uint64_t)i * g->l2_entry_size, err));
 	}
 	return QCOW_OK;
+}
+
+/* The data of what this generation staged: where the host lost it, its cluster would show what it held before. Nobody
+ * writes meanwhile. */
+static enum qcow_status rewrite_data(
+	const struct job *job, const struct qk_chunk *chunk, struct qcow_error *err)
+{
+	struct qcow_image *image = job->p->image;
+	const struct qk_geometry *g = &image->geometry;
+	size_t bytes = (size_t)g->cluster_size;
+	uint8_t *data QK_AUTO_FREE = qk_malloc(1, bytes);
+	if (data == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (uint64_t left = chunk->publishing & ~chunk->named; left != 0; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(left);
+		qk_goff guest = {(cluster_of(chunk) + i) << g->cluster_bits};
+		struct qk_l2_entry e = qk_l2_decode(g, __builtin_bswap64(chunk->disk[i]), 0, guest);
+		if (e.type != QK_L2_NORMAL)
+			continue;
+		QK_TRY(qcow_store_read_padded(image->store, data, bytes, e.host_off.v, err));
+		QK_TRY(qk_space_check_overlap(
+			image->rw->space, QK_SPACE_DATA, e.host_off.v, bytes, err));
+		QK_TRY(qcow_store_write(image->store, data, bytes, e.host_off.v, err));
+	}
+	return QCOW_OK;
+}
+
+/* All that a failed flush may have lost of what nothing pointed to: data, tables, the length of the file. */
+static enum qcow_status rewrite_targets(const struct job *job, struct qcow_error *err)
+{
+	struct qcow_image *image = job->p->image;
+	struct qcow_store_caps caps;
+	uint64_t size = 0;
+	for (uint64_t i = 0; i < job->n_chunks; i++)
+		QK_TRY(rewrite_data(job, job->chunks[i], err));
+	for (uint64_t i = 0; i < job->n_l1; i++)
+		QK_TRY(rewrite_table(job, job->l1[i], err));
+	qcow_store_caps(image->store, &caps);
+	if (!caps.can_grow)
+		return QCOW_OK;
+	/* to truncate to the length it has would do nothing */
+	QK_TRY(qcow_store_size(image->store, &size, err));
+	return qcow_store_truncate(image->store, size + image->geometry.cluster_size, err);
 }
 
 /* Does the disk hold what was written? */
@@ -307,8 +354,8 @@ static enum qcow_status make_targets_stable(const struct job *job, struct qcow_e
 	struct qk_space *space = p->image->rw->space;
 	struct qcow_error own = QCOW_ERROR_INIT;
 	bool needs_link = false;
-	for (uint64_t i = 0; job->is_recovery && i < job->n_l1; i++)
-		QK_TRY(rewrite_table(job, job->l1[i], err));
+	if (job->is_recovery)
+		QK_TRY(rewrite_targets(job, err));
 	QK_TRY(fence_io(p, qk_space_publish_begin(space, &needs_link, &own), &own, err));
 	QK_TRY(write_chunks(job, false, err));
 	QK_TRY(barrier(p, err));
@@ -336,6 +383,7 @@ static enum qcow_status write_generation(struct job *job, struct qcow_error *err
 		return barrier(job->p, err);
 	if (needs_barrier)
 		QK_TRY(make_targets_stable(job, err));
+	job->is_named = true;
 	QK_TRY(write_entries(job, err));
 	if (needs_barrier)
 		qk_space_publish_done(job->p->image->rw->space);
@@ -390,7 +438,7 @@ static enum qcow_status publish(struct qk_publish *p, bool is_recovery, struct q
 	if (status == QCOW_OK)
 		drop_unlinked(p);
 	else
-		qk_stage_reopen(job.stage);
+		qk_stage_reopen(job.stage, job.is_named);
 	free(job.chunks);
 	free(job.l1);
 	return status;
@@ -417,8 +465,11 @@ enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err
 {
 	struct qk_rw *rw = p->image->rw;
 	enum qcow_status status = QCOW_OK;
+	for (unsigned i = 0; i < QK_STRIPES; i++)
+		qk_lock(&rw->stripes[i]);
 	qk_lock(&p->lock);
 	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK) {
+		qk_epoch_wait(rw->epoch);
 		if (rw->space != NULL)
 			status = qk_space_recover(rw->space, err);
 		if (status == QCOW_OK)
@@ -427,6 +478,8 @@ enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err
 			qk_fence_lift(&rw->fence);
 	}
 	qk_unlock(&p->lock);
+	for (unsigned i = 0; i < QK_STRIPES; i++)
+		qk_unlock(&rw->stripes[i]);
 	return status;
 }
 

@@ -231,6 +231,7 @@ enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_
 	chunk->pins = 1;
 	chunk->open = 0;
 	chunk->publishing = 0;
+	chunk->named = 0;
 	for (uint32_t i = 0; i < QK_STAGE_ENTRIES; i++) {
 		chunk->disk[i] = disk[i];
 		atomic_store_explicit(&chunk->words[i], disk[i], memory_order_release);
@@ -280,6 +281,7 @@ enum qcow_status qk_stage_commit(
 			atomic_store_explicit(&chunk->words[change->first + i],
 				__builtin_bswap64(change->words[i]), memory_order_release);
 		mark_open(stage, chunk, bits_of(change->first, change->n));
+		chunk->named &= ~bits_of(change->first, change->n);
 		stage->open.needs_barrier = stage->open.needs_barrier || change->needs_barrier;
 	}
 	qk_unlock(&stage->lock);
@@ -343,6 +345,7 @@ void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked)
 	while (chunk != NULL) {
 		struct qk_chunk *next = chunk->next_publishing;
 		chunk->publishing = 0;
+		chunk->named = 0;
 		if (is_idle(chunk))
 			remove_chunk(stage, chunk);
 		chunk = next;
@@ -352,13 +355,15 @@ void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked)
 	qk_unlock(&stage->lock);
 }
 
-void qk_stage_reopen(struct qk_stage *stage)
+void qk_stage_reopen(struct qk_stage *stage, bool is_named)
 {
 	struct qk_stage_generation *from = &stage->publishing;
 	qk_lock(&stage->lock);
 	struct qk_chunk *chunk = from->chunks;
 	while (chunk != NULL) {
 		struct qk_chunk *next = chunk->next_publishing;
+		if (is_named)
+			chunk->named |= chunk->publishing & ~chunk->open;
 		mark_open(stage, chunk, chunk->publishing);
 		chunk->publishing = 0;
 		chunk = next;

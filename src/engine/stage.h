@@ -27,6 +27,7 @@ struct qk_chunk {
 	/* guarded by stage.lock */
 	uint32_t pins;
 	uint64_t open, publishing; /* a bit an entry that changed in that generation */
+	uint64_t named; /* of those: the disk may name it already, a publication failed half way */
 	struct qk_chunk *next_open, *next_publishing;
 	/* written at the swap, read by the publisher */
 	uint64_t disk[QK_STAGE_ENTRIES]; /* big endian */
@@ -123,8 +124,8 @@ bool qk_stage_has_unlinked(struct qk_stage *stage);
 void qk_stage_swap(struct qk_stage *stage);
 /* It was published: forget it, but for what is open again. The unlinked clusters are the caller's to free. */
 void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked);
-/* It was not: all of it is open again. */
-void qk_stage_reopen(struct qk_stage *stage);
+/* It was not: all of it is open again. is_named: the disk may name some of it, and all it points to is stable. */
+void qk_stage_reopen(struct qk_stage *stage, bool is_named);
 /* These clusters wait for the next publication (again). */
 void qk_stage_defer(struct qk_stage *stage, struct qk_pairs *unlinked);
 

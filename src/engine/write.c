@@ -56,7 +56,6 @@ enum qcow_status qk_write_begin(
 	struct qk_rw *rw = range->image->rw;
 	QK_ASSERT(W1, rw != NULL && range->len != 0 &&
 			      qk_in_range(range->off.v, range->len, range->image->size));
-	QK_TRY(qk_fence_check(&rw->fence, err));
 	out->image = range->image;
 	out->off = range->off.v;
 	out->covered = 0;
@@ -64,7 +63,10 @@ enum qcow_status qk_write_begin(
 	out->is_blocked = false;
 	out->needs_remap = false;
 	out->epoch = qk_epoch_enter(rw->epoch);
-	enum qcow_status status = find_runs(range, out, err);
+	/* in the epoch: who put the fence up and waits for the epochs finds nobody writing */
+	enum qcow_status status = qk_fence_check(&rw->fence, err);
+	if (status == QCOW_OK)
+		status = find_runs(range, out, err);
 	if (status != QCOW_OK)
 		qk_epoch_leave(rw->epoch, out->epoch);
 	return status;

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Every Nth call on the store fails, and every Nth allocation, while an image is written. What a call that failed was to
+ * write is old or new, sector by sector; everything else is as it should be, then and after a reopen; a
+ * fenced image recovers once the store is well again; and nothing is ever corrupt.
+ */
+#include "cm.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+
+#include <qcowkit/qcowkit.h>
+
+#include "failmalloc.h"
+#include "host.h"
+#include "order.h"
+
+#define SECTOR	512U
+#define CLUSTER 4096U
+#define SIZE	(600U * CLUSTER + 700U) /* two L2 tables, a last cluster that is cut */
+#define N_STEPS 46
+
+struct config {
+	const char *name;
+	uint32_t version, refcount_bits;
+	bool has_snapshot; /* taken by qemu-img: shared tables and clusters */
+};
+
+static const struct config configs[] = {
+	{"v3", 3, 16, false},
+	{"v2", 2, 16, false},
+	{"snapshot", 3, 64, true},
+};
+
+static uint8_t disk[SIZE], was[SIZE], got[SIZE], start[SIZE];
+
+struct run {
+	const char *what;
+	uint64_t nth;
+	bool for_ever;
+	bool is_short; /* a call may end anywhere */
+	struct qkt_fault *fault; /* NULL: allocations fail */
+	struct qkt_order *order;
+	struct qcow_image *image;
+	unsigned n_failed;
+	uint64_t seed;
+};
+
+static uint64_t next(uint64_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
+}
+
+static void heal(struct run *r)
+{
+	if (r->fault != NULL)
+		qkt_fault_disarm(r->fault);
+	else
+		qkt_failmalloc_arm(0, false);
+}
+
+/* After a failure: [off, off + len) reads as before or as wanted, by sector; take what it is. */
+static void settle_range(struct run *r, uint64_t off, uint64_t len)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (qcow_pread(r->image, got, len, off, &err) != QCOW_OK)
+		fail_msg("%s %llu: reading after a failure: %s", r->what,
+			(unsigned long long)r->nth, err.message);
+	for (uint64_t at = off; at < off + len;) {
+		uint64_t n = r->is_short ? 1 : SECTOR - at % SECTOR;
+		n = n > off + len - at ? off + len - at : n;
+		bool is_new = memcmp(got + (at - off), disk + at, n) == 0;
+		bool is_old = memcmp(got + (at - off), was + at, n) == 0;
+		if (!is_new && !is_old)
+			fail_msg("%s %llu: sector at %llu is neither old nor new", r->what,
+				(unsigned long long)r->nth, (unsigned long long)at);
+		memcpy(disk + at, got + (at - off), n);
+		at += n;
+	}
+}
+
+/* The store is well: the image must be usable again. */
+static void recover(struct run *r)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	heal(r);
+	if (qcow_recover(r->image, &err) != QCOW_OK)
+		fail_msg("%s %llu: recover: %s", r->what, (unsigned long long)r->nth, err.message);
+}
+
+struct op {
+	unsigned kind;
+	uint64_t off, len;
+};
+
+static enum qcow_status call(struct run *r, const struct op *op, struct qcow_error *err)
+{
+	switch (op->kind) {
+	case 0:
+	case 1:
+	case 2:
+		return qcow_pwrite(r->image, disk + op->off, op->len, op->off,
+			op->kind == 2 ? QCOW_IO_FUA : 0, err);
+	case 3:
+		return qcow_zero(r->image, op->off, op->len, 0, err);
+	case 4:
+		return qcow_zero(r->image, op->off, op->len, QCOW_IO_UNMAP, err);
+	default:
+		return qcow_flush(r->image, err);
+	}
+}
+
+/* What the disk is to be after the call. */
+static struct op choose(struct run *r)
+{
+	struct op op = {.kind = (unsigned)(next(&r->seed) % 7), .off = next(&r->seed) % SIZE};
+	op.len = 1 + next(&r->seed) % (5 * CLUSTER);
+	if (next(&r->seed) % 2 == 0)
+		op.off -= op.off % CLUSTER;
+	op.len = op.len > SIZE - op.off ? SIZE - op.off : op.len;
+	memcpy(was, disk, SIZE);
+	if (op.kind < 3)
+		for (uint64_t i = 0; i < op.len; i++)
+			disk[op.off + i] = (uint8_t)(next(&r->seed) >> 16);
+	else if (op.kind < 5)
+		memset(disk + op.off, 0, op.len);
+	return op;
+}
+
+static void step(struct run *r)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct op op = choose(r);
+	enum qcow_status status = call(r, &op, &err);
+	if (status == QCOW_OK)
+		return;
+	r->n_failed++;
+	assert_int_equal(err.status, status);
+	assert_true(err.message[0] != 0);
+	if (op.kind < 5 && r->fault != NULL && !r->for_ever)
+		settle_range(r, op.off, op.len); /* reads go on behind the fence */
+	recover(r);
+	if (op.kind < 5) {
+		settle_range(r, op.off, op.len);
+		return;
+	}
+	if (qcow_flush(r->image, &err) != QCOW_OK)
+		fail_msg("%s %llu: flush after recover: %s", r->what, (unsigned long long)r->nth,
+			err.message);
+}
+
+static uint8_t *fresh; /* the image file as qemu-img made it */
+static size_t n_fresh;
+
+/* A store in memory with these bytes. */
+static struct qcow_store *memory_of(const uint8_t *bytes, size_t n)
+{
+	struct qcow_store *store = NULL;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	assert_ok(qcow_memory_open(0, &store, &err), err);
+	assert_ok(qcow_store_write(store, bytes, n, 0, &err), err);
+	return store;
+}
+
+static void make_image(const struct config *c)
+{
+	qkt_must("rm -f img");
+	qkt_must("qemu-img create -q -f qcow2 -o cluster_size=4k,compat=%s,refcount_bits=%u img %u",
+		c->version == 2 ? "0.10" : "1.1", c->refcount_bits, SIZE);
+	if (c->has_snapshot)
+		qkt_must("qemu-io -c 'write -P 3 100k 900k' img && qemu-img snapshot -c s img");
+	qkt_must("qemu-img convert -O raw img raw");
+	size_t n = 0;
+	free(fresh);
+	fresh = qkt_slurp(qkt_path("img"), &n_fresh);
+	uint8_t *raw = qkt_slurp(qkt_path("raw"), &n);
+	memset(start, 0, SIZE);
+	memcpy(start, raw, n < SIZE ? n : SIZE);
+	free(raw);
+}
+
+static struct qcow_image *must_open(struct qcow_store *store, uint32_t flags)
+{
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_image *image = NULL;
+	o.flags = flags;
+	o.stage_bytes = 1;
+	if (qcow_open(store, &o, &image, &err) != QCOW_OK)
+		fail_msg("%s", err.message);
+	return image;
+}
+
+/* What another process would find now. */
+static void check_outcome(struct run *r, struct qcow_store *base)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_check_result result;
+	struct qcow_check_options o = QCOW_CHECK_OPTIONS_INIT;
+	uint64_t n = 0;
+	assert_ok(qcow_store_size(base, &n, &err), err);
+	uint8_t *bytes = malloc(n);
+	assert_non_null(bytes);
+	assert_ok(qcow_store_read(base, bytes, n, 0, &err), err);
+	struct qcow_image *image = must_open(memory_of(bytes, n), 0);
+	free(bytes);
+	assert_int_equal(qcow_pread(image, got, SIZE, 0, &err), QCOW_OK);
+	for (size_t i = 0; i < SIZE; i++)
+		if (got[i] != disk[i])
+			fail_msg("%s %llu: byte %zu differs after a reopen", r->what,
+				(unsigned long long)r->nth, i);
+	assert_int_equal(qcow_check(image, &o, &result, &err), QCOW_OK);
+	if (result.corruptions != 0)
+		fail_msg("%s %llu: %llu corruptions", r->what, (unsigned long long)r->nth,
+			(unsigned long long)result.corruptions);
+	qcow_close(image);
+}
+
+/* Returns false where fewer calls were made than nth. */
+static bool run(struct run *r, enum qkt_call what, enum qkt_failure how)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *base = NULL;
+	memcpy(disk, start, SIZE);
+	r->seed = 88172645463325252;
+	r->n_failed = 0;
+	base = memory_of(fresh, n_fresh);
+	r->image = must_open(
+		r->fault != NULL ? qkt_guard(r->fault, r->order, base, 0) : base, QCOW_OPEN_WRITE);
+	if (r->fault != NULL)
+		qkt_fault_arm(r->fault, what, r->nth, how, r->for_ever);
+	else
+		qkt_failmalloc_arm(r->nth, r->for_ever);
+	for (unsigned i = 0; i < N_STEPS; i++)
+		step(r);
+	uint64_t hits = r->fault != NULL ? qkt_fault_hits(r->fault) : qkt_failmalloc_hits();
+	bool was_hit = hits != 0 || r->n_failed != 0;
+	heal(r);
+	if (qcow_flush(r->image, &err) != QCOW_OK) {
+		recover(r);
+		assert_ok(qcow_flush(r->image, &err), err);
+	}
+	check_outcome(r, base);
+	qcow_close(r->image);
+	return was_hit;
+}
+
+static uint64_t sweep(
+	enum qkt_call call, enum qkt_failure how, bool for_ever, uint64_t stride, const char *what)
+{
+	uint64_t nth = 1, n = 0;
+	for (bool was_hit = true; was_hit; nth += stride, n++) {
+		struct run r = {.what = what,
+			.nth = nth,
+			.for_ever = for_ever,
+			.is_short = how == QKT_SHORT};
+		r.fault = qkt_fault_new();
+		r.order = qkt_order_new(NULL);
+		was_hit = run(&r, call, how);
+		qkt_order_free(r.order);
+		qkt_fault_free(r.fault);
+	}
+	return n;
+}
+
+static void every_write_may_fail(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+		make_image(&configs[i]);
+		assert_true(sweep(QKT_WRITE, QKT_EIO, false, 1, "write") > 50);
+		assert_true(sweep(QKT_WRITE, QKT_SHORT, false, 3, "short write") > 15);
+		assert_true(sweep(QKT_WRITE, QKT_ENOSPC, false, 2, "full") > 25);
+		assert_true(sweep(QKT_WRITE, QKT_EIO, true, 5, "write for ever") > 10);
+		assert_true(sweep(QKT_WRITE, QKT_ENOSPC, true, 5, "full for ever") > 10);
+	}
+}
+
+static void every_flush_may_fail(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+		make_image(&configs[i]);
+		assert_true(sweep(QKT_FLUSH, QKT_EIO, false, 1, "flush") > 10);
+		assert_true(sweep(QKT_FLUSH, QKT_EIO, true, 1, "flush for ever") > 10);
+	}
+}
+
+static void every_read_and_truncate_may_fail(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+		make_image(&configs[i]);
+		assert_true(sweep(QKT_READ, QKT_EIO, false, 1, "read") >= 1);
+		assert_true(sweep(QKT_TRUNCATE, QKT_ENOSPC, false, 1, "truncate") > 3);
+	}
+}
+
+static void every_allocation_may_fail(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+		make_image(&configs[i]);
+		uint64_t n = 0;
+		for (bool was_hit = true; was_hit; n++) {
+			struct run r = {.what = "allocation", .nth = n + 1};
+			was_hit = run(&r, QKT_ANY, QKT_EIO);
+		}
+		assert_true(n > 20);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_write_may_fail),
+		cmocka_unit_test(every_flush_may_fail),
+		cmocka_unit_test(every_read_and_truncate_may_fail),
+		cmocka_unit_test(every_allocation_may_fail),
+	};
+	qkt_need_program("qemu-img", "qemu-utils");
+	int failed = cmocka_run_group_tests(tests, NULL, NULL);
+	free(fresh);
+	return failed;
+}
