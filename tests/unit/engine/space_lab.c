@@ -98,22 +98,28 @@ enum qcow_status lab_space(struct lab *lab, const struct lab_options *o, struct 
 	return qk_space_new(&rq, &lab->sp, err);
 }
 
-void lab_open(struct lab *lab, const struct lab_options *o)
+struct qcow_store *lab_store(const struct lab_options *o)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_create_options c = QCOW_CREATE_OPTIONS_INIT;
-	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_store *store = NULL;
 
-	*lab = (struct lab){.fault = qkt_fault_new(), .order = qkt_order_new(NULL)};
 	c.cluster_size = o->cluster_size;
 	c.refcount_bits = o->refcount_bits;
 	c.virtual_size = o->disk_size != 0 ? o->disk_size : 1 << 20;
 	c.version = o->version != 0 ? o->version : 3;
 	assert_ok(qcow_memory_open(0, &store, &err), err);
 	assert_ok(qcow_create(store, NULL, &c, &err), err);
-	if (o->fixed_clusters != 0)
-		store = fix(store, o->fixed_clusters * o->cluster_size);
+	return o->fixed_clusters != 0 ? fix(store, o->fixed_clusters * o->cluster_size) : store;
+}
+
+void lab_open(struct lab *lab, const struct lab_options *o)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_store *store = lab_store(o);
+
+	*lab = (struct lab){.fault = qkt_fault_new(), .order = qkt_order_new(NULL)};
 	lab->peek = store;
 	lab->store = o->plain ? store : qkt_guard(lab->fault, lab->order, store, 0);
 	assert_ok(qk_layer_open(lab->store, &open, &lab->image, &err), err);

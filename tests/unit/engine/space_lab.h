@@ -43,6 +43,9 @@ struct lab {
 	uint64_t max;
 };
 
+/* An empty image in memory, in a store that cannot grow where o->fixed_clusters says so. */
+struct qcow_store *lab_store(const struct lab_options *o);
+
 /* Aborts the test where something fails. */
 void lab_open(struct lab *lab, const struct lab_options *o);
 /* A space on the lab's store again, after lab->sp was freed. */
