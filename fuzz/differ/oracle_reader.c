@@ -73,7 +73,7 @@ static void *read_on(void *ctx)
 		read_probe(img, &work->subject->probes[work->at], work->out->bytes[work->at]);
 		work->out->outcome[work->at] = READ;
 	}
-	close(img->fd);
+	close(img->file.fd);
 	return NULL;
 }
 
