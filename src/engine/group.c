@@ -58,7 +58,7 @@ enum qcow_status qk_group_lock(
 {
 	struct qk_rw *rw = image->rw;
 	uint64_t key = key_of(image, off);
-	if (qk_stage_is_full(rw->stage))
+	if (qk_stage_is_full(rw->stage) || qk_space_wants_publish(rw->space))
 		QK_TRY(qk_publish_flush(rw->publish, err));
 	out->image = image;
 	out->guest.v = (key * QK_STAGE_ENTRIES) << image->geometry.cluster_bits;
@@ -110,16 +110,16 @@ static enum qcow_status fail_entry(
 enum qcow_status qk_group_judge(
 	struct qk_group *group, uint32_t first, uint32_t n, struct qcow_error *err)
 {
+	struct qk_space *space = group->image->rw->space;
 	for (uint32_t i = first; i < first + n; i++) {
 		struct qk_l2_entry e = qk_group_entry(group, i);
-		uint64_t references = 1;
+		uint64_t references = e.copied ? 1 : 0;
 		if (e.finding != 0)
 			return fail_entry(group, i, e.finding, err);
 		if (!qk_l2_has_host(&e))
 			continue;
-		if (!e.copied)
-			QK_TRY(qk_space_refcount(
-				group->image->rw->space, e.host_off.v, &references, err));
+		if (!e.copied && qk_space_is_proven(space))
+			QK_TRY(qk_space_refcount(space, e.host_off.v, &references, err));
 		if (references == 1)
 			group->owned |= UINT64_C(1) << i;
 	}

@@ -29,7 +29,7 @@ void qk_group_unlock(struct qk_group *group);
 struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i);
 
 /* Judge entries [first, first + n), and find out which host clusters have one reference: COPIED says so, else
- * the refcount. QCOW_E_CORRUPT with finding for the first that is bad, QCOW_E_IO, QCOW_E_NOMEM. */
+ * the refcount, where the refcounts were proved. QCOW_E_CORRUPT with finding for the first that is bad, QCOW_E_IO, QCOW_E_NOMEM. */
 enum qcow_status qk_group_judge(
 	struct qk_group *group, uint32_t first, uint32_t n, struct qcow_error *err) QK_MUST_USE;
 

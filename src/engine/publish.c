@@ -15,7 +15,8 @@
  * that and ended well has done its work.
  *
  * Invariants: U1 l1_disk is what the disk's L1 table holds, or may hold where the fence is up; U2 a failure opens the
- * generation again: nothing is lost, and nothing that was unlinked is dropped before a later publication is through.
+ * generation again: nothing is lost, and nothing that was unlinked is dropped before a later publication is through;
+ * U3 where an L2 table is new, its L1 entry is of the same generation or an earlier one.
  * Locking: lock, across I/O. The publishing generation belongs to who holds it.
  */
 #include "engine/publish.h"
@@ -53,7 +54,7 @@ struct job {
 	bool is_named; /* entries are being written: what they point to is stable */
 	struct qk_chunk **chunks; /* by place in the file */
 	uint64_t n_chunks;
-	uint64_t *l1; /* indices of L1 entries, ascending */
+	struct qk_pair *l1; /* index and entry, ascending */
 	uint64_t n_l1;
 };
 
@@ -199,10 +200,10 @@ static enum qcow_status write_chunks(const struct job *job, bool linked, struct 
 
 /* ---- L1 entries ---- */
 
-static int by_number(const void *a, const void *b)
+static int by_index(const void *a, const void *b)
 {
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-	return x < y ? -1 : x > y;
+	const struct qk_pair *x = a, *y = b;
+	return x->a < y->a ? -1 : x->a > y->a;
 }
 
 /* Write the sectors of the L1 table that hold the job's entries. */
@@ -210,19 +211,15 @@ static enum qcow_status write_l1(const struct job *job, struct qcow_error *err)
 {
 	struct qk_publish *p = job->p;
 	struct qcow_image *image = p->image;
-	const _Atomic uint64_t *words = NULL;
-	uint64_t n = 0;
-	if (job->n_l1 == 0)
-		return QCOW_OK;
-	QK_TRY(qk_meta_l1(image->meta, true, &words, &n, err));
-	for (uint64_t i = 0; i < job->n_l1; i++)
-		p->l1_disk[job->l1[i]] = atomic_load_explicit(
-			&words[job->l1[i]], memory_order_relaxed);
+	for (uint64_t i = 0; i < job->n_l1; i++) {
+		QK_ASSERT(U1, job->l1[i].a < p->n_l1);
+		p->l1_disk[job->l1[i].a] = __builtin_bswap64(job->l1[i].b);
+	}
 	for (uint64_t i = 0; i < job->n_l1;) {
-		uint64_t first = qk_align_down(job->l1[i], SECTOR_WORDS);
+		uint64_t first = qk_align_down(job->l1[i].a, SECTOR_WORDS);
 		uint64_t end = first + SECTOR_WORDS;
-		for (i++; i < job->n_l1 && job->l1[i] < end + SECTOR_WORDS; i++)
-			end = qk_align_down(job->l1[i], SECTOR_WORDS) + SECTOR_WORDS;
+		for (i++; i < job->n_l1 && job->l1[i].a < end + SECTOR_WORDS; i++)
+			end = qk_align_down(job->l1[i].a, SECTOR_WORDS) + SECTOR_WORDS;
 		end = qk_min(end, p->n_l1);
 		uint64_t off = image->l1_off + first * sizeof(uint64_t);
 		size_t bytes = (size_t)(end - first) * sizeof(uint64_t);
@@ -295,7 +292,7 @@ static enum qcow_status rewrite_targets(const struct job *job, struct qcow_error
 	for (uint64_t i = 0; i < job->n_chunks; i++)
 		QK_TRY(rewrite_data(job, job->chunks[i], err));
 	for (uint64_t i = 0; i < job->n_l1; i++)
-		QK_TRY(rewrite_table(job, job->l1[i], err));
+		QK_TRY(rewrite_table(job, job->l1[i].a, err));
 	qcow_store_caps(image->store, &caps);
 	if (!caps.can_grow)
 		return QCOW_OK;
@@ -318,9 +315,9 @@ static enum qcow_status verify(const struct job *job, struct qcow_error *err)
 	}
 	for (uint64_t i = 0; i < job->n_l1; i++) {
 		uint64_t word = 0;
-		uint64_t at = p->image->l1_off + job->l1[i] * sizeof(word);
+		uint64_t at = p->image->l1_off + job->l1[i].a * sizeof(word);
 		QK_TRY(qcow_store_read(p->image->store, &word, sizeof(word), at, err));
-		if (word != p->l1_disk[job->l1[i]])
+		if (word != p->l1_disk[job->l1[i].a])
 			return QK_FAIL_AT(err, QCOW_E_IO, 0, at, QCOW_NO_OFFSET,
 				"the L1 entry at %" PRIu64 " is not what was written there", at);
 	}
@@ -333,7 +330,7 @@ static enum qcow_status collect(struct job *job, struct qcow_error *err)
 {
 	const struct qk_stage_generation *generation = &job->stage->publishing;
 	job->chunks = qk_malloc(generation->n_chunks, sizeof(struct qk_chunk *));
-	job->l1 = qk_malloc(generation->l1.n, sizeof(uint64_t));
+	job->l1 = qk_malloc(generation->l1.n, sizeof(*job->l1));
 	if (job->chunks == NULL || job->l1 == NULL)
 		return QK_FAIL_NOMEM(err);
 	for (struct qk_chunk *c = generation->chunks; c != NULL; c = c->next_publishing)
@@ -341,9 +338,9 @@ static enum qcow_status collect(struct job *job, struct qcow_error *err)
 	QK_ASSERT(G1, job->n_chunks == generation->n_chunks);
 	for (const struct qk_pairs_block *b = generation->l1.first; b != NULL; b = b->next)
 		for (uint32_t i = 0; i < b->n; i++)
-			job->l1[job->n_l1++] = b->v[i].a;
+			job->l1[job->n_l1++] = b->v[i];
 	qsort(job->chunks, job->n_chunks, sizeof(*job->chunks), by_place);
-	qsort(job->l1, job->n_l1, sizeof(*job->l1), by_number);
+	qsort(job->l1, job->n_l1, sizeof(*job->l1), by_index);
 	return QCOW_OK;
 }
 
@@ -377,12 +374,15 @@ static enum qcow_status write_entries(const struct job *job, struct qcow_error *
 
 static enum qcow_status write_generation(struct job *job, struct qcow_error *err)
 {
-	bool needs_barrier = job->stage->publishing.needs_barrier || job->is_recovery;
+	bool needs_barrier = job->stage->publishing.needs_barrier || job->is_recovery ||
+			     qk_space_wants_publish(job->p->image->rw->space);
 	QK_TRY(collect(job, err));
-	if (job->n_chunks == 0 && job->n_l1 == 0 && !job->is_recovery)
+	if (job->n_chunks == 0 && job->n_l1 == 0 && !needs_barrier)
 		return barrier(job->p, err);
 	if (needs_barrier)
 		QK_TRY(make_targets_stable(job, err));
+	for (uint64_t i = 0; !needs_barrier && i < job->n_chunks; i++)
+		QK_ASSERT(U3, is_linked(job->p, job->chunks[i]));
 	job->is_named = true;
 	QK_TRY(write_entries(job, err));
 	if (needs_barrier)

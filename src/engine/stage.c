@@ -288,15 +288,15 @@ enum qcow_status qk_stage_commit(
 	return status;
 }
 
-enum qcow_status qk_stage_l1(
-	struct qk_stage *stage, uint64_t index, uint64_t unlinked, struct qcow_error *err)
+enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t raw,
+	uint64_t unlinked, struct qcow_error *err)
 {
 	qk_lock(&stage->lock);
 	enum qcow_status status = pairs_room(&stage->open.l1, 1, err);
 	if (status == QCOW_OK && unlinked != 0)
 		status = pairs_room(&stage->open.unlinked, 1, err);
 	if (status == QCOW_OK) {
-		pairs_push(&stage->open.l1, index, 0);
+		pairs_push(&stage->open.l1, index, raw);
 		if (unlinked != 0)
 			pairs_push(&stage->open.unlinked, unlinked, 1);
 		stage->open.needs_barrier = true;

@@ -52,7 +52,7 @@ struct qk_pairs_block {
 struct qk_stage_generation {
 	struct qk_chunk *chunks;
 	uint64_t n_chunks;
-	struct qk_pairs l1; /* a: index; the words are meta's */
+	struct qk_pairs l1; /* a: index, b: the entry */
 	struct qk_pairs unlinked; /* a: host offset of a cluster, b: clusters */
 	bool needs_barrier; /* entries point to what was written in this generation */
 };
@@ -111,9 +111,10 @@ struct qk_stage_change {
 enum qcow_status qk_stage_commit(struct qk_stage *stage, const struct qk_stage_change *change,
 	struct qcow_error *err) QK_MUST_USE;
 
-/* L1 entry `index` changed, and the table at `unlinked` (0: none) has one reference less. QCOW_E_NOMEM. */
-enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t unlinked,
-	struct qcow_error *err) QK_MUST_USE;
+/* L1 entry `index` becomes `raw` on the disk, and the table at `unlinked` (0: none) has one reference less. Before readers
+ * see it in memory: what is staged in the table comes with or after it. QCOW_E_NOMEM. */
+enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t raw,
+	uint64_t unlinked, struct qcow_error *err) QK_MUST_USE;
 
 /* Is something waiting for a publication that would set clusters free? */
 bool qk_stage_has_unlinked(struct qk_stage *stage);

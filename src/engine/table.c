@@ -103,7 +103,8 @@ static enum qcow_status make_table(struct qcow_image *image, uint64_t index, uin
 	QK_TRY(qk_table_take(image, &want, &run, err));
 	enum qcow_status status = write_table(image, &run, old, err);
 	if (status == QCOW_OK)
-		status = qk_stage_l1(rw->stage, index, old, err);
+		status = qk_stage_l1(
+			rw->stage, index, qk_l1_encode((qk_hoff){run.off}, true), old, err);
 	if (status != QCOW_OK) {
 		qk_space_give_back(rw->space, run.off, run.n);
 		return status;
@@ -117,8 +118,9 @@ static enum qcow_status make_table(struct qcow_image *image, uint64_t index, uin
 static enum qcow_status adopt_table(
 	struct qcow_image *image, uint64_t index, uint64_t l2_off, struct qcow_error *err)
 {
-	QK_TRY(qk_stage_l1(image->rw->stage, index, 0, err));
-	qk_meta_l1_set(image->meta, index, qk_l1_encode((qk_hoff){l2_off}, true));
+	uint64_t raw = qk_l1_encode((qk_hoff){l2_off}, true);
+	QK_TRY(qk_stage_l1(image->rw->stage, index, raw, 0, err));
+	qk_meta_l1_set(image->meta, index, raw);
 	return QCOW_OK;
 }
 
@@ -139,7 +141,7 @@ static enum qcow_status get_locked(
 	if (e.copied)
 		return QCOW_OK;
 	QK_TRY(qk_space_refcount(image->rw->space, e.l2_off.v, &references, err));
-	if (references == 1)
+	if (references == 1 && qk_space_is_proven(image->rw->space))
 		return adopt_table(image, index, e.l2_off.v, err);
 	return make_table(image, index, e.l2_off.v, l2_off, err);
 }
