@@ -137,7 +137,7 @@ void qk_space_free(struct qk_space *sp)
 static bool has_dirty(struct qk_space *sp)
 {
 	(void)pthread_mutex_lock(&sp->lock);
-	bool any = sp->busy != NULL;
+	bool any = sp->busy != NULL && sp->was_changed;
 	(void)pthread_mutex_unlock(&sp->lock);
 	return any;
 }

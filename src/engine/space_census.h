@@ -17,6 +17,7 @@ struct qk_space_census {
 	struct qk_census census;
 	uint64_t n_clusters; /* of the file as it was at first */
 	bool has_unread_tables, has_lost_entries;
+	bool has_damage; /* some entry or table is not as it should be */
 };
 
 /* Release it also after a failure. QCOW_E_NOMEM. */

@@ -89,6 +89,7 @@ enum qcow_status qk_space_count(struct qk_space *sp, enum qk_count_op op, uint64
 	uint64_t pinned_end = first;
 	enum qcow_status status = pin_and_judge(sp, op, first, n, &pinned_end, err);
 
+	sp->was_changed = sp->was_changed || status == QCOW_OK;
 	while (first < pinned_end) {
 		uint64_t part = in_block(sp, first, pinned_end);
 		struct qk_refblock *b = qk_refblock_peek(sp, first >> sp->g->rb_bits);

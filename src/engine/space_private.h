@@ -127,6 +127,7 @@ struct qk_space {
 	uint64_t floor; /* below it nothing is handed out: its refcounts are not proven */
 	bool skipped;
 	bool is_proven;
+	bool was_changed; /* a refcount, since the open */
 	bool only_blocks; /* areas without a refcount block count as taken */
 	uint64_t limit; /* the first that cannot be: end of a device, or of what entries can name */
 	uint64_t open_size; /* of the file, in bytes */

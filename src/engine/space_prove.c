@@ -3,7 +3,11 @@
  * space_prove: every reference to a host cluster counted, against the refcounts that are stored. A refcount below its
  * references, or a structure that something else lies on, stops writing: such a cluster would be handed
  * out, or overwritten in place, while somebody needs it. So does COPIED on a cluster with several references.
- * Leaks, and COPIED clear at one reference, are nobody's business here.
+ * COPIED clear at one reference is nobody's business here.
+ *
+ * Clusters that nothing refers to (what a killed writer had reserved or taken) are free again, in memory, and on the
+ * disk with the first publication: where the image is without damage and all that might refer to clusters is
+ * known.
  *
  * Entries that point past the end of the file are harmless until the file grows over them: their clusters go
  * into quarantine.
@@ -43,6 +47,7 @@ static void note(void *ctx, const struct qcow_finding *f)
 {
 	struct qk_space_census *c = ctx;
 
+	c->has_damage = c->has_damage || f->severity == QCOW_SEVERITY_CORRUPTION;
 	switch (f->id) {
 	case QCOW_FINDING_L1_ENTRY_BEYOND_FILE:
 	case QCOW_FINDING_L2_ENTRY_BEYOND_FILE:
@@ -173,9 +178,80 @@ static enum qcow_status compare(void *ctx, uint64_t cluster, uint64_t word, stru
 		off, stored, refs);
 }
 
+/* ---- leaks ---- */
+
+static bool is_all_known(const struct qk_space *sp)
+{
+	struct qk_ext ext;
+	size_t at = 0;
+	bool has_dead_bitmaps = sp->ext->has_bitmaps &&
+				(sp->header.autoclear & QCOW_AUTOCLEAR_BITMAPS) == 0;
+
+	while (qk_ext_next(sp->ext, &at, &ext)) {
+		if (ext.type != QK_EXT_BACKING_FORMAT && ext.type != QK_EXT_FEATURE_NAMES &&
+			ext.type != QK_EXT_BITMAPS && ext.type != QK_EXT_CRYPTO &&
+			ext.type != QK_EXT_DATA_FILE)
+			return false;
+	}
+	return !has_dead_bitmaps;
+}
+
+/* Entries [first, end) of a block, which one page of the census counts (NULL: no references). */
+static void reclaim_part(struct qk_space_census *c, struct qk_refblock *b, uint64_t first,
+	uint64_t end, const uint8_t *page)
+{
+	struct qk_space *sp = c->sp;
+
+	for (uint64_t i = first; i < end; i++) {
+		uint64_t word = page == NULL
+					? 0
+					: qk_census_load(&c->census, page, i & c->census.page_mask);
+		if ((word & QK_CENSUS_WIDE_COUNT) == 0 && qk_refblock_at(sp, b, i) != 0)
+			qk_refblock_set(sp, b, i, 0);
+	}
+}
+
+/* Of one block, what the window covers; with the last window what lies past the end of the file too. */
+static enum qcow_status reclaim_block(
+	struct qk_space_census *c, uint64_t idx, struct qcow_error *err)
+{
+	const struct qk_census *census = &c->census;
+	uint64_t at = qk_max(idx << c->sp->g->rb_bits, census->lo);
+	uint64_t end = (idx + 1) << c->sp->g->rb_bits;
+	struct qk_refblock *b = NULL;
+
+	if (census->hi < c->n_clusters)
+		end = qk_min(end, census->hi);
+	QK_TRY(qk_refblock_get(c->sp, idx, &b, err));
+	while (at < end) {
+		uint64_t next = qk_min((at | census->page_mask) + 1, end);
+		reclaim_part(c, b, at, next, qk_census_find(census, at >> census->page_shift));
+		at = next;
+	}
+	qk_refblock_put(b);
+	return QCOW_OK;
+}
+
+static enum qcow_status reclaim(struct qk_space_census *c, struct qcow_error *err)
+{
+	struct qk_space *sp = c->sp;
+
+	if (c->has_damage || !is_all_known(sp))
+		return QCOW_OK;
+	for (uint64_t i = c->census.lo >> sp->g->rb_bits; i < sp->table_entries; i++) {
+		if (c->census.hi < c->n_clusters && i << sp->g->rb_bits >= c->census.hi)
+			break;
+		/* more leaks than the cache holds stay leaks */
+		if (sp->table[i] != 0 && sp->n_blocks <= sp->max_blocks)
+			QK_TRY(reclaim_block(c, i, err));
+	}
+	return QCOW_OK;
+}
+
 static enum qcow_status compare_pass(void *ctx, struct qcow_error *err)
 {
-	return qk_space_census_each(ctx, compare, ctx, err);
+	QK_TRY(qk_space_census_each(ctx, compare, ctx, err));
+	return reclaim(ctx, err);
 }
 
 static enum qcow_status prove(struct qk_space *sp, struct qcow_error *err)

@@ -106,6 +106,66 @@ static void leaks_and_copied_clear_are_not(void **state)
 	expect(QCOW_OK, 0, QCOW_PROVE_FULL);
 }
 
+static void take_one(struct qk_space *sp, struct qk_space_run *run)
+{
+	struct qk_space_want want = {.n = 1};
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	assert_ok(qk_space_take(sp, &want, run, &err), err);
+}
+
+/* A writer that was killed leaves clusters that nothing refers to: the next one takes them. */
+static void leaks_are_taken_again(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+
+	make_base();
+	sh("cp t before");
+	for (uint64_t c = 9; c < 40; c++)
+		poke_refcount(c, 1);
+	sh("cp t leaky");
+	struct opened o = open_image(open_rw("t"));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	/* who changes nothing writes nothing */
+	assert_ok(qk_space_close(o.sp, &err), err);
+	close_image(&o);
+	sh("cmp t leaky");
+	o = open_image(open_rw("t"));
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	take_one(o.sp, &run);
+	assert_int_equal(run.off, 9 * K64);
+	qk_space_give_back(o.sp, run.off, 1);
+	assert_ok(qk_space_close(o.sp, &err), err);
+	close_image(&o);
+	sh("qemu-img check -q t && cmp t before");
+}
+
+/* Not where something unknown may refer to them: an extension that nobody knows, damage. */
+static void leaks_stay_where_not_all_is_known(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+
+	for (unsigned i = 0; i < 2; i++) {
+		make_base();
+		poke_refcount(9, 1);
+		if (i == 0)
+			poke32("t", 112, 0x12345678); /* was the feature name table */
+		else
+			poke64("t", 4 * K64 + 64, 5 * K64 + 512);
+		struct opened o = open_image(open_rw("t"));
+		struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+		assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+		take_one(o.sp, &run);
+		assert_int_equal(run.off, 10 * K64);
+		close_image(&o);
+	}
+}
+
 static void shared_metadata_is_refused(void **state)
 {
 	(void)state;
@@ -136,14 +196,6 @@ static void copied_on_a_shared_cluster_is_refused(void **state)
 	poke64("t", 4 * K64 + 8, UINT64_C(1) << 63 | 5 * K64);
 	poke_refcount(5, 2);
 	expect(QCOW_E_CORRUPT, QCOW_FINDING_COPIED_WRONG, QCOW_PROVE_AUTO);
-}
-
-static void take_one(struct qk_space *sp, struct qk_space_run *run)
-{
-	struct qk_space_want want = {.n = 1};
-	struct qcow_error err = QCOW_ERROR_INIT;
-
-	assert_ok(qk_space_take(sp, &want, run, &err), err);
 }
 
 static void what_bad_entries_name_past_the_end_is_never_handed_out(void **state)
@@ -374,6 +426,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_refcount_below_its_references_is_refused),
 		cmocka_unit_test(leaks_and_copied_clear_are_not),
+		cmocka_unit_test(leaks_are_taken_again),
+		cmocka_unit_test(leaks_stay_where_not_all_is_known),
 		cmocka_unit_test(shared_metadata_is_refused),
 		cmocka_unit_test(copied_on_a_shared_cluster_is_refused),
 		cmocka_unit_test(what_bad_entries_name_past_the_end_is_never_handed_out),

@@ -84,7 +84,10 @@ static void run(const struct lab_options *o, uint64_t seed)
 	assert_ok(qk_space_close(lab.sp, &err), err);
 	lab_judge(&lab, true);
 	qk_space_free(lab.sp);
-	assert_ok(lab_space(&lab, o, &err), err);
+	/* nothing on the disk refers to what the array holds: a proof would find leaks */
+	struct lab_options again = *o;
+	again.prove = QCOW_PROVE_OFF;
+	assert_ok(lab_space(&lab, &again, &err), err);
 	for (unsigned i = 0; i < N_STEPS / 4; i++)
 		step(&lab, &rng, o->fixed_clusters != 0);
 	assert_ok(qk_space_close(lab.sp, &err), err);
