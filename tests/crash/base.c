@@ -77,15 +77,69 @@ static void make_backing(struct qkc_base *b, const struct qkc_plan *p)
 	save_bytes(b->backing, b->backing_bytes, qkt_path("back.raw"));
 }
 
+static uint64_t get_be(const uint8_t *p)
+{
+	uint64_t v = 0;
+	for (unsigned i = 0; i < 8; i++)
+		v = v << 8 | p[i];
+	return v;
+}
+
 static void put_be(uint8_t *p, uint64_t v)
 {
 	for (unsigned i = 0; i < 8; i++)
 		p[i] = (uint8_t)(v >> (56 - 8 * i));
 }
 
+#define OFFSET_BITS UINT64_C(0x00fffffffffffe00)
+#define COPIED	    (UINT64_C(1) << 63)
+#define COMPRESSED  (UINT64_C(1) << 62)
+
+/* The bit goes from every entry of a table; the number of entries. */
+static void clear_copied(uint8_t *table, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t entry = get_be(table + i * 8);
+		if (!(entry & COMPRESSED))
+			put_be(table + i * 8, entry & ~COPIED);
+	}
+}
+
+static void damage(const struct qkc_plan *p, uint8_t *bytes)
+{
+	uint64_t cluster = UINT64_C(1) << p->config.cluster_bits;
+	uint8_t *l1 = bytes + get_be(bytes + 40);
+	uint64_t n_l1 = get_be(bytes + 32) & UINT32_MAX;
+	/* qemu-img rounds the size up to sectors */
+	put_be(bytes + 24, p->disk_bytes);
+	if (p->is_dirty) {
+		bytes[79] |= 1;
+		memset(bytes + get_be(bytes + get_be(bytes + 48)), 0, (size_t)cluster);
+	}
+	for (uint64_t i = 0; p->lacks_copied && i < n_l1; i++)
+		if (get_be(l1 + i * 8) & OFFSET_BITS)
+			clear_copied(bytes + (get_be(l1 + i * 8) & OFFSET_BITS), cluster / 8);
+	if (p->lacks_copied)
+		clear_copied(l1, n_l1);
+}
+
+/* What a device holds after the image is not zeros. */
+static void add_spare(const struct qkc_plan *p, struct qkc_disk *d)
+{
+	uint64_t cluster = UINT64_C(1) << p->config.cluster_bits, len = p->fixed_spare * cluster;
+	uint64_t off = (qkc_disk_size(d) + cluster - 1) / cluster * cluster;
+	if (len == 0)
+		return;
+	uint8_t *garbage = qkc_need((size_t)len, 1);
+	memset(garbage, 0xa5, (size_t)len);
+	qkc_disk_write(d, garbage, len, off);
+	qkc_disk_settle(d);
+	free(garbage);
+}
+
 struct qkc_base qkc_base_make(const struct qkc_plan *p)
 {
-	struct qkc_base b = {0};
+	struct qkc_base b = {.plan = p};
 	if (p->backing_bytes != 0)
 		make_backing(&b, p);
 	qkt_must("rm -f base.qcow2 && qemu-img create -q -f qcow2 -o "
@@ -99,9 +153,9 @@ struct qkc_base qkc_base_make(const struct qkc_plan *p)
 	run_steps(p->between, p->n_between, (unsigned)p->n_first);
 	size_t n = 0;
 	uint8_t *bytes = qkt_slurp(qkt_path("base.qcow2"), &n);
-	/* qemu-img rounds the size up to sectors */
-	put_be(bytes + 24, p->disk_bytes);
+	damage(p, bytes);
 	b.image = qkc_disk_new(bytes, n);
+	add_spare(p, b.image);
 	free(bytes);
 	return b;
 }

@@ -12,6 +12,7 @@ struct qkc_base {
 	struct qkc_disk *image;
 	uint8_t *backing; /* a raw disk, or NULL */
 	uint64_t backing_bytes;
+	const struct qkc_plan *plan; /* the one it was made by; the caller's */
 };
 
 /* Files are made in the test's folder (host.h) and stay: base.qcow2, back.raw. Ends the program where QEMU

@@ -49,7 +49,8 @@ static struct toy toy_new(void)
 	char why[QKC_WHY_BYTES];
 	qkt_need_program("qemu-io", "qemu-utils");
 	t.base = qkc_base_make(&t.plan);
-	t.expect = qkc_expect_new(t.base.image, NULL, 0, why);
+	t.expect = qkc_expect_new(t.base.image, NULL, 0, 0, why);
+	t.base.plan = NULL; /* the plan moves with the toy */
 	assert_non_null(t.expect);
 	t.live = qkc_disk_new(qkc_disk_bytes(t.base.image), qkc_disk_size(t.base.image));
 	return t;

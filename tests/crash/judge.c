@@ -17,6 +17,7 @@ struct qkc_expect {
 	struct qkc_guest *guest;
 	uint64_t disk_bytes, cluster_bytes;
 	uint32_t version, n_snapshots;
+	unsigned tolerates;
 	char **ids;
 	struct qkc_guest **snapshots;
 	uint64_t *backing; /* hashes */
@@ -32,6 +33,7 @@ struct job {
 	char *why;
 	bool is_good, only_check;
 	uint64_t n_leaks;
+	unsigned tolerates;
 };
 
 static _Thread_local char *refusal; /* where refuse() says why */
@@ -182,11 +184,16 @@ static void take_view(struct taker *t, struct image *img, const char *snapshot)
 
 /* ---- a judgement ---- */
 
-static uint64_t check_image(struct image *img)
+static uint64_t check_image(struct image *img, unsigned tolerates)
 {
 	struct verdict v;
 	(void)check(img, &v, NULL);
-	if (v.first[0] != '\0')
+	uint64_t n = v.n_overlaps + v.n_bad;
+	if (!(tolerates & QKC_MAY_BE_DIRTY && img->incompatible & INCOMPAT_DIRTY)) {
+		n += v.n_under + v.n_copied_set;
+		n += tolerates & QKC_MAY_LACK_COPIED ? 0 : v.n_copied_missing;
+	}
+	if (n != 0)
 		refuse("check: %s (under-counts %ju, COPIED set %ju, missing %ju, overlaps %ju, "
 		       "bad "
 		       "%ju)",
@@ -237,7 +244,7 @@ static void *run_job(void *ctx)
 	struct job *job = ctx;
 	refusal = job->why;
 	struct image *img = image_open_bytes(qkc_disk_bytes(job->d), qkc_disk_size(job->d));
-	job->n_leaks = check_image(img);
+	job->n_leaks = check_image(img, job->tolerates);
 	if (job->make != NULL)
 		take_start(job, img);
 	else if (!job->only_check)
@@ -264,23 +271,25 @@ static bool run_in_thread(struct job *job)
 bool qkc_judge_disk(const struct qkc_expect *e, const struct qkc_disk *d, struct qkc_rule rule,
 	struct qkc_look *look, char *why)
 {
-	struct job job = {.e = e, .d = d, .rule = rule, .look = look, .why = why};
+	struct job job = {
+		.e = e, .d = d, .rule = rule, .look = look, .why = why, .tolerates = e->tolerates};
 	return run_in_thread(&job);
 }
 
-uint64_t qkc_leaks(const struct qkc_disk *d)
+uint64_t qkc_leaks(const struct qkc_disk *d, unsigned tolerates)
 {
 	char why[QKC_WHY_BYTES];
-	struct job job = {.d = d, .why = why, .only_check = true};
+	struct job job = {.d = d, .why = why, .only_check = true, .tolerates = tolerates};
 	return run_in_thread(&job) ? job.n_leaks : UINT64_MAX;
 }
 
 /* ---- expectations ---- */
 
-struct qkc_expect *qkc_expect_new(
-	const struct qkc_disk *d, const uint8_t *backing, uint64_t backing_bytes, char *why)
+struct qkc_expect *qkc_expect_new(const struct qkc_disk *d, const uint8_t *backing,
+	uint64_t backing_bytes, unsigned tolerates, char *why)
 {
 	struct qkc_expect *e = qkc_need(1, sizeof(*e));
+	e->tolerates = tolerates;
 	e->n_backing = (backing_bytes + QKC_SECTOR - 1) / QKC_SECTOR;
 	e->backing = qkc_need((size_t)e->n_backing, sizeof(uint64_t));
 	for (uint64_t i = 0; i < e->n_backing; i++) {
@@ -288,7 +297,7 @@ struct qkc_expect *qkc_expect_new(
 		e->backing[i] = qkc_part_hash(
 			backing + i * QKC_SECTOR, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR));
 	}
-	struct job job = {.make = e, .e = e, .d = d, .why = why};
+	struct job job = {.make = e, .e = e, .d = d, .why = why, .tolerates = tolerates};
 	if (run_in_thread(&job))
 		return e;
 	qkc_expect_free(e);

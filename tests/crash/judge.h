@@ -16,13 +16,18 @@
 
 #define QKC_WHY_BYTES 240u
 
+enum {
+	QKC_MAY_BE_DIRTY = 1, /* refcounts may be anything while the dirty bit is set */
+	QKC_MAY_LACK_COPIED = 2
+};
+
 /* What must stay as it was: taken from the image before the first step. */
 struct qkc_expect;
 
 /* The guest's disk starts as the oracle reads it now. `backing`: a raw disk below it, or NULL; it must
  * outlive the result. NULL, with the reason in `why`, where the oracle refuses the image or finds errors. */
-struct qkc_expect *qkc_expect_new(
-	const struct qkc_disk *d, const uint8_t *backing, uint64_t backing_bytes, char *why);
+struct qkc_expect *qkc_expect_new(const struct qkc_disk *d, const uint8_t *backing,
+	uint64_t backing_bytes, unsigned tolerates, char *why);
 void qkc_expect_free(struct qkc_expect *e);
 struct qkc_guest *qkc_expect_guest(struct qkc_expect *e);
 const struct qkc_guest *qkc_expect_guest_const(const struct qkc_expect *e);
@@ -61,6 +66,6 @@ bool qkc_judge_disk(const struct qkc_expect *e, const struct qkc_disk *d, struct
 	struct qkc_look *look, char *why);
 
 /* Leaked clusters of an image; UINT64_MAX where the oracle refuses it or finds errors. */
-uint64_t qkc_leaks(const struct qkc_disk *d);
+uint64_t qkc_leaks(const struct qkc_disk *d, unsigned tolerates);
 
 #endif

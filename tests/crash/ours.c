@@ -23,6 +23,12 @@ static bool say(char *why, const char *what, const struct qcow_error *err)
 	return false;
 }
 
+static struct qcow_store *store_on(const struct qkc_base *base, struct qkc_disk *d,
+	struct qkc_log *log, struct qkc_fault *fault)
+{
+	return qkc_disk_store(d, log, fault, base->plan->fixed_spare == 0);
+}
+
 /* Closes the store on failure. */
 static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_store *store,
 	uint32_t flags, struct qcow_error *err)
@@ -31,6 +37,8 @@ static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_st
 	struct qcow_image *image = NULL;
 	options.flags = flags;
 	options.format = "qcow2";
+	options.stage_bytes = base->plan->stage_bytes;
+	options.cache_bytes = base->plan->cache_bytes;
 	if (base->backing != NULL) {
 		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
 		raw.format = "raw";
@@ -102,6 +110,11 @@ static bool reads_back(
 	return same;
 }
 
+unsigned qkc_tolerance(const struct qkc_plan *p)
+{
+	return (p->is_dirty ? QKC_MAY_BE_DIRTY : 0) | (p->lacks_copied ? QKC_MAY_LACK_COPIED : 0);
+}
+
 struct running {
 	const struct qkc_plan *plan;
 	const struct qkc_base *base;
@@ -117,7 +130,7 @@ static bool reopen(struct running *r, char *why)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	qcow_close(r->image);
 	r->image = open_image(
-		r->base, qkc_disk_store(r->disk, r->log, &r->fault), QCOW_OPEN_WRITE, &err);
+		r->base, store_on(r->base, r->disk, r->log, &r->fault), QCOW_OPEN_WRITE, &err);
 	return r->image != NULL || say(why, "opening for writing", &err);
 }
 
@@ -166,7 +179,7 @@ bool qkc_ours_run(const struct qkc_plan *p, const struct qkc_base *base, struct 
 	why[0] = '\0';
 	r.disk = qkc_disk_new(qkc_disk_bytes(base->image), qkc_disk_size(base->image));
 	bool ran = run_steps(&r, outcomes, why);
-	uint64_t leaks = ran && !r.has_failed ? qkc_leaks(r.disk) : 0;
+	uint64_t leaks = ran && !r.has_failed ? qkc_leaks(r.disk, qkc_tolerance(p)) : 0;
 	qkc_disk_free(r.disk);
 	if (leaks != 0)
 		(void)snprintf(
@@ -212,7 +225,7 @@ static uint64_t next_sector(const struct qkc_again *a, uint64_t sector)
 static bool reads_alike(const struct qkc_again *a, struct qkc_disk *d, char *why)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_image *image = open_image(a->base, qkc_disk_store(d, NULL, NULL), 0, &err);
+	struct qcow_image *image = open_image(a->base, store_on(a->base, d, NULL, NULL), 0, &err);
 	if (image == NULL)
 		return say(why, "the library cannot open it", &err);
 	bool good = true;
@@ -234,6 +247,7 @@ static bool reads_alike(const struct qkc_again *a, struct qkc_disk *d, char *why
 struct later {
 	const struct qkc_again *a;
 	struct qkc_step writes[AGAIN_WRITES];
+	bool is_done[AGAIN_WRITES]; /* else there was no room for it on a device */
 	const struct qkc_moment *at; /* NULL: all is done */
 	char *why;
 };
@@ -254,7 +268,7 @@ static bool later_allows(const void *ctx, uint64_t sector, uint64_t hash)
 		qkc_content(AGAIN_STEP + i, sector * QKC_SECTOR, bytes, sizeof(bytes));
 		if (hash == qkc_sector_hash(bytes))
 			return true;
-		if (is_durable)
+		if (is_durable && l->is_done[i])
 			return false;
 	}
 	return hash == qkc_look_at(l->a->look, sector);
@@ -298,13 +312,16 @@ static bool write_again(struct later *l, struct qkc_disk *d, struct qkc_log *log
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_image *image = open_image(
-		l->a->base, qkc_disk_store(d, log, NULL), QCOW_OPEN_WRITE, &err);
+		l->a->base, store_on(l->a->base, d, log, NULL), QCOW_OPEN_WRITE, &err);
 	if (image == NULL)
 		return say(l->why, "after the crash, opening for writing", &err);
 	enum qcow_status st = QCOW_OK;
 	for (uint32_t i = 0; i < AGAIN_WRITES && st == QCOW_OK; i++) {
 		qkc_log_add(log, QKC_BEGIN, i + 1, 0, NULL);
 		st = write_step(image, &l->writes[i], AGAIN_STEP + i, &err);
+		l->is_done[i] = st == QCOW_OK;
+		if (st == QCOW_E_NOSPC && l->a->base->plan->fixed_spare != 0)
+			st = QCOW_OK;
 		qkc_log_add(log, QKC_END, i + 1, QKC_DONE, NULL);
 	}
 	qkc_log_add(log, QKC_BEGIN, AGAIN_WRITES + 1, 0, NULL);

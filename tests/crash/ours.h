@@ -16,6 +16,9 @@
 bool qkc_ours_run(const struct qkc_plan *p, const struct qkc_base *base, struct qkc_log *log,
 	enum qkc_outcome *outcomes, char *why);
 
+/* What the judge must not mind in a plan's images: QKC_MAY_ bits. */
+unsigned qkc_tolerance(const struct qkc_plan *p);
+
 struct qkc_again {
 	const struct qkc_expect *expect;
 	const struct qkc_base *base;

@@ -52,6 +52,12 @@ struct qkc_plan {
 	struct qkc_config config;
 	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
 	bool has_snapshot, is_zstd;
+	/* how the image is changed once QEMU has made it; for ours alone: */
+	bool is_dirty; /* the dirty bit is set, refcounts are zeros */
+	bool lacks_copied; /* COPIED is nowhere set */
+	uint64_t
+		fixed_spare; /* not 0: a device that cannot grow, with so many clusters after the image */
+	uint64_t stage_bytes, cache_bytes; /* for the open; 0: as the library likes */
 	struct qkc_step *first; /* done by qemu-io before the snapshot */
 	size_t n_first;
 	struct qkc_step *between; /* and after it */

@@ -132,7 +132,8 @@ static void tell(struct context *c, const struct qkc_state *s, const char *why)
 static bool show_qemu(struct context *c, const struct qkc_disk *d, char *why)
 {
 	uint64_t *left = c->row->qemu_left;
-	if (left == NULL || *left == 0 || qkc_disk_hash(d) % QEMU_ONE_IN != 0)
+	if (left == NULL || *left == 0 || qkc_tolerance(c->plan) != 0 ||
+		qkc_disk_hash(d) % QEMU_ONE_IN != 0)
 		return true;
 	(*left)--;
 	c->out->n_qemu++;
@@ -207,7 +208,8 @@ static bool run_variant(const struct qkc_row *row, unsigned variant, struct qkc_
 	struct qkc_log log = {0};
 	enum qkc_outcome *outcomes = qkc_need(plan.n_steps, sizeof(*outcomes));
 	char why[QKC_WHY_BYTES];
-	c.expect = qkc_expect_new(base.image, base.backing, base.backing_bytes, why);
+	c.expect = qkc_expect_new(
+		base.image, base.backing, base.backing_bytes, qkc_tolerance(&plan), why);
 	bool ran = c.expect != NULL;
 	if (!ran)
 		(void)snprintf(out->first_bad, sizeof(out->first_bad), "its base image: %s", why);

@@ -12,6 +12,7 @@ struct on_disk {
 	struct qkc_fault *fault;
 	const uint8_t *bytes;
 	uint64_t n_bytes;
+	bool can_grow;
 };
 
 static bool is_to_fail(struct on_disk *s, bool is_flush)
@@ -136,7 +137,7 @@ static void disk_caps(void *ctx, struct qcow_store_caps *out)
 	*out = (struct qcow_store_caps){.request_align = 1,
 		.physical_block = QKC_SECTOR,
 		.writable = s->log != NULL,
-		.can_grow = true,
+		.can_grow = s->can_grow,
 		.reads_zero_past_end = true,
 		.can_punch = true,
 		.memory_align = 1};
@@ -172,9 +173,10 @@ static struct qcow_store *make(struct on_disk from)
 	abort();
 }
 
-struct qcow_store *qkc_disk_store(struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault)
+struct qcow_store *qkc_disk_store(
+	struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault, bool can_grow)
 {
-	return make((struct on_disk){.d = d, .log = log, .fault = fault});
+	return make((struct on_disk){.d = d, .log = log, .fault = fault, .can_grow = can_grow});
 }
 
 struct qcow_store *qkc_bytes_store(const uint8_t *bytes, uint64_t n_bytes)

@@ -3,6 +3,7 @@
 #ifndef QKC_STORE_H
 #define QKC_STORE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include <qcowkit/store.h>
@@ -19,7 +20,8 @@ struct qkc_fault {
 
 /* On a disk, which stays the caller's. With a log it may be written, and what is done is added to the log; a
  * call that fails adds what it did. `fault` may be NULL. */
-struct qcow_store *qkc_disk_store(struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault);
+struct qcow_store *qkc_disk_store(
+	struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault, bool can_grow);
 
 /* Read-only, on bytes that stay the caller's. */
 struct qcow_store *qkc_bytes_store(const uint8_t *bytes, uint64_t n_bytes);

@@ -517,6 +517,112 @@ static void odd_size(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 1);
 }
 
+static void dirty(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	p->is_dirty = true;
+	part(p, QKC_DO_WRITE, 1);
+	part(p, QKC_DO_WRITE, 6);
+	flush(p);
+	whole(p, QKC_DO_DISCARD, 2, 1);
+	whole(p, QKC_DO_WRITE, 8, 1);
+	flush(p);
+}
+
+static void dirty_snapshot(struct qkc_plan *p)
+{
+	p->has_snapshot = true;
+	first(p, QKC_DO_WRITE_COMPRESSED, 10, 2);
+	dirty(p);
+}
+
+/* Nothing may be overwritten in place that COPIED does not vouch for; the bit comes back by the way. */
+static void without_copied(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	p->lacks_copied = true;
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 0);
+	whole(p, QKC_DO_DISCARD, 3, 1);
+	part(p, QKC_DO_WRITE, 6);
+	flush(p);
+	part(p, QKC_DO_WRITE, 2);
+}
+
+static void device(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 4);
+	p->fixed_spare = 40;
+	part(p, QKC_DO_WRITE, 6);
+	whole(p, QKC_DO_DISCARD, 1, 2);
+	part(p, QKC_DO_WRITE, 7);
+	flush(p);
+	part(p, QKC_DO_WRITE, 8);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 2);
+}
+
+/* The device is full; only what is given up can be used again. */
+static void full_device(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	p->fixed_spare = 1;
+	fail(p, QKC_FAIL_SPACE, UINT32_MAX); /* for want of clusters, not of calls */
+	part(p, QKC_DO_WRITE, 8);
+	part(p, QKC_DO_WRITE, 9);
+	flush(p);
+	whole(p, QKC_DO_DISCARD, 1, 2);
+	part(p, QKC_DO_WRITE, 10);
+	flush(p);
+	part(p, QKC_DO_WRITE, 11);
+	part(p, QKC_DO_WRITE, 12);
+	flush(p);
+	whole(p, QKC_DO_ZERO_UNMAP, 4, 1);
+	part(p, QKC_DO_WRITE, 13);
+	flush(p);
+}
+
+/* Writes publish by themselves where the stage has no room, and slices are read again. */
+static void small_memory(struct qkc_plan *p)
+{
+	p->stage_bytes = 1;
+	p->cache_bytes = 1;
+	random_all(p);
+	part(p, QKC_DO_WRITE, 2 * l2_span(p));
+	part(p, QKC_DO_WRITE, l2_span(p) + 40 % l2_span(p));
+}
+
+static void small_memory_snapshot(struct qkc_plan *p)
+{
+	p->stage_bytes = 1;
+	p->cache_bytes = 1;
+	random_snapshot(p);
+}
+
+/* One write over the end of what an L2 table maps. */
+static void across_tables(struct qkc_plan *p)
+{
+	uint64_t span = l2_span(p);
+	first(p, QKC_DO_WRITE, span - 1, 1);
+	whole(p, QKC_DO_WRITE, span - 2, 4);
+	flush(p);
+	whole(p, QKC_DO_ZERO_UNMAP, span - 1, 2);
+	whole(p, QKC_DO_WRITE, 2 * span - 1, 2);
+	flush(p);
+	whole(p, QKC_DO_DISCARD, span - 2, 4);
+	part(p, QKC_DO_WRITE, 0);
+}
+
+static void across_tables_shared(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, l2_span(p) - 3, 6);
+	p->has_snapshot = true;
+	across_tables(p);
+}
+
 const struct qkc_workload qkc_workloads[] = {
 	{"write in place", in_place, 0, 100},
 	{"allocate", allocate, 0, 100},
@@ -537,6 +643,15 @@ const struct qkc_workload qkc_workloads[] = {
 	{"with backing file", with_backing, 0, 100},
 	{"FUA", fua, 0, 100},
 	{"close and open again", reopened, QKC_OURS, 100},
+	{"across L2 tables", across_tables, 0, 100},
+	{"across L2 tables, shared", across_tables_shared, QKC_NO_WIDTH_1, 100},
+	{"dirty image", dirty, QKC_OURS | QKC_V3, 60},
+	{"dirty image, snapshot", dirty_snapshot, QKC_OURS | QKC_V3 | QKC_NO_WIDTH_1, 60},
+	{"COPIED missing", without_copied, QKC_OURS, 100},
+	{"device", device, QKC_OURS, 100},
+	{"full device", full_device, QKC_OURS, 60},
+	{"small stage and cache", small_memory, QKC_OURS, 100},
+	{"small stage, snapshot", small_memory_snapshot, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"disk of an odd size", odd_size, QKC_OURS, 100},
 	{"random, plain", random_plain, 0, 100},
 	{"random, all", random_all, 0, 100},
