@@ -64,6 +64,11 @@ struct qkc_walk {
 
 /* ---- the pool ---- */
 
+static struct qkc_disk *copy(const struct qkc_disk *d)
+{
+	return qkc_disk_new(qkc_disk_bytes(d), qkc_disk_size(d));
+}
+
 static bool was_ever_set(struct qkc_walk *w, uint64_t sector)
 {
 	if (qkc_disk_sector_hash(w->live, sector) != 0)
@@ -163,6 +168,14 @@ static void settle(struct qkc_walk *w)
 		apply(w, &w->ops[i], &all);
 	qkc_disk_settle(w->disk);
 	w->n_ops = w->n_versions = 0;
+}
+
+/* What is not durable is nowhere any more. */
+static void forget_pool(struct qkc_walk *w)
+{
+	w->n_ops = w->n_versions = 0;
+	qkc_disk_free(w->live);
+	w->live = copy(w->disk);
 }
 
 /* ---- states ---- */
@@ -369,6 +382,10 @@ static void walk_event(struct qkc_walk *w, size_t i)
 		visit_epoch(w);
 		settle(w);
 		return;
+	case QKC_FLUSH_DROPPED:
+		visit_epoch(w);
+		forget_pool(w);
+		return;
 	case QKC_FLUSH_FAILED:
 		visit_epoch(w);
 		w->in_limbo = true;
@@ -378,11 +395,6 @@ static void walk_event(struct qkc_walk *w, size_t i)
 		take_event(w, i);
 		visit_kill(w);
 	}
-}
-
-static struct qkc_disk *copy(const struct qkc_disk *d)
-{
-	return qkc_disk_new(qkc_disk_bytes(d), qkc_disk_size(d));
 }
 
 void qkc_explore(const struct qkc_explore *x, struct qkc_totals *totals)

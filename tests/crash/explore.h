@@ -8,7 +8,8 @@
  *   torn   as loss, but one write, or several, kept in some of their sectors only
  *
  * A sector is kept whole or not at all, in one of the versions that it had since the last flush. A flush
- * that fails orders nothing, and what was written before it may be lost for ever, whatever is flushed later.
+ * that fails orders nothing, and what was written before it may be lost for ever, whatever is flushed later; or it
+ * is lost at once, where the host drops its cache (after no other failure only).
  * States are numbered in the order they are visited, so that a number names one again. The judge is asked once
  * for each content, and again where more had been promised to the guest by then.
  */

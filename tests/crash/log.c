@@ -34,7 +34,7 @@ void qkc_log_clear(struct qkc_log *log)
 void qkc_event_print(const struct qkc_event *e, char *line, size_t n)
 {
 	static const char *const names[QKC_N_KINDS] = {"write", "zero", "punch", "truncate",
-		"flush", "flush fails", "step", "end of step"};
+		"flush", "flush fails", "flush fails, cache dropped", "step", "end of step"};
 	const char *name = names[e->kind];
 	switch (e->kind) {
 	case QKC_WRITE:

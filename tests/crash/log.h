@@ -17,6 +17,7 @@ enum qkc_event_kind {
 	QKC_TRUNCATE, /* len: the new size */
 	QKC_FLUSH, /* complete */
 	QKC_FLUSH_FAILED, /* what was written before it may be lost, for ever */
+	QKC_FLUSH_DROPPED, /* a flush that failed, and the host has forgotten what was written since the last */
 	QKC_BEGIN, /* off: the number of a step that begins, from 1 */
 	QKC_END, /* off: its number; len: 1 = it is done, 0 = it has failed */
 	QKC_N_KINDS

@@ -41,7 +41,8 @@ void qkc_step_print(const struct qkc_step *s, char *line, size_t n)
 {
 	static const char *const names[] = {"write", "write, FUA", "write compressed", "zero",
 		"zero with unmap", "discard", "flush", "fail", "recover", "reopen"};
-	static const char *const fails[] = {"nothing", "a flush", "a write", "for want of space"};
+	static const char *const fails[] = {
+		"nothing", "a flush", "a flush, cache dropped", "a write", "for want of space"};
 	switch (s->act) {
 	case QKC_DO_FLUSH:
 	case QKC_DO_RECOVER:

@@ -28,6 +28,7 @@ enum qkc_act {
 enum qkc_fail {
 	QKC_FAIL_NONE,
 	QKC_FAIL_FLUSH, /* EIO, once */
+	QKC_FAIL_FLUSH_DROP, /* the same, and reads give what was durable before */
 	QKC_FAIL_WRITE, /* EIO after half of it, once */
 	QKC_FAIL_SPACE /* ENOSPC, nothing is done, until the next QKC_DO_FAIL */
 };

@@ -13,12 +13,14 @@ struct on_disk {
 	const uint8_t *bytes;
 	uint64_t n_bytes;
 	bool can_grow;
+	size_t flushed; /* mark of the last flush */
 };
 
 static bool is_to_fail(struct on_disk *s, bool is_flush)
 {
 	struct qkc_fault *f = s->fault;
-	if (f == NULL || f->what == QKC_FAIL_NONE || (f->what == QKC_FAIL_FLUSH) != is_flush)
+	if (f == NULL || f->what == QKC_FAIL_NONE ||
+		(f->what == QKC_FAIL_FLUSH || f->what == QKC_FAIL_FLUSH_DROP) != is_flush)
 		return false;
 	f->count++;
 	return f->count == f->nth || (f->what == QKC_FAIL_SPACE && f->count > f->nth);
@@ -85,7 +87,15 @@ static enum qcow_status disk_flush(void *ctx, struct qcow_error *err)
 {
 	struct on_disk *s = ctx;
 	bool fails = is_to_fail(s, true);
-	qkc_log_add(s->log, fails ? QKC_FLUSH_FAILED : QKC_FLUSH, 0, 0, NULL);
+	bool drops = fails && s->fault->what == QKC_FAIL_FLUSH_DROP;
+	if (drops)
+		qkc_disk_undo(s->d, s->flushed);
+	s->flushed = qkc_disk_mark(s->d);
+	qkc_log_add(s->log,
+		drops	? QKC_FLUSH_DROPPED
+		: fails ? QKC_FLUSH_FAILED
+			: QKC_FLUSH,
+		0, 0, NULL);
 	return fails ? fail(s, err) : QCOW_OK;
 }
 
@@ -176,7 +186,11 @@ static struct qcow_store *make(struct on_disk from)
 struct qcow_store *qkc_disk_store(
 	struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault, bool can_grow)
 {
-	return make((struct on_disk){.d = d, .log = log, .fault = fault, .can_grow = can_grow});
+	return make((struct on_disk){.d = d,
+		.log = log,
+		.fault = fault,
+		.can_grow = can_grow,
+		.flushed = qkc_disk_mark(d)});
 }
 
 struct qcow_store *qkc_bytes_store(const uint8_t *bytes, uint64_t n_bytes)

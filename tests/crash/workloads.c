@@ -416,11 +416,11 @@ static void discard_2g(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 4);
 }
 
-static void failing_flush(struct qkc_plan *p, uint64_t nth)
+static void failing_flush(struct qkc_plan *p, enum qkc_fail how, uint64_t nth)
 {
 	first(p, QKC_DO_WRITE, 0, 4);
 	p->has_snapshot = true;
-	fail(p, QKC_FAIL_FLUSH, nth);
+	fail(p, how, nth);
 	part(p, QKC_DO_WRITE, 0);
 	part(p, QKC_DO_WRITE, 6);
 	flush(p);
@@ -434,17 +434,32 @@ static void failing_flush(struct qkc_plan *p, uint64_t nth)
 
 static void failing_flush_1(struct qkc_plan *p)
 {
-	failing_flush(p, 1);
+	failing_flush(p, QKC_FAIL_FLUSH, 1);
+}
+
+static void dropping_flush_1(struct qkc_plan *p)
+{
+	failing_flush(p, QKC_FAIL_FLUSH_DROP, 1);
 }
 
 static void failing_flush_2(struct qkc_plan *p)
 {
-	failing_flush(p, 2);
+	failing_flush(p, QKC_FAIL_FLUSH, 2);
+}
+
+static void dropping_flush_2(struct qkc_plan *p)
+{
+	failing_flush(p, QKC_FAIL_FLUSH_DROP, 2);
 }
 
 static void failing_flush_3(struct qkc_plan *p)
 {
-	failing_flush(p, 3);
+	failing_flush(p, QKC_FAIL_FLUSH, 3);
+}
+
+static void dropping_flush_3(struct qkc_plan *p)
+{
+	failing_flush(p, QKC_FAIL_FLUSH_DROP, 3);
 }
 
 static void failing_flush_discard(struct qkc_plan *p)
@@ -453,6 +468,23 @@ static void failing_flush_discard(struct qkc_plan *p)
 	fail(p, QKC_FAIL_FLUSH, 1 + below(p, 3));
 	whole(p, QKC_DO_DISCARD, 1, 2);
 	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	recover(p);
+	whole(p, QKC_DO_WRITE, 9, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+static void dropping_flush_reuse(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	whole(p, QKC_DO_DISCARD, 1, 3);
+	flush(p);
+	fail(p, QKC_FAIL_FLUSH_DROP, 1 + below(p, 3));
+	part(p, QKC_DO_WRITE, 8);
+	part(p, QKC_DO_WRITE, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, l2_span(p));
 	flush(p);
 	recover(p);
 	whole(p, QKC_DO_WRITE, 9, 2);
@@ -661,10 +693,17 @@ const struct qkc_workload qkc_workloads[] = {
 	{"zero, write, killed", zero_then_write_killed, 0, 20},
 	{"compressed, write, killed", compressed_then_write_killed, 0, 20},
 	{"discard of 2.5 GiB", discard_2g, 0, 100},
-	{"1st flush fails", failing_flush_1, QKC_KNOWN_BAD | QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"1st flush fails", failing_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"2nd flush fails", failing_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"3rd flush fails", failing_flush_3, QKC_KNOWN_BAD | QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"a flush fails, discard", failing_flush_discard, QKC_KNOWN_BAD | QKC_OURS, 100},
+	{"3rd flush fails", failing_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"a flush fails, discard", failing_flush_discard, QKC_OURS, 100},
+	{"1st flush fails, dropped", dropping_flush_1, QKC_KNOWN_BAD | QKC_OURS | QKC_NO_WIDTH_1,
+		100},
+	{"2nd flush fails, dropped", dropping_flush_2, QKC_KNOWN_BAD | QKC_OURS | QKC_NO_WIDTH_1,
+		100},
+	{"3rd flush fails, dropped", dropping_flush_3, QKC_KNOWN_BAD | QKC_OURS | QKC_NO_WIDTH_1,
+		100},
+	{"dropped, clusters reused", dropping_flush_reuse, QKC_KNOWN_BAD | QKC_OURS, 100},
 	{"a write fails", failing_write, QKC_OURS, 100},
 	{"no space", no_space, QKC_OURS, 100},
 	{"no space, refcount block", no_space_new_block, QKC_OURS | QKC_SMALL_CLUSTERS, 100},
