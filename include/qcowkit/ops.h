@@ -28,6 +28,10 @@ struct qcow_convert_options {
 				  0 = store everything, UINT64_MAX = the default of 4 KiB */
 	bool target_is_zero; /* --target-is-zero: the target reads as zeros, nothing needs zeroing */
 	bool keep_target;   /* -n: the target exists, is at least as long, and is not emptied (raw, luks) */
+	/* -n onto a qcow2 image: written through this, which is open for writing and stays the caller's; `target` is then
+	 * NULL, `create` is not looked at but for its size, and `backing` is what lies below the image. Published
+	 * and flushed at the end. */
+	struct qcow_image *target_image;
 	/* -B: the new image gets this backing chain; ranges whose answer comes from it are not copied.
 	 * Only the first source's layers above it are. Stays the caller's. */
 	struct qcow_image *backing;

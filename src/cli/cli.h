@@ -285,7 +285,8 @@ enum {
 	CLI_OPEN_UNTRUSTED = 16, /* --untrusted: refuse whatever the image names */
 	CLI_OPEN_DIRECT = 32, /* cache=none */
 	CLI_OPEN_NO_DATA = 64, /* no data files: guest data is not read */
-	CLI_OPEN_UNSHARED = 128 /* what is read must not change: raw disks are not shared either */
+	CLI_OPEN_UNSHARED = 128, /* what is read must not change: raw disks are not shared either */
+	CLI_OPEN_WRITE = 256 /* the operand's own image for reading and writing, what it names read-only */
 };
 
 struct cli_operand {
@@ -324,7 +325,7 @@ enum qcow_status cli_lock_down(
 bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const char *operand,
 	unsigned flags, struct cli_open_request *out);
 
-/* Open an image read-only and, unless ALONE, what it names, by the references policy. A failure is
+/* Open an image, read-only unless WRITE, and, unless ALONE, what it names, by the references policy. A failure is
  * reported; the status is for those who pick the exit code by it. */
 enum qcow_status cli_open(struct cli *cli, const struct cli_open_request *request,
 	struct qcow_image **out) QK_MUST_USE;

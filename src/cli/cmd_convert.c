@@ -86,7 +86,7 @@ static const struct cli_option options[] = {
 		.help = "format of the backing file"},
 	{.letter = 'n',
 		.name = "no-create",
-		.help = "the target is there already and stays as long as it is (raw)"},
+		.help = "the target is there already and stays as long as it is"},
 	{.name = "target-is-zero", .help = "the target reads as zeros already (with -n)"},
 	{.letter = 'm', .name = "parallel", .arg = "N", .help = "number of workers, 1 to 16"},
 	{.letter = 'W', .name = "oob-writes", .help = "write a raw target in any order"},
@@ -215,6 +215,10 @@ static bool check_together(struct convert_job *job)
 			"-B makes a new image, -n keeps the target: they do not go together"},
 		{cli_flag(args, "untrusted") && args->n_operands > 2,
 			"with --untrusted there is one source"},
+		{cli_flag(args, "untrusted") && cli_flag(args, "no-create") &&
+				strcmp(job->format, "qcow2") == 0,
+			"with --untrusted a qcow2 target is a new one: it cannot be read in the "
+			"sandbox"},
 		{cli_flag(args, "untrusted") && strcmp(args->operands[0], "-") == 0,
 			"--untrusted reads a file, not standard input"},
 		{cli_flag(args, "untrusted") && (cli_arg(args, "backing") != NULL ||
@@ -333,7 +337,7 @@ static bool wants_sync(const struct convert_job *job)
 
 static bool sync_target(struct convert_job *job, struct qcow_error *err)
 {
-	if (!wants_sync(job))
+	if (!wants_sync(job) || job->target_image != NULL)
 		return true;
 	if (job->data != NULL && qcow_store_flush(job->data, err) != QCOW_OK)
 		return false;

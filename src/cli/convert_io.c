@@ -343,8 +343,31 @@ static bool open_data_file(struct convert_job *job)
 	return open_file(job, &operand, job->data_path, &job->data, &job->made_data);
 }
 
+/* -n onto a qcow2 image: opened as any other, but for writing. */
+static bool open_target_image(struct convert_job *job)
+{
+	struct cli_open_request request;
+	struct stat st;
+	if (stat(job->target_path, &st) == 0 && !check_not_read(job, job->target_path, &st))
+		return false;
+	if (!cli_open_request_init(job->cli, job->args,
+		    job->args->operands[job->args->n_operands - 1], CLI_OPEN_WRITE, &request))
+		return false;
+	request.operand.image_opts = cli_flag(job->args, "target-image-opts");
+	request.operand.format = request.operand.image_opts ? NULL : job->format;
+	request.flags &= ~(unsigned)(CLI_OPEN_SHARE | CLI_OPEN_DIRECT);
+	if ((cli_cache_file_flags(cli_arg(job->args, "target-cache")) & QCOW_FILE_DIRECT) != 0)
+		request.flags |= CLI_OPEN_DIRECT;
+	if (cli_open(job->cli, &request, &job->target_image) != QCOW_OK)
+		return false;
+	job->options.target_image = job->target_image;
+	return true;
+}
+
 bool convert_open_target(struct convert_job *job)
 {
+	if (job->options.keep_target && strcmp(job->format, "qcow2") == 0)
+		return open_target_image(job);
 	struct cli_operand operand = {
 		.text = job->args->operands[job->args->n_operands - 1],
 		.format = job->format,
@@ -357,6 +380,8 @@ bool convert_open_target(struct convert_job *job)
 bool convert_check_target(struct convert_job *job)
 {
 	struct stat st;
+	if (job->target_image != NULL) /* checked as it was opened, before the sandbox */
+		return true;
 	int fd = qcow_store_fd(job->target);
 	return fd < 0 || fstat(fd, &st) != 0 || check_not_read(job, job->target_path, &st);
 }
@@ -368,6 +393,7 @@ void convert_close(struct convert_job *job, bool ok)
 		cli_keeper_note(job->keeper, 0, job->target_path, false);
 	if (!ok && job->made_data && unlink(job->data_path) == 0)
 		cli_keeper_note(job->keeper, 1, job->data_path, false);
+	qcow_close(job->target_image);
 	qcow_store_close(job->target);
 	qcow_store_close(job->data);
 	qcow_close(job->backing);

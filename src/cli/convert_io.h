@@ -22,6 +22,7 @@ struct convert_job {
 	unsigned n_sources;
 	char *target_path; /* where the target's bytes are: a path also where the operand is json: */
 	struct qcow_store *target, *data;
+	struct qcow_image *target_image; /* -n onto qcow2: instead of target */
 	char *backing_path, *data_path;
 	char *backing_format;
 	struct qcow_image *backing;

@@ -34,6 +34,7 @@ struct layer {
 	const json_t *const *specs;
 	size_t n_specs;
 	const char *format, *snapshot; /* of the first of the whole operand, else NULL */
+	bool is_written;
 	struct qcow_image
 		*backing; /* spelt out below them, or NULL; stays the caller's on failure */
 };
@@ -493,13 +494,17 @@ static enum qcow_status open_layer(
 	/* who reads no guest data needs no secret, and none that is named is looked for */
 	if ((refs->flags & CLI_OPEN_CHECK) == 0)
 		QK_TRY(find_secret(refs->cli, layer->specs[0], &node.secret, err));
-	QK_TRY(open_node(refs->cli, layer->specs[0], file_flags(refs->flags), &node, err));
+	QK_TRY(open_node(refs->cli, layer->specs[0],
+		file_flags(refs->flags) | (layer->is_written ? (unsigned)QCOW_FILE_WRITE : 0),
+		&node, err));
 	enum qcow_status status = be_ready(refs, err);
 	if (status != QCOW_OK) {
 		close_node(&node);
 		return status;
 	}
 	set_options(refs, layer, &node, &options);
+	if (layer->is_written)
+		options.flags |= QCOW_OPEN_WRITE;
 	refs->layer = layer;
 	refs->n_used = 1;
 	options.resolve = resolve;
@@ -526,7 +531,8 @@ static enum qcow_status open_layer_shared(
 {
 	enum qcow_status status = open_layer(refs, layer, out, err);
 	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
-		(refs->flags & CLI_OPEN_UNSHARED) != 0 || layer->backing != NULL)
+		(refs->flags & CLI_OPEN_UNSHARED) != 0 || layer->backing != NULL ||
+		layer->is_written)
 		return status;
 	struct refs again = {
 		.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE, .request = refs->request};
@@ -576,6 +582,7 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 		if (n == 0) {
 			layer.format = request->operand.format;
 			layer.snapshot = request->snapshot;
+			layer.is_written = (request->flags & CLI_OPEN_WRITE) != 0;
 		}
 		struct qcow_image *above = NULL;
 		enum qcow_status status = open_layer_shared(refs, &layer, &above, err);

@@ -52,10 +52,14 @@ static enum qcow_status check_raw(const struct request *request, struct qcow_err
 static enum qcow_status check_qcow2(const struct request *request, struct qcow_error *err)
 {
 	const struct qcow_convert_options *options = request->options;
-	if (options->keep_target)
+	if (options->keep_target && options->target_image == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"an existing qcow2 image is written through target_image");
+	if (options->target_image != NULL && (options->compress || options->bitmaps))
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"writing into an existing qcow2 image (-n) is not built yet; raw targets "
-			"take it");
+			"compressed clusters and bitmaps go into new images only");
+	if (options->target_image != NULL)
+		return QCOW_OK;
 	if (options->compress && request->create.data_file_name != NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"an image with a data file holds no compressed clusters");
@@ -93,7 +97,8 @@ static enum qcow_status check_request(struct request *request, struct qcow_error
 {
 	const struct qcow_convert_options *options = request->options;
 	if (options->struct_size != sizeof(*options) || options->format == NULL ||
-		options->n_sources == 0 || options->sources == NULL || request->target == NULL)
+		options->n_sources == 0 || options->sources == NULL ||
+		(request->target == NULL) != (options->target_image != NULL))
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"convert needs initialised options, a source, a target and a format");
 	if (options->n_workers > QK_PIPE_MAX_WORKERS)
@@ -105,6 +110,16 @@ static enum qcow_status check_request(struct request *request, struct qcow_error
 		return QK_FAIL(
 			err, QCOW_E_UNSUPPORTED, "unknown target format '%s'", options->format);
 	request->create.format = request->is_raw ? NULL : options->format;
+	if (options->target_image != NULL) {
+		struct qcow_info info;
+		if (request->is_raw || request->is_luks || request->target_data != NULL)
+			return QK_FAIL(err, QCOW_E_INVAL, "target_image is a qcow2 image");
+		qcow_get_info(options->target_image, &info);
+		request->create.cluster_size = info.cluster_size;
+		request->create.data_file_name = NULL;
+		request->create.preallocation = QCOW_PREALLOC_OFF;
+		request->target = qcow_image_store(options->target_image);
+	}
 	request->create.luks_keep = request->is_luks && options->keep_target;
 	return QCOW_OK;
 }
@@ -141,7 +156,8 @@ static uint64_t probe_clone(const struct request *request, struct qcow_store *ta
 	uint64_t dev = 0;
 	qcow_store_caps(target, &caps);
 	bool is_out = options->no_clone || options->compress || options->keep_target ||
-		      options->sparse_bytes != UINT64_MAX || options->rate_bytes_per_sec != 0 ||
+		      options->target_image != NULL || options->sparse_bytes != UINT64_MAX ||
+		      options->rate_bytes_per_sec != 0 ||
 		      options->create.preallocation > QCOW_PREALLOC_METADATA ||
 		      options->create.encryption != QCOW_ENCRYPTION_NONE || request->is_luks;
 	if (is_out || !caps.can_clone || !caps.can_grow || !find_dev(target, &dev))
@@ -206,6 +222,11 @@ static enum qcow_status open_sink(
 	if (request->is_raw) {
 		QK_TRY(qk_sink_open_raw(
 			&copy->sink, request->target, options, copy->source.size, err));
+		copy->sink.unit_bytes = copy->policy.unit_bytes;
+		return QCOW_OK;
+	}
+	if (options->target_image != NULL) {
+		QK_TRY(qk_sink_open_image(&copy->sink, options, copy->source.size, err));
 		copy->sink.unit_bytes = copy->policy.unit_bytes;
 		return QCOW_OK;
 	}

@@ -100,7 +100,12 @@ enum qcow_status qk_sink_store(
 {
 	for (unsigned i = 0; i < chunk->n_puts; i++) {
 		const struct qk_put *put = &chunk->puts[i];
-		if (put->kind == QK_PUT_WRITE && sink->builder != NULL)
+		if (sink->image != NULL && put->kind == QK_PUT_WRITE)
+			QK_TRY(qcow_pwrite(sink->image, chunk->buf + put->from, put->len,
+				put->host_off, 0, err));
+		else if (sink->image != NULL)
+			QK_TRY(qcow_zero(sink->image, put->host_off, put->len, QCOW_IO_UNMAP, err));
+		else if (put->kind == QK_PUT_WRITE && sink->builder != NULL)
 			QK_TRY(qcow_builder_write(sink->builder, chunk->off + put->from,
 				put->host_off, chunk->buf + put->from, put->len, err));
 		else if (put->kind == QK_PUT_WRITE)

@@ -31,7 +31,9 @@ struct qk_sink {
 	struct qcow_builder *builder;
 	uint64_t
 		explicit_zero_bytes; /* below this offset zeros have to be said: a backing file is there */
-	/* raw */
+	/* an image that is there */
+	struct qcow_image *image;
+	/* raw, and an image that is there */
 	bool must_zero; /* what is not written does not read as zeros */
 	/* stream */
 	int fd;
@@ -47,6 +49,10 @@ enum qcow_status qk_sink_open_qcow2(struct qk_sink *sink, struct qcow_store *tar
 
 /* A raw disk of create->virtual_size bytes; `keep`: it stays as long as it is and is not emptied. */
 enum qcow_status qk_sink_open_raw(struct qk_sink *sink, struct qcow_store *target,
+	const struct qcow_convert_options *options, uint64_t size, struct qcow_error *err);
+
+/* An image that is open for writing and holds at least `size` bytes. QCOW_E_NOSPC where it is smaller. */
+enum qcow_status qk_sink_open_image(struct qk_sink *sink,
 	const struct qcow_convert_options *options, uint64_t size, struct qcow_error *err);
 
 /* A stream: everything is written in order while it is placed. */

@@ -242,6 +242,37 @@ kept_targets_are_zeroed_where_the_source_is() {
 	[[ ! -e missing.raw ]] || fail "-n made a file"
 }
 
+no_create_writes_into_a_qcow2_image() {
+	local options peer
+	head -c 3000000 /dev/urandom >n.raw && truncate -s 5M n.raw && head -c 700000 /dev/urandom >>n.raw
+	truncate -s 6M n.raw
+	qemu-img create -q -f raw nbase.raw 4M && qemu-io -f raw -c 'write -q -P 9 0 4M' nbase.raw || return 1
+	for options in compat=0.10 cluster_size=4k,refcount_bits=1 cluster_size=2M backing_file=nbase.raw,backing_fmt=raw \
+		compat=0.10,backing_file=nbase.raw,backing_fmt=raw; do
+		rm -f kept.qcow2
+		qemu-img create -q -f qcow2 -o "$options" kept.qcow2 8M &&
+			qemu-io -c 'write -q -P 5 1M 3M' -c 'write -q -P 6 7M 1M' kept.qcow2 || return 1
+		[[ $options == *refcount_bits=1 ]] || qemu-img snapshot -c s kept.qcow2 || return 1
+		ok "$qcow" convert -n -f raw -O qcow2 n.raw kept.qcow2 || return 1
+		for peer in "${peers[@]}"; do
+			"$peer" check -q kept.qcow2 || { fail "$peer check: $options"; return 1; }
+			"$peer" convert -O raw kept.qcow2 got.raw || return 1
+			cmp -n 6291456 n.raw got.raw || { fail "$options"; return 1; }
+			cmp -n 1048576 -i 7340032:0 got.raw <(head -c 1048576 /dev/zero | tr '\0' '\6') ||
+				{ fail "past the end of the source: $options"; return 1; }
+		done
+	done
+	qemu-img create -q -f qcow2 zero.qcow2 6M || return 1
+	ok "$qcow" convert -n --target-is-zero -f raw -O qcow2 n.raw zero.qcow2 || return 1
+	qemu-img compare -q -f raw -F qcow2 n.raw zero.qcow2 || { fail "--target-is-zero"; return 1; }
+	(($(qemu-img map --output=json zero.qcow2 | grep -c '"zero": true, "data": false') > 0)) || return 1
+	qemu-img create -q -f qcow2 small.qcow2 2M || return 1
+	if "$qcow" convert -n -f raw -O qcow2 n.raw small.qcow2 2>stderr; then fail "a smaller image"; return 1; fi
+	grep -q 'No space left' stderr || return 1
+	if "$qcow" convert -n -f raw -O qcow2 n.raw missing.qcow2 2>stderr; then fail "a missing image"; return 1; fi
+	[[ ! -e missing.qcow2 ]] || fail "-n made an image"
+}
+
 existing_files_keep_mode_owner_and_inode() {
 	make_disk 8 d.raw
 	head -c 5000000 /dev/urandom >i.qcow2

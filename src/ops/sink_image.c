@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sink_image: an image that is there already and stays what it is but for its content: guest offsets are where things go.
+ * Zeros are said, unless the target reads as zeros; unlike in a new image nothing is absent for sure.
+ */
+#include "ops/sink.h"
+
+#include <inttypes.h>
+
+#include "base/err.h"
+
+static enum qcow_status place_data(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
+	struct qk_put put, struct qcow_error *err)
+{
+	(void)sink;
+	put.host_off = off;
+	return qk_chunk_add_put(chunk, put, err);
+}
+
+static enum qcow_status place_zero(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
+	uint64_t len, struct qcow_error *err)
+{
+	if (!sink->must_zero)
+		return QCOW_OK;
+	return qk_chunk_add_put(
+		chunk, (struct qk_put){.kind = QK_PUT_ZERO, .host_off = off, .len = len}, err);
+}
+
+static enum qcow_status refuse_packed(
+	struct qk_sink *sink, uint64_t off, const void *data, size_t len, struct qcow_error *err)
+{
+	(void)sink;
+	(void)off;
+	(void)data;
+	(void)len;
+	return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+		"compressed clusters cannot be written into an image that is there");
+}
+
+static enum qcow_status finish(struct qk_sink *sink, struct qcow_error *err)
+{
+	return qcow_flush(sink->image, err);
+}
+
+static void abandon(struct qk_sink *sink)
+{
+	(void)sink;
+}
+
+static const struct qk_sink_ops image_ops = {
+	.data = place_data,
+	.zero = place_zero,
+	.packed = refuse_packed,
+	.finish = finish,
+	.abandon = abandon,
+};
+
+enum qcow_status qk_sink_open_image(struct qk_sink *sink,
+	const struct qcow_convert_options *options, uint64_t size, struct qcow_error *err)
+{
+	uint64_t have = qcow_size(options->target_image);
+	*sink = (struct qk_sink){.image = options->target_image,
+		.store = qcow_image_store(options->target_image),
+		.must_zero = !options->target_is_zero};
+	if (have < size)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"the target holds %" PRIu64 " bytes, the disk has %" PRIu64
+			": No space left on device",
+			have, size);
+	sink->ops = &image_ops;
+	return QCOW_OK;
+}
