@@ -25,6 +25,7 @@
 #include "compat/compat.h"
 
 struct cli_secret;
+struct cli_blkdebug;
 
 struct cli {
 	const struct compat_traits *traits; /* what the personality does differently; never NULL */
@@ -34,6 +35,7 @@ struct cli {
 	bool colour; /* stderr is a terminal and NO_COLOR is not set */
 	bool objects_added; /* --object has been looked at */
 	struct cli_secret *secrets; /* of --object secret, a list */
+	struct cli_blkdebug *blkdebugs; /* nodes that are open, the newest first */
 	bool (*cancelled)(
 		void *ctx); /* does somebody want the run to end? NULL: nobody can say so */
 };
@@ -286,7 +288,8 @@ enum {
 	CLI_OPEN_DIRECT = 32, /* cache=none */
 	CLI_OPEN_NO_DATA = 64, /* no data files: guest data is not read */
 	CLI_OPEN_UNSHARED = 128, /* what is read must not change: raw disks are not shared either */
-	CLI_OPEN_WRITE = 256 /* the operand's own image for reading and writing, what it names read-only */
+	CLI_OPEN_WRITE =
+		256 /* the operand's own image for reading and writing, what it names read-only */
 };
 
 struct cli_operand {
@@ -304,6 +307,10 @@ struct cli_sandbox {
 struct cli_open_request {
 	struct cli_operand operand;
 	unsigned flags; /* CLI_OPEN_… */
+	const char *options; /* key=value,… over what the operand says, or NULL */
+	const char *
+		device; /* a failure reads "can't open device DEVICE: why" ("" without a name) instead of
+				"Could not open"; NULL: not so */
 	const char *snapshot; /* "NAME", "snapshot.id=…", "snapshot.name=…", or NULL */
 	/* Called when the file is open and nothing of it read: open here what the sandbox will forbid.
 	 * QCOW_E_CANCELLED: it failed and has reported it. */

@@ -325,6 +325,20 @@ static void put_tree(const json_t *tree, unsigned depth)
 	}
 }
 
+void cli_info_put_specific(struct cli *cli, struct qcow_image *image)
+{
+	struct info info = {.cli = cli};
+	struct qcow_info in;
+	qcow_get_info(image, &in);
+	if (in.version == 0)
+		return;
+	json_t *data = json_object();
+	describe_features(&info, image, &in, data);
+	(void)printf("Format specific information:\n");
+	put_tree(data, 1);
+	json_decref(data);
+}
+
 static void put_backing(const json_t *o)
 {
 	if (json_object_get(o, "backing-filename") == NULL)

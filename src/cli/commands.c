@@ -11,6 +11,7 @@ extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;
 extern const struct cli_command cli_cmd_dump;
 extern const struct cli_command cli_cmd_info;
+extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_measure;
 extern const struct cli_command cli_cmd_sanitize;
@@ -25,6 +26,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_create,
 	&cli_cmd_dump,
 	&cli_cmd_info,
+	&cli_cmd_io,
 	&cli_cmd_map,
 	&cli_cmd_measure,
 	&cli_cmd_sanitize,

@@ -11,4 +11,7 @@ json_t *cli_info_encryption(struct qcow_image *image, const struct qcow_info *in
 /* "format-specific" of a LUKS file. Read from the image, printed as it is. */
 json_t *cli_info_luks(struct qcow_image *image, const struct qcow_info *in);
 
+/* "Format specific information:" and its lines, for qcow2 images; nothing for others. */
+void cli_info_put_specific(struct cli *cli, struct qcow_image *image);
+
 #endif

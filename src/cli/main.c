@@ -77,6 +77,18 @@ static int program_options(struct cli *cli, int argc, char **argv, int *exit_cod
 	return -1;
 }
 
+/* A personality that is one command: --version is the program's. */
+static int run_only_command(struct cli *cli, int argc, char **argv)
+{
+	const struct cli_command *cmd = find_command(cli, cli->traits->command);
+	if (argc == 2 && (strcmp(argv[1], "-V") == 0 || strcmp(argv[1], "--version") == 0)) {
+		(void)printf("%s\n", cli->traits->version);
+		return 0;
+	}
+	return cmd != NULL ? run_command(cli, cmd, argc - 1, argv + 1)
+			   : unknown_command(cli, cli->traits->command);
+}
+
 static int finish(struct cli *cli, int rc)
 {
 	if (fflush(stdout) == 0 && ferror(stdout) == 0)
@@ -111,6 +123,8 @@ int main(int argc, char **argv)
 	(void)signal(SIGXFSZ, SIG_IGN);
 	cli_json_init();
 	int rc = 0;
+	if (traits->command != NULL)
+		return finish(&cli, run_only_command(&cli, argc, argv));
 	int at = program_options(&cli, argc, argv, &rc);
 	if (at < 0)
 		return finish(&cli, rc);

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 
 #include "base/mem.h"
+#include "cli/blkdebug.h"
 #include "cli/object.h"
 #include "cli/spec.h"
 
@@ -77,10 +78,17 @@ static unsigned file_flags(unsigned flags)
 	       ((flags & CLI_OPEN_DIRECT) != 0 ? (unsigned)QCOW_FILE_DIRECT : 0);
 }
 
+/* Of the files of the layer being opened: the operand's own image is the only one that is written. */
+static unsigned own_file_flags(const struct refs *refs)
+{
+	return file_flags(refs->flags) | (refs->layer->is_written ? (unsigned)QCOW_FILE_WRITE : 0);
+}
+
 /* The name of a driver that we have, as a static string; NULL: another one. */
 static const char *known_driver(const char *name)
 {
-	static const char *const known[] = {"file", "host_device", "raw", "qcow2", "luks"};
+	static const char *const known[] = {
+		"file", "host_device", "blkdebug", "raw", "qcow2", "luks"};
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (strcmp(known[i], name) == 0)
 			return known[i];
@@ -89,7 +97,8 @@ static const char *known_driver(const char *name)
 
 static bool is_protocol(const char *driver)
 {
-	return strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0;
+	return strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0 ||
+	       strcmp(driver, "blkdebug") == 0;
 }
 
 static enum qcow_status check_driver(
@@ -108,6 +117,13 @@ static enum qcow_status check_driver(
 	return QCOW_E_UNSUPPORTED;
 }
 
+static bool is_blkdebug(const char *driver, const char *path)
+{
+	static const char prefix[] = "blkdebug:";
+	return driver != NULL ? strcmp(driver, "blkdebug") == 0
+			      : path != NULL && strncmp(path, prefix, strlen(prefix)) == 0;
+}
+
 /* Every member is one that we honour, or one that changes nothing that a reader can see. */
 static enum qcow_status check_members(const json_t *spec, struct qcow_error *err)
 {
@@ -118,6 +134,11 @@ static enum qcow_status check_members(const json_t *spec, struct qcow_error *err
 		"overlap-check", "cache-size", "l2-cache-size", "l2-cache-entry-size",
 		"refcount-cache-size", "cache-clean-interval", "pass-discard-request",
 		"pass-discard-snapshot", "pass-discard-other", "discard-no-unref"};
+	/* of blkdebug */
+	static const char *const debug[] = {"image", "config", "inject-error", "set-state", "align",
+		"max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"};
+	bool is_debug = is_blkdebug(json_string_value(json_object_get(spec, "driver")),
+		json_string_value(json_object_get(spec, "filename")));
 	const char *key = NULL;
 	json_t *value = NULL;
 	json_object_foreach((json_t *)spec, key, value)
@@ -125,6 +146,8 @@ static enum qcow_status check_members(const json_t *spec, struct qcow_error *err
 		bool found = false;
 		for (size_t i = 0; i < sizeof(known) / sizeof(known[0]) && !found; i++)
 			found = strcmp(known[i], key) == 0;
+		for (size_t i = 0; is_debug && i < sizeof(debug) / sizeof(debug[0]) && !found; i++)
+			found = strcmp(debug[i], key) == 0;
 		if (!found)
 			return QK_FAIL(
 				err, QCOW_E_UNSUPPORTED, "the option '%s' is not built in", key);
@@ -142,6 +165,32 @@ static enum qcow_status find_secret(
 		return QCOW_OK;
 	*out = id[0] != '\0' ? cli_secret_find(cli, id) : NULL;
 	return *out != NULL ? QCOW_OK : QK_FAIL(err, QCOW_E_KEY, "No secret with id '%s'", id);
+}
+
+static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsigned flags,
+	struct qcow_store **out, struct qcow_error *err);
+
+/* {driver: blkdebug, image: {…} | filename: "blkdebug:CONFIG:PATH" or a path, config, …}. What lies below is a file. */
+static enum qcow_status open_blkdebug(struct cli *cli, const json_t *spec, const char *path,
+	unsigned flags, struct qcow_store **out, struct qcow_error *err)
+{
+	json_t *own = json_copy((json_t *)spec), *image = json_object_get(spec, "image");
+	image = json_is_object(image) ? json_copy(image) : json_object();
+	struct qcow_store *below = NULL;
+	enum qcow_status status = QCOW_OK;
+	if (own == NULL || image == NULL)
+		status = QK_FAIL_NOMEM(err);
+	else
+		status = cli_spec_split_blkdebug(own, image, path, err);
+	if (status == QCOW_OK)
+		status = open_protocol(cli, image, flags, &below, err);
+	if (status == QCOW_OK)
+		status = cli_blkdebug_new(cli, own, below, out, err);
+	if (status != QCOW_OK && *out == NULL)
+		qcow_store_close(below);
+	json_decref(own);
+	json_decref(image);
+	return status;
 }
 
 /* The file of a protocol node: {driver: file|host_device, filename, locking, cache.direct}. */
@@ -162,6 +211,8 @@ static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsig
 			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 				"driver '%s' over another format is not built in", driver);
 	}
+	if (is_blkdebug(driver, path))
+		return open_blkdebug(cli, spec, path, flags, out, err);
 	if (path == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "the file's 'filename' is missing");
 	bool direct = false, share = false;
@@ -319,7 +370,8 @@ static enum qcow_status resolve_path(struct refs *refs, const struct qcow_refere
 	QK_AUTO_FREE char *path = cli_join_path(ref->from, ref->name);
 	if (path == NULL)
 		return QK_FAIL_NOMEM(err);
-	unsigned flags = file_flags(refs->flags);
+	bool is_own = ref->kind == QCOW_REF_DATA_FILE && ref->depth == 0;
+	unsigned flags = is_own ? own_file_flags(refs) : file_flags(refs->flags);
 	enum qcow_status status = qcow_file_open(path, flags, &out->store, err);
 	bool is_raw = out->format != NULL && strcmp(out->format, "raw") == 0;
 	if (status == QCOW_E_LOCKED && is_raw && refs->cli->traits->shares_raw &&
@@ -341,7 +393,8 @@ static enum qcow_status resolve_spelt(struct refs *refs, const struct qcow_refer
 	if (ref->kind == QCOW_REF_DATA_FILE && json_object_get(spec, "data-file") != NULL) {
 		out->format = "raw";
 		return open_protocol(refs->cli, json_object_get(spec, "data-file"),
-			file_flags(refs->flags), &out->store, err);
+			ref->depth == 0 ? own_file_flags(refs) : file_flags(refs->flags),
+			&out->store, err);
 	}
 	bool is_last = ref->depth + 1 == layer->n_specs;
 	if (ref->kind == QCOW_REF_BACKING && is_last && layer->backing != NULL) {
@@ -611,7 +664,8 @@ static bool drop_path(const char *text, struct qcow_error *err)
 }
 
 /* The sentence of a failed open. The personality keeps the words that callers of QEMU look for. */
-static void report_open(struct cli *cli, const char *text, struct qcow_error *err)
+static void report_open(
+	struct cli *cli, const char *device, const char *text, struct qcow_error *err)
 {
 	char question[QCOW_ERROR_MESSAGE_BYTES] = "";
 	if (err->message[0] == '\0')
@@ -632,7 +686,12 @@ static void report_open(struct cli *cli, const char *text, struct qcow_error *er
 		(void)snprintf(question, sizeof(question), "%s", asks + strlen(". "));
 		*asks = '\0';
 	}
-	(void)cli_fail(cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+	if (device == NULL)
+		(void)cli_fail(
+			cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+	else
+		(void)cli_fail(cli, err,
+			device[0] != '\0' ? "can't open device %s" : "can't open%s", device);
 	if (question[0] == '\0')
 		return;
 	char *who = strstr(question, "? ");
@@ -649,7 +708,8 @@ enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *re
 	struct refs refs = {.cli = cli, .flags = request->flags, .request = request};
 	json_t *spec = NULL;
 	*out = NULL;
-	enum qcow_status status = cli_spec_parse(cli, &request->operand, &spec, err);
+	enum qcow_status status = cli_spec_parse_with(
+		cli, &request->operand, request->options, &spec, err);
 	if (status == QCOW_OK)
 		status = open_chain(&refs, spec, request, out, err);
 	json_decref(spec);
@@ -668,7 +728,7 @@ enum qcow_status cli_open(
 	if (cli->qemu && request->snapshot != NULL && status == QCOW_E_NOENT && err.os_errno == 0)
 		cli_error(cli, "Failed to load snapshot: Can't find snapshot");
 	else
-		report_open(cli, request->operand.text, &err);
+		report_open(cli, request->device, request->operand.text, &err);
 	return status;
 }
 
@@ -691,7 +751,7 @@ enum qcow_status cli_open_target(
 	}
 	json_decref(spec);
 	if (status != QCOW_OK) {
-		report_open(cli, operand->text, &err);
+		report_open(cli, NULL, operand->text, &err);
 		return status;
 	}
 	*out = (struct cli_target){node.store, node.header, node.secret, node.format};

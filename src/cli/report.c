@@ -111,7 +111,9 @@ int cli_usage(struct cli *cli, const char *fmt, ...)
 	put_error(cli, text);
 	const char *blank = cli->command != NULL ? " " : "";
 	const char *name = cli->command != NULL ? cli->command->name : "";
-	if (cli->qemu)
+	if (cli->traits->command != NULL)
+		cli_more(cli, "Try '%s --help' for more information", cli->prog);
+	else if (cli->qemu)
 		cli_more(cli, "Try 'qemu-img%s%s --help' for more information", blank, name);
 	else
 		cli_hint(cli, "'%s%s%s --help' shows how it is used", cli->prog, blank, name);

@@ -215,6 +215,11 @@ static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_e
 	size_t n = 0;
 	if (cli_path_protocol(path, &n)) {
 		bool is_file = n == strlen("file") && strncmp(path, "file", n) == 0;
+		bool is_blkdebug = n == strlen("blkdebug") && strncmp(path, "blkdebug", n) == 0;
+		if (is_blkdebug) {
+			*out = json_pack("{s:s}", "filename", path);
+			return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+		}
 		if (!is_file)
 			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 				"the protocol '%.*s' is not built in; a file of that name is "
@@ -243,6 +248,93 @@ enum qcow_status cli_spec_parse(
 	if (strncmp(operand->text, "json:", strlen("json:")) == 0)
 		return cli_spec_parse_json(operand->text, out, err);
 	return parse_path(operand->text, out, err);
+}
+
+/* Move the path that stands alone into "file" where the driver is that of a format. */
+static enum qcow_status lower_filename(json_t *spec, struct qcow_error *err)
+{
+	static const char *const protocols[] = {"file", "host_device", "blkdebug"};
+	const char *driver = json_string_value(json_object_get(spec, "driver"));
+	json_t *name = json_object_get(spec, "filename"), *file = json_object_get(spec, "file");
+	bool is_protocol = driver == NULL && file == NULL;
+	for (size_t i = 0; driver != NULL && i < sizeof(protocols) / sizeof(protocols[0]); i++)
+		is_protocol = is_protocol || strcmp(driver, protocols[i]) == 0;
+	if (name == NULL || is_protocol || (file != NULL && !json_is_object(file)))
+		return QCOW_OK;
+	if (file == NULL && json_object_set_new(spec, "file", json_object()) != 0)
+		return QK_FAIL_NOMEM(err);
+	file = json_object_get(spec, "file");
+	if (json_object_get(file, "filename") == NULL &&
+		json_object_set(file, "filename", name) != 0)
+		return QK_FAIL_NOMEM(err);
+	(void)json_object_del(spec, "filename");
+	return QCOW_OK;
+}
+
+enum qcow_status cli_spec_split_blkdebug(
+	json_t *spec, json_t *image, const char *path, struct qcow_error *err)
+{
+	static const char prefix[] = "blkdebug:";
+	if (path == NULL)
+		return QCOW_OK;
+	if (strncmp(path, prefix, strlen(prefix)) == 0) {
+		path += strlen(prefix);
+		const char *colon = strchr(path, ':');
+		if (colon == NULL)
+			return QK_FAIL(err, QCOW_E_INVAL,
+				"blkdebug requires both config file and image path");
+		json_t *config = json_stringn(path, (size_t)(colon - path));
+		if (config == NULL ||
+			(colon != path && json_object_set(spec, "config", config) != 0)) {
+			json_decref(config);
+			return QK_FAIL_NOMEM(err);
+		}
+		json_decref(config);
+		path = colon + 1;
+	}
+	if (strncmp(path, prefix, strlen(prefix)) == 0)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "blkdebug over blkdebug is not built in");
+	if (json_object_get(image, "filename") == NULL && json_object_get(image, "file") == NULL &&
+		json_object_set_new(image, "filename", json_string(path)) != 0)
+		return QK_FAIL_NOMEM(err);
+	return QCOW_OK;
+}
+
+/* What `over` says wins, down to the leaves. The depth of both is bounded. */
+static enum qcow_status lay_over(json_t *spec, json_t *over, unsigned depth, struct qcow_error *err)
+{
+	const char *key = NULL;
+	json_t *value = NULL;
+	json_object_foreach(over, key, value)
+	{
+		json_t *old = json_object_get(spec, key);
+		if (json_is_object(old) && json_is_object(value) && depth < CLI_SPEC_DEPTH)
+			QK_TRY(lay_over(old, value, depth + 1, err));
+		else if (json_object_set(spec, key, value) != 0)
+			return QK_FAIL_NOMEM(err);
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status cli_spec_parse_with(struct cli *cli, const struct cli_operand *operand,
+	const char *options, json_t **out, struct qcow_error *err)
+{
+	json_t *spec = NULL, *over = NULL;
+	QK_TRY(cli_spec_parse(cli, operand, &spec, err));
+	enum qcow_status status = QCOW_OK;
+	if (options != NULL)
+		status = parse_image_opts(cli, options, &over, err);
+	if (status == QCOW_OK && over != NULL)
+		status = lay_over(spec, over, 0, err);
+	if (status == QCOW_OK && over != NULL)
+		status = lower_filename(spec, err);
+	json_decref(over);
+	if (status != QCOW_OK) {
+		json_decref(spec);
+		return status;
+	}
+	*out = spec;
+	return QCOW_OK;
 }
 
 enum qcow_status cli_spec_string(

@@ -23,6 +23,16 @@ enum {
 enum qcow_status cli_spec_parse(struct cli *cli, const struct cli_operand *operand, json_t **out,
 	struct qcow_error *err) QK_MUST_USE;
 
+/* The same with `options` ("key=value,…", or NULL) over it: where they name a driver of a format, a path that stands
+ * alone is that of its file. */
+enum qcow_status cli_spec_parse_with(struct cli *cli, const struct cli_operand *operand,
+	const char *options, json_t **out, struct qcow_error *err) QK_MUST_USE;
+
+/* The parts of a blkdebug node's path, NULL or "blkdebug:CONFIG:PATH" or PATH: config into `spec`, the path into
+ * `image`. QCOW_E_INVAL, QCOW_E_UNSUPPORTED (a second blkdebug), QCOW_E_NOMEM. */
+enum qcow_status cli_spec_split_blkdebug(
+	json_t *spec, json_t *image, const char *path, struct qcow_error *err) QK_MUST_USE;
+
 /* The same for "json:{…}" alone. */
 enum qcow_status cli_spec_parse_json(
 	const char *text, json_t **out, struct qcow_error *err) QK_MUST_USE;

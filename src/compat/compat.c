@@ -20,6 +20,15 @@ static const struct compat_traits traits[] = {
 		.shares_raw = true,
 		.percent_records = true,
 	},
+	{
+		.program = "qemu-io",
+		.version = "qemu-io version 10.0.0 (qcowkit " QCOW_VERSION_TEXT ")",
+		.command = "io",
+		.qemu = true,
+		.probe_backing = true,
+		.special_references = true,
+		.shares_raw = true,
+	},
 };
 
 /* The option letters that callers look for in `qemu-img --help`, a line a command. */

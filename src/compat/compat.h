@@ -12,6 +12,8 @@
 struct compat_traits {
 	const char *program; /* the name that error lines start with, and argv[0]'s last part */
 	const char *version; /* the line of --version */
+	const char *
+		command; /* the one that it is, all words are its own; NULL: the first word names one */
 	bool qemu; /* QEMU's texts, defaults and option rules */
 	bool probe_backing; /* probe a backing file without a recorded format */
 	bool special_references; /* an image may name json:, file: and devices */

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * io_move: reads, writes, zeroes and discards byte ranges of the open image for the commands, from any thread.
+ *
+ * What QEMU does above the formats is here: a raw disk ends with a whole sector, a disk whose raw format was only
+ * guessed must not begin to look like another format, copy-on-read keeps what a read fetched from below.
+ */
+#include "cli/io.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/num.h"
+#include "cli/blkdebug.h"
+
+enum {
+	SECTOR = 512,
+	CHUNK = 1 << 20
+};
+
+uint8_t *io_buffer(const struct io *io, uint64_t bytes, int fill, void **whole)
+{
+	uint64_t odd = io->misalign ? 17 : 0;
+	*whole = qk_malloc_aligned(4096, bytes + odd + 1);
+	if (*whole == NULL)
+		return NULL;
+	memset(*whole, fill, bytes + odd + 1);
+	return (uint8_t *)*whole + odd;
+}
+
+static bool is_raw(const struct io *io)
+{
+	struct qcow_info in;
+	qcow_get_info(io->image, &in);
+	return in.version == 0;
+}
+
+uint64_t io_disk_size(const struct io *io)
+{
+	uint64_t size = qcow_size(io->image);
+	return is_raw(io) ? (size + SECTOR - 1) / SECTOR * SECTOR : size;
+}
+
+enum qcow_status io_check_range(
+	const struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
+{
+	uint64_t size = io_disk_size(io);
+	if (off <= size && len <= size - off)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_RANGE, "the range goes past the end of the disk");
+}
+
+int io_failed(const struct io *io, const char *what, const struct qcow_error *err)
+{
+	(void)printf("%s failed: %s\n", what, io_reason(err));
+	if (!io->cli->qemu && err->message[0] != '\0')
+		cli_error(io->cli, "%s", err->message);
+	return -1;
+}
+
+/* Write one chunk of what copy-on-read fetched. */
+static enum qcow_status keep_chunk(
+	struct io *io, void *buf, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	QK_TRY(qcow_pread(io->image, buf, len, off, err));
+	QK_TRY(cli_blkdebug_event(io->cli, "cor_write", off, len, err));
+	const uint8_t *bytes = buf;
+	bool is_zero = bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0;
+	return is_zero ? qcow_zero(io->image, off, len, 0, err)
+		       : qcow_pwrite(io->image, buf, len, off, 0, err);
+}
+
+/* Copy [off, off + len) into the top layer. */
+static enum qcow_status keep_range(
+	struct io *io, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	QK_AUTO_FREE void *buf = qk_malloc(CHUNK, 1);
+	if (buf == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (uint64_t at = 0; at < len; at += CHUNK)
+		QK_TRY(keep_chunk(io, buf, off + at, qk_min(len - at, CHUNK), err));
+	return QCOW_OK;
+}
+
+/* Every cluster that the range touches and the top layer does not hold is copied into it. */
+static enum qcow_status copy_on_read(
+	struct io *io, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	struct qcow_info in;
+	qcow_get_info(io->image, &in);
+	uint64_t cluster = in.version != 0 ? in.cluster_size : SECTOR;
+	uint64_t size = qcow_size(io->image);
+	uint64_t end = qk_min(size, (off + len + cluster - 1) / cluster * cluster);
+	for (uint64_t at = off / cluster * cluster; len != 0 && at < end;) {
+		struct qcow_extent e;
+		QK_TRY(qcow_map(io->image, at, end - at, UINT32_MAX, &e, err));
+		bool is_held = e.depth == 0 && (e.flags & QCOW_EXTENT_PRESENT) != 0;
+		bool is_zero = (e.flags & QCOW_EXTENT_ZERO) != 0;
+		if (!is_held && is_zero) {
+			QK_TRY(cli_blkdebug_event(io->cli, "cor_write", at, e.len, err));
+			QK_TRY(qcow_zero(io->image, at, e.len, 0, err));
+		} else if (!is_held) {
+			QK_TRY(keep_range(io, at, e.len, err));
+		}
+		at += e.len;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status io_move_read(
+	struct io *io, void *buf, uint64_t len, uint64_t off, struct qcow_error *err)
+{
+	uint64_t size = qcow_size(io->image);
+	QK_TRY(io_check_range(io, len, off, err));
+	uint64_t stored = off < size ? qk_min(len, size - off) : 0;
+	memset((uint8_t *)buf + stored, 0, len - stored);
+	if (io->opened.copy_on_read)
+		QK_TRY(copy_on_read(io, off, stored, err));
+	return stored != 0 ? qcow_pread(io->image, buf, stored, off, err) : QCOW_OK;
+}
+
+/* Would sector 0 begin like a format that QEMU or we know by its first bytes? */
+static enum qcow_status guard_sector_0(
+	struct io *io, const void *buf, uint64_t len, uint64_t off, struct qcow_error *err)
+{
+	static const struct {
+		const char *bytes;
+		size_t n;
+	} magics[] = {{"QFI\xfb", 4}, {"LUKS\xba\xbe", 6}, {"QED", 4}, {"KDMV", 4}, {"COWD", 4},
+		{"conectix", 8}, {"vhdxfile", 8}, {"WithoutFreeSpace", 16},
+		{"WithouFreSpacExt", 16}, {"# Disk DescriptorFile", 21}};
+	uint8_t sector[SECTOR] = {0};
+	if (!io->guards_sector_0 || off >= SECTOR || len == 0)
+		return QCOW_OK;
+	QK_TRY(qcow_pread(io->image, sector, qk_min(SECTOR, qcow_size(io->image)), 0, err));
+	memcpy(sector + off, buf, qk_min(len, SECTOR - off));
+	for (size_t i = 0; i < sizeof(magics) / sizeof(magics[0]); i++)
+		if (memcmp(sector, magics[i].bytes, magics[i].n) == 0) {
+			(void)QK_FAIL(err, QCOW_E_POLICY,
+				"the disk's format was guessed to be raw, and with this write it "
+				"would begin like another format: say -f raw");
+			if (err != NULL)
+				err->os_errno = EPERM;
+			return QCOW_E_POLICY;
+		}
+	return QCOW_OK;
+}
+
+/* Version 2 has no zero clusters: QEMU then gives the clusters up, where nothing lies below. */
+static bool zero_unmaps(const struct io *io, const struct io_flags *flags)
+{
+	struct qcow_info in;
+	qcow_get_info(io->image, &in);
+	return flags->unmap || (in.version == 2 && in.backing_name == NULL);
+}
+
+static unsigned engine_flags(const struct io *io, const struct io_flags *flags)
+{
+	/* writethrough is the default */
+	bool through = io->opened.cache == NULL ||
+		       (cli_cache_file_flags(io->opened.cache) & (unsigned)QCOW_FILE_SYNC) != 0;
+	return (flags->fua || through ? (unsigned)QCOW_IO_FUA : 0) |
+	       (flags->zero && zero_unmaps(io, flags) ? (unsigned)QCOW_IO_UNMAP : 0) |
+	       (flags->no_fallback ? (unsigned)QCOW_IO_FAST : 0);
+}
+
+enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, const void *buf,
+	uint64_t len, uint64_t off, struct qcow_error *err)
+{
+	if (flags->vm_state)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "writing VM state is not built in");
+	if (flags->compress)
+		return QK_FAIL(
+			err, QCOW_E_UNSUPPORTED, "writing compressed clusters is not built in");
+	if (flags->zero)
+		return qcow_zero(io->image, off, len, engine_flags(io, flags), err);
+	QK_TRY(guard_sector_0(io, buf, len, off, err));
+	return qcow_pwrite(io->image, buf, len, off, engine_flags(io, flags), err);
+}
+
+enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
+{
+	return qcow_discard(io->image, off, len, 0, err);
+}
