@@ -63,7 +63,7 @@ static const struct qcow_store_ops fixed_ops = {.abi = QCOW_STORE_ABI,
 	.caps = fixed_caps,
 	.close = fixed_close};
 
-static struct qcow_store *fix(struct qcow_store *inner, uint64_t size)
+struct qcow_store *lab_fix(struct qcow_store *inner, uint64_t size)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_store *out = NULL;
@@ -110,7 +110,7 @@ struct qcow_store *lab_store(const struct lab_options *o)
 	c.version = o->version != 0 ? o->version : 3;
 	assert_ok(qcow_memory_open(0, &store, &err), err);
 	assert_ok(qcow_create(store, NULL, &c, &err), err);
-	return o->fixed_clusters != 0 ? fix(store, o->fixed_clusters * o->cluster_size) : store;
+	return o->fixed_clusters != 0 ? lab_fix(store, o->fixed_clusters * o->cluster_size) : store;
 }
 
 void lab_open(struct lab *lab, const struct lab_options *o)

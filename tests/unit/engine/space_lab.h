@@ -46,6 +46,9 @@ struct lab {
 /* An empty image in memory, in a store that cannot grow where o->fixed_clusters says so. */
 struct qcow_store *lab_store(const struct lab_options *o);
 
+/* A store that passes everything on to `inner`, which it owns, has `size` bytes and cannot grow. */
+struct qcow_store *lab_fix(struct qcow_store *inner, uint64_t size);
+
 /* Aborts the test where something fails. */
 void lab_open(struct lab *lab, const struct lab_options *o);
 /* A space on the lab's store again, after lab->sp was freed. */

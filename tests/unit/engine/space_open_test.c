@@ -12,6 +12,8 @@
 #include "fault.h"
 #include "host.h"
 #include "order.h"
+#include "space_lab.h"
+#include "rng.h"
 
 #define K64 UINT64_C(0x10000)
 
@@ -345,7 +347,8 @@ static void judge(const char *name, bool *is_dirty, uint64_t *n_corruptions, uin
 	qcow_close(image);
 }
 
-static void rebuild_with_failures(void)
+/* device_bytes: the store has so many and cannot grow; 0: it grows. */
+static void rebuild_with_failures(uint64_t device_bytes)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	enum qcow_status status = QCOW_E_IO;
@@ -353,11 +356,14 @@ static void rebuild_with_failures(void)
 	uint64_t leaks = 0;
 	bool is_dirty = true;
 
-	for (uint64_t nth = 1; status != QCOW_OK; nth++) {
+	for (uint64_t nth = 1; status != QCOW_OK; nth += 1 + nth / 30) {
 		struct qkt_fault *fault = qkt_fault_new();
 		struct qkt_order *order = qkt_order_new(NULL);
 		sh("cp --sparse=always base t");
-		struct opened o = open_image(qkt_guard(fault, order, open_rw("t"), 0));
+		struct qcow_store *base = open_rw("t");
+		if (device_bytes != 0)
+			base = lab_fix(base, device_bytes);
+		struct opened o = open_image(qkt_guard(fault, order, base, 0));
 		struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
 		rq.cache_bytes = 1;
 		qkt_fault_arm(fault, QKT_ANY, nth, nth % 2 ? QKT_EIO : QKT_SHORT, nth % 3 == 0);
@@ -377,6 +383,120 @@ static void rebuild_with_failures(void)
 	sh("qemu-img check -q t && qemu-img compare -q -U t want");
 }
 
+/* ---- a crash in the middle of it ---- */
+
+static struct qcow_store *store_of(const struct qkt_model *m)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *store = NULL;
+
+	assert_ok(qcow_memory_open(m->size, &store, &err), err);
+	assert_ok(qcow_store_write(store, m->bytes, m->size, 0, &err), err);
+	return store;
+}
+
+/* What a crash left is dirty, or good; and prepared again it is good. */
+static void judge_state(const struct qkt_model *m)
+{
+	struct qcow_check_options check = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	bool is_dirty = (m->bytes[79] & 1) != 0;
+	struct opened o = open_image(store_of(m));
+
+	assert_ok(qcow_check(o.image, &check, &result, &err), err);
+	assert_true(is_dirty || result.corruptions == 0);
+	struct qk_space_request rq = request(&o, QCOW_PROVE_FULL);
+	assert_ok(prepare(&o, &rq, &err), err);
+	uint64_t size = 0;
+	assert_ok(qcow_store_size(o.store, &size, &err), err);
+	struct qkt_model after = qkt_model_new(size);
+	assert_ok(qcow_store_read(o.store, after.bytes, size, 0, &err), err);
+	close_image(&o);
+	/* the header that `o` knows was read before the rebuild */
+	o = open_image(store_of(&after));
+	assert_int_equal(after.bytes[79] & 1, 0);
+	assert_ok(qcow_check(o.image, &check, &result, &err), err);
+	assert_int_equal(result.corruptions, 0);
+	rq = request(&o, QCOW_PROVE_FULL);
+	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
+	close_image(&o);
+	qkt_model_free(&after);
+}
+
+/* The writes [first, end) may or may not be durable, sector by sector. */
+static void apply_some(struct qkt_fault *f, struct qkt_model *m, size_t first, size_t end,
+	struct qkt_rng *rng, unsigned of_four)
+{
+	for (size_t i = first; i < end; i++) {
+		const struct qkt_log_entry *e = qkt_fault_log_entry(f, i);
+		uint64_t n = e->call == QKT_WRITE ? e->len / 512 : 1;
+		for (uint64_t k = 0; k < n; k++) {
+			if (qkt_rng_below(rng, 4) < of_four)
+				qkt_log_apply(e, m, k, 1);
+		}
+	}
+}
+
+static void judge_epoch(struct qkt_fault *f, const struct qkt_model *stable, size_t first,
+	size_t end, struct qkt_rng *rng)
+{
+	for (unsigned i = 0; i < 5; i++) {
+		struct qkt_model m = qkt_model_new(stable->size);
+		memcpy(m.bytes, stable->bytes, stable->size);
+		apply_some(f, &m, first, end, rng, i);
+		judge_state(&m);
+		qkt_model_free(&m);
+	}
+}
+
+static void crash_everywhere(struct qkt_rng *rng)
+{
+	struct qkt_fault *fault = qkt_fault_new();
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_model stable = {0};
+
+	sh("cp --sparse=always base t");
+	stable.bytes = slurp("base", &stable.size);
+	struct opened o = open_image(qkt_fault_wrap(fault, open_rw("t"), 0));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	rq.cache_bytes = 1;
+	qkt_fault_log(fault);
+	assert_ok(prepare(&o, &rq, &err), err);
+	close_image(&o);
+	size_t n = qkt_fault_log_count(fault);
+	size_t first = 0;
+	for (size_t i = 0; i < n; i++) {
+		if (qkt_fault_log_entry(fault, i)->call != QKT_FLUSH)
+			continue;
+		judge_epoch(fault, &stable, first, i, rng);
+		apply_some(fault, &stable, first, i, rng, 4);
+		first = i + 1;
+	}
+	assert_true(first == n && n >= 4);
+	judge_state(&stable);
+	qkt_model_free(&stable);
+	qkt_fault_free(fault);
+}
+
+static void a_crash_leaves_it_dirty_or_good(void **state)
+{
+	(void)state;
+	struct qkt_rng rng = qkt_rng_init(16);
+
+	sh("rm -f base && qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 base 1M "
+	   "&& qemu-io -c 'write -P 3 0 300k' base");
+	for (uint64_t i = 1; i < 4; i++)
+		poke64("base", 512 + i * 8, 0);
+	poke64("base", 72, 1);
+	crash_everywhere(&rng);
+	sh("rm -f base && qemu-img create -q -f qcow2 -o lazy_refcounts=on,cluster_size=512 base "
+	   "1M && "
+	   "(qemu-io -c 'write -P 3 0 300k' -c 'discard 20k 30k' -c 'write -P 4 500k 9k' -c abort "
+	   "base || true)");
+	crash_everywhere(&rng);
+}
+
 static void dirty_refcounts_are_rebuilt(void **state)
 {
 	(void)state;
@@ -390,20 +510,46 @@ static void dirty_refcounts_are_rebuilt(void **state)
 		   "|| true) && qemu-img info -f qcow2 base && cp base want && "
 		   "qemu-img check -q -r all want && rm -f raw",
 			options[i]);
-		rebuild_with_failures();
+		rebuild_with_failures(0);
 	}
+}
+
+/* 512 bytes and 64 bits: a block counts 64 clusters. Entries 1 to 9 of the table are lost. */
+static void lose_blocks(const char *setup)
+{
+	sh("rm -f base want && qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 "
+	   "base 8M && qemu-io -c 'write -P 3 0 700k' base && %s && cp base want",
+		setup);
+	for (uint64_t i = 1; i < 10; i++)
+		poke64("base", 512 + i * 8, 0);
+	poke64("base", 72, 1);
 }
 
 static void missing_blocks_are_made(void **state)
 {
 	(void)state;
-	/* 512 bytes and 64 bits: a block counts 64 clusters. Entries 1 to 9 of the table are lost. */
-	sh("rm -f base want && qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 "
-	   "base 8M && qemu-io -c 'write -P 3 0 700k' base && cp base want");
-	for (uint64_t i = 1; i < 10; i++)
-		poke64("base", 512 + i * 8, 0);
-	poke64("base", 72, 1);
-	rebuild_with_failures();
+	lose_blocks("true");
+	rebuild_with_failures(0);
+}
+
+/* What the blocks that are left count, and is free, is all there is. */
+static void missing_blocks_are_made_on_a_device(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	lose_blocks("qemu-io -d unmap -c 'discard 600k 20k' base");
+	rebuild_with_failures(1 << 20);
+	/* and where there is none the image stays dirty */
+	lose_blocks("true");
+	sh("cp base t");
+	struct qcow_store *base = open_rw("t");
+	uint64_t size = 0;
+	assert_ok(qcow_store_size(base, &size, &err), err);
+	struct opened o = open_image(lab_fix(base, size));
+	struct qk_space_request rq = request(&o, QCOW_PROVE_AUTO);
+	assert_status(prepare(&o, &rq, &err), QCOW_E_NOSPC, err);
+	close_image(&o);
 }
 
 static void a_dirty_image_is_refused_if_asked(void **state)
@@ -436,6 +582,8 @@ int main(void)
 		cmocka_unit_test(unknown_autoclear_bits_are_cleared_once),
 		cmocka_unit_test(dirty_refcounts_are_rebuilt),
 		cmocka_unit_test(missing_blocks_are_made),
+		cmocka_unit_test(missing_blocks_are_made_on_a_device),
+		cmocka_unit_test(a_crash_leaves_it_dirty_or_good),
 		cmocka_unit_test(a_dirty_image_is_refused_if_asked),
 	};
 	qkt_need_program("qemu-img", "qemu-utils");
