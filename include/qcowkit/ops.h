@@ -51,11 +51,26 @@ struct qcow_convert_options {
 	void (*on_skipped_bitmap)(void *ctx, const char *name, const struct qcow_error *why);
 	void *bitmap_ctx;
 };
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_convert_options qcow_convert_options_init(void)
+{
+	struct qcow_convert_options o = {};
+	o.struct_size = sizeof(o);
+	o.format = "qcow2";
+	o.create = QCOW_CREATE_OPTIONS_INIT;
+	o.level = -1;
+	o.sparse_bytes = UINT64_MAX;
+	return o;
+}
+#define QCOW_CONVERT_OPTIONS_INIT qcow_convert_options_init()
+#else
 #define QCOW_CONVERT_OPTIONS_INIT                                                                  \
 	{                                                                                          \
 		.struct_size = sizeof(struct qcow_convert_options), .format = "qcow2",             \
 		.create = QCOW_CREATE_OPTIONS_INIT, .level = -1, .sparse_bytes = UINT64_MAX        \
 	}
+#endif
 
 struct qcow_convert_result {
 	uint64_t bytes_read, bytes_written, bytes_cloned, bytes_zero, bytes_salvaged;
@@ -153,6 +168,24 @@ struct qcow_vet_options {
 	void *ctx;
 	struct qcow_progress progress;
 };
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_vet_options qcow_vet_options_init(void)
+{
+	struct qcow_vet_options o = {};
+	o.struct_size = sizeof(o);
+	o.features = QCOW_VET_DEFAULT;
+	o.format = "qcow2";
+	o.max_size = UINT64_MAX;
+	o.max_ratio = UINT64_MAX;
+	o.max_data_ratio = UINT64_MAX;
+	o.max_snapshots = UINT32_MAX;
+	o.max_bitmaps = UINT32_MAX;
+	o.max_findings = 100;
+	return o;
+}
+#define QCOW_VET_OPTIONS_INIT qcow_vet_options_init()
+#else
 #define QCOW_VET_OPTIONS_INIT                                                                 \
 	{                                                                                     \
 		.struct_size = sizeof(struct qcow_vet_options), .features = QCOW_VET_DEFAULT, \
@@ -160,6 +193,7 @@ struct qcow_vet_options {
 		.max_data_ratio = UINT64_MAX, .max_snapshots = UINT32_MAX,                    \
 		.max_bitmaps = UINT32_MAX, .max_findings = 100                                \
 	}
+#endif
 
 struct qcow_vet_result {
 	bool ok; /* nothing was refused */

@@ -182,10 +182,21 @@ struct qcow_open_options {
 	void (*log)(void *ctx, const struct qcow_log_entry *entry);
 	void *log_ctx;
 };
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_open_options qcow_open_options_init(void)
+{
+	struct qcow_open_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_OPEN_OPTIONS_INIT qcow_open_options_init()
+#else
 #define QCOW_OPEN_OPTIONS_INIT                                                                     \
 	{                                                                                          \
 		.struct_size = sizeof(struct qcow_open_options)                                    \
 	}
+#endif
 
 /*
  * Open an image and, unless told otherwise, everything below it. `store` passes to the library, on
@@ -481,10 +492,21 @@ struct qcow_check_options {
 	void *ctx;
 	struct qcow_progress progress;
 };
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_check_options qcow_check_options_init(void)
+{
+	struct qcow_check_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_CHECK_OPTIONS_INIT qcow_check_options_init()
+#else
 #define QCOW_CHECK_OPTIONS_INIT                                                                    \
 	{                                                                                          \
 		.struct_size = sizeof(struct qcow_check_options)                                   \
 	}
+#endif
 
 struct qcow_check_result {
 	uint64_t corruptions, leaks, notes;
@@ -589,11 +611,25 @@ struct qcow_create_options {
 	bool luks_keep;
 };
 #define QCOW_LUKS_ITER_LEAST UINT32_MAX
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_create_options qcow_create_options_init(void)
+{
+	struct qcow_create_options o = {};
+	o.struct_size = sizeof(o);
+	o.version = 3;
+	o.cluster_size = 65536;
+	o.refcount_bits = 16;
+	return o;
+}
+#define QCOW_CREATE_OPTIONS_INIT qcow_create_options_init()
+#else
 #define QCOW_CREATE_OPTIONS_INIT                                                                   \
 	{                                                                                          \
 		.struct_size = sizeof(struct qcow_create_options), .version = 3,                   \
 		.cluster_size = 65536, .refcount_bits = 16                                         \
 	}
+#endif
 
 /* Are the options consistent and within the format's limits? Touches nothing.
  * QCOW_E_INVAL or QCOW_E_UNSUPPORTED with a sentence that names the option, QCOW_E_LIMIT where the size
@@ -653,10 +689,22 @@ struct qcow_bitmap_options {
 	uint32_t granularity_bits; /* 9 to 31 */
 	bool is_auto;		   /* enabled: writers of the disk mark what they write */
 };
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_bitmap_options qcow_bitmap_options_init(void)
+{
+	struct qcow_bitmap_options o = {};
+	o.struct_size = sizeof(o);
+	o.granularity_bits = 16;
+	return o;
+}
+#define QCOW_BITMAP_OPTIONS_INIT qcow_bitmap_options_init()
+#else
 #define QCOW_BITMAP_OPTIONS_INIT                                                                   \
 	{                                                                                          \
 		.struct_size = sizeof(struct qcow_bitmap_options), .granularity_bits = 16          \
 	}
+#endif
 
 /* Begin a persistent bitmap of the new disk (version 3), clean throughout, and end the one before. At any time
  * before finish. QCOW_E_INVAL, QCOW_E_EXIST (the name), QCOW_E_LIMIT, QCOW_E_NOMEM, errors of the store. */
