@@ -143,7 +143,7 @@ enum qcow_status qk_space_extend(struct qk_space *sp, uint64_t end, struct qcow_
 
 	if (bytes <= atomic_load_explicit(&sp->file_size, memory_order_relaxed))
 		return QCOW_OK;
-	QK_ASSERT(K1, sp->can_grow);
+	QK_ASSERT(X1, sp->can_grow);
 	QK_TRY(qcow_store_truncate(sp->store, bytes, err));
 	atomic_store_explicit(&sp->file_size, bytes, memory_order_release);
 	return QCOW_OK;
@@ -346,7 +346,7 @@ static enum qcow_status take(struct qk_space *sp, const struct qk_space_want *w,
 enum qcow_status qk_space_take(struct qk_space *sp, const struct qk_space_want *want,
 	struct qk_space_run *out, struct qcow_error *err)
 {
-	QK_ASSERT(K1, want->n != 0 && want->min_n <= want->n);
+	QK_ASSERT(X1, want->n != 0 && want->min_n <= want->n);
 	(void)pthread_mutex_lock(&sp->lock);
 	enum qcow_status status = qk_space_usable(sp, err);
 	if (status == QCOW_OK && sp->is_broken)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * space_blocks: the cache of refcount blocks. A block that was changed stays until its sectors are written and a
- * flush has passed (K3), for after a failed flush the host may read back what never reached the disk: it is
+ * flush has passed (X3), for after a failed flush the host may read back what never reached the disk: it is
  * written again from here. Where nothing can leave the cache grows past its budget, and
  * qk_space_wants_publish says so.
  *
@@ -200,7 +200,7 @@ static enum qcow_status load(
 enum qcow_status qk_refblock_get(
 	struct qk_space *sp, uint64_t idx, struct qk_refblock **out, struct qcow_error *err)
 {
-	QK_ASSERT(K4, idx < sp->table_entries && sp->table[idx] != 0);
+	QK_ASSERT(X4, idx < sp->table_entries && sp->table[idx] != 0);
 	struct qk_refblock *b = qk_refblock_peek(sp, idx);
 
 	if (b == NULL) {
@@ -216,7 +216,7 @@ enum qcow_status qk_refblock_get(
 
 void qk_refblock_put(struct qk_refblock *b)
 {
-	QK_ASSERT_VOID(K2, b->pins != 0);
+	QK_ASSERT_VOID(X2, b->pins != 0);
 	b->pins--;
 }
 
@@ -229,7 +229,7 @@ static void mark_all(struct qk_space *sp, struct qk_refblock *b)
 enum qcow_status qk_refblock_new(struct qk_space *sp, uint64_t idx, uint64_t off,
 	struct qk_refblock **out, struct qcow_error *err)
 {
-	QK_ASSERT(K2, qk_refblock_peek(sp, idx) == NULL);
+	QK_ASSERT(X2, qk_refblock_peek(sp, idx) == NULL);
 	shrink(sp);
 	struct qk_refblock *b = make(sp, idx, off, QK_REFBLOCK_NEW);
 	if (b == NULL)
@@ -264,7 +264,7 @@ void qk_refblock_set(struct qk_space *sp, struct qk_refblock *b, uint64_t cluste
 {
 	uint64_t at = cluster & (sp->g->rb_entries - 1);
 
-	QK_ASSERT_VOID(K4, cluster >> sp->g->rb_bits == b->idx && value <= sp->g->refcount_max);
+	QK_ASSERT_VOID(X4, cluster >> sp->g->rb_bits == b->idx && value <= sp->g->refcount_max);
 	qk_refcount_set(sp->g, b->bytes, at, value);
 	make_busy(sp, b);
 	b->n_dirty += map_set(b->dirty, (at << sp->g->refcount_order) / (8 * QK_SECTOR));

@@ -18,10 +18,10 @@ static enum qcow_status judge(struct qk_space *sp, enum qk_count_op op, uint64_t
 
 	switch (op) {
 	case QK_COUNT_TAKE:
-		QK_ASSERT(K1, count == 0);
+		QK_ASSERT(X1, count == 0);
 		return QCOW_OK;
 	case QK_COUNT_CLEAR:
-		QK_ASSERT(K6, count == 1);
+		QK_ASSERT(X6, count == 1);
 		return QCOW_OK;
 	case QK_COUNT_RAISE:
 		if (count == sp->g->refcount_max)
@@ -93,7 +93,7 @@ enum qcow_status qk_space_count(struct qk_space *sp, enum qk_count_op op, uint64
 	while (first < pinned_end) {
 		uint64_t part = in_block(sp, first, pinned_end);
 		struct qk_refblock *b = qk_refblock_peek(sp, first >> sp->g->rb_bits);
-		QK_ASSERT(K4, b != NULL && b->pins != 0);
+		QK_ASSERT(X4, b != NULL && b->pins != 0);
 		for (uint64_t c = first; status == QCOW_OK && c < first + part; c++)
 			apply(sp, op, b, c);
 		qk_refblock_put(b);

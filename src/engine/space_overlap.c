@@ -79,7 +79,7 @@ enum qcow_status qk_space_patch_header(
 {
 	uint8_t sector[QK_SECTOR];
 
-	QK_ASSERT(K1, patch->len <= QK_SECTOR && patch->off <= QK_SECTOR - patch->len);
+	QK_ASSERT(X1, patch->len <= QK_SECTOR && patch->off <= QK_SECTOR - patch->len);
 	memcpy(sector, sp->sector0, sizeof(sector));
 	memcpy(sector + patch->off, patch->bytes, patch->len);
 	QK_TRY(qcow_store_write(sp->store, sector, sizeof(sector), 0, err));

@@ -4,14 +4,14 @@
  * the space lock held, except where a comment says otherwise.
  *
  * Invariants:
- *   K1  a cluster handed out had refcount 0 and lay in no known structure, in no quarantine
- *   K2  a block that the disk's table does not name yet (NEW, LINKING) stays in the cache
- *   K3  a block leaves the cache only when all its sectors are stable: clean, and behind a flush
- *   K4  every cluster whose refcount is not 0 in memory has a block, and table_entries covers it
- *   K5  n_dirty and n_unstable count the bits of their maps
- *   K6  refcounts of the reservation are 1, and nobody was given its clusters
- *   K7  one publication at a time
- *   K8  new blocks count one another without a circle
+ *   X1  a cluster handed out had refcount 0 and lay in no known structure, in no quarantine
+ *   X2  a block that the disk's table does not name yet (NEW, LINKING) stays in the cache
+ *   X3  a block leaves the cache only when all its sectors are stable: clean, and behind a flush
+ *   X4  every cluster whose refcount is not 0 in memory has a block, and table_entries covers it
+ *   X5  n_dirty and n_unstable count the bits of their maps
+ *   X6  refcounts of the reservation are 1, and nobody was given its clusters
+ *   X7  one publication at a time
+ *   X8  new blocks count one another without a circle
  */
 #ifndef QK_ENGINE_SPACE_PRIVATE_H
 #define QK_ENGINE_SPACE_PRIVATE_H

@@ -99,7 +99,7 @@ static enum qcow_status find_place(
 
 	do {
 		QK_TRY(qk_space_find(sp, s, &c->at[c->n], &n, err));
-		QK_ASSERT(K1, c->at[c->n] != 0);
+		QK_ASSERT(X1, c->at[c->n] != 0);
 		area = c->at[c->n] >> sp->g->rb_bits;
 		s->from = is_circle(c, area) ? (area + 1) << sp->g->rb_bits : c->at[c->n] + 1;
 	} while (is_circle(c, area));
@@ -118,7 +118,7 @@ static enum qcow_status plan(struct qk_space *sp, uint64_t idx, uint64_t avoid, 
 
 	*c = (struct chain){0};
 	do {
-		QK_ASSERT(K4, c->n < MAX_CHAIN);
+		QK_ASSERT(X4, c->n < MAX_CHAIN);
 		c->idx[c->n] = idx;
 		QK_TRY(find_place(sp, &s, c, err));
 		idx = c->at[c->n++] >> sp->g->rb_bits;
@@ -418,7 +418,7 @@ enum qcow_status qk_space_publish_begin(
 	enum qcow_status status = begin(sp, err);
 	(void)pthread_mutex_unlock(&sp->lock);
 	QK_TRY(status);
-	/* states and the list change in begin and done only, which nobody else runs now (K7) */
+	/* states and the list change in begin and done only, which nobody else runs now (X7) */
 	status = write_all(sp, needs_link, err);
 	(void)pthread_mutex_lock(&sp->lock);
 	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish)
@@ -494,7 +494,7 @@ enum qcow_status qk_space_publish_link(struct qk_space *sp, struct qcow_error *e
 		if (more)
 			QK_TRY(qcow_store_flush(sp->store, err));
 	}
-	QK_ASSERT(K8, !more);
+	QK_ASSERT(X8, !more);
 	return QCOW_OK;
 }
 
