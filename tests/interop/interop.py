@@ -10,12 +10,13 @@ usage: interop.py [--qcow PROGRAM] [--qemu DIR]... [--seed N] [--quick] [--only 
   write   images made by `qcow convert`, a row each for all pairs of its options: clean for `qemu-img
           check` and identical for `qemu-img compare`, by every QEMU
   create  empty images by `qcow create`, a row each for all pairs of its options, in the same way
+  crypt   encrypted images, both ways: encrypted.py
   codec   clusters compressed by qcow at every cluster size, by both methods, read by every QEMU
 
 --qcow   the program under test (build/bin/qcow); ../compat/qemu-img beside it is tried too
 --qemu   a folder with qemu-img and qemu-io; may be given several times (default: those on PATH)
 --seed   rows and data come from it; printed, and part of the command that repeats a failure
---quick  every tenth row
+--quick  every tenth row; --long: all encrypted rows, else a part of them
 --only   run one row, say read-17; --keep leaves its files, in the folder that is printed
 Last line: "N passed, N failed, N skipped". Status 1 where something failed.
 """
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import threading
 
+import encrypted
 from pairs import covering_array, uncovered
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -616,7 +618,7 @@ class Context:
     pass
 
 
-def cases(seed):
+def cases(seed, whole=False):
     for i, row in enumerate(covering_array(READ_FACTORS, read_ok, seed)):
         yield "read-%d" % i, read_case, row
     for i, row in enumerate(covering_array(WRITE_FACTORS, write_ok, seed)):
@@ -627,13 +629,21 @@ def cases(seed):
     codec += [{"cluster": 65536, "compression": m, "level": n} for m, n in (("zlib", 1), ("zlib", 9), ("zstd", 19))]
     for i, row in enumerate(codec):
         yield "codec-%d" % i, codec_case, row
+    # a part, another one with each seed; --long has all
+    crypt = covering_array(encrypted.FACTORS, encrypted.ok, seed)
+    for i, row in enumerate(crypt):
+        if whole or i % 6 == 0:
+            yield "crypt-read-%d" % i, encrypted.read_case, row
+        if whole or i % 3 == 1:
+            yield "crypt-write-%d" % i, encrypted.write_case, row
 
 
 def self_test():
     """the rows cover what they promise, and the comparisons can fail"""
     bad = []
     for name, factors, ok in (("read", READ_FACTORS, read_ok), ("write", WRITE_FACTORS, write_ok),
-                              ("create", CREATE_FACTORS, create_ok)):
+                              ("create", CREATE_FACTORS, create_ok),
+                              ("crypt", encrypted.FACTORS, encrypted.ok)):
         rows = covering_array(factors, ok, 1)
         bad += ["%s: %s" % (name, pair) for pair in uncovered(factors, ok, rows)]
         bad += ["%s: invalid row" % name for row in rows if not ok(row)]
@@ -666,6 +676,7 @@ def main():
     p.add_argument("--qemu", action="append", default=[])
     p.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
     p.add_argument("--quick", action="store_true")
+    p.add_argument("--long", action="store_true")
     p.add_argument("--only", action="append", default=[])
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     p.add_argument("--keep", action="store_true")
@@ -674,11 +685,12 @@ def main():
     if a.self_test:
         return self_test()
     ctx = Context()
+    ctx.tools = sys.modules[__name__]
     ctx.qcow = os.path.abspath(a.qcow)
     ctx.compat = os.path.join(os.path.dirname(os.path.dirname(ctx.qcow)), "compat", "qemu-img")
     ctx.qemus = [Qemu(folder) for folder in a.qemu or [None]]
-    todo = list(cases(a.seed))
-    counts = ", ".join("%d %s" % (sum(n.startswith(k) for n, _, _ in todo), k) for k in ("read", "write", "create", "codec"))
+    todo = list(cases(a.seed, a.long or bool(a.only)))
+    counts = ", ".join("%d %s" % (sum(n.startswith(k) for n, _, _ in todo), k) for k in ("read", "write", "create", "codec", "crypt"))
     if a.quick:
         todo = todo[::10]
     if a.only:
