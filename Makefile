@@ -6,6 +6,8 @@
 #   make bench          qcowkit beside qemu-img on the same files
 #   make fuzz           fuzz every target for SECONDS_EACH seconds
 #   make hostile-peers  a table of verdicts on hostile images, ours beside QEMU's
+#   make mutants        the engine broken on purpose, one way at a time: which test notices
+#   make bench-write    writes beside qemu-img bench
 #   make soak           a process that writes a million times, killed at random
 #   make crash          crash states of every kind of write, judged (ARGS=--long: millions)
 #   make crash-peers    the same workloads by qemu-io, side by side
@@ -41,6 +43,14 @@ fuzz:
 hostile-peers: all
 	@tools/packages tests
 	tests/images/peers.py $(ARGS)
+
+mutants:
+	@tools/packages tests
+	tests/mutations/run $(ARGS)
+
+bench-write: all
+	@tools/packages tests
+	bench/write $(ARGS)
 
 soak:
 	tools/check --only soak $(ARGS)
@@ -79,4 +89,4 @@ uninstall:
 clean:
 	rm -rf $(BUILD) build-check
 
-.PHONY: all demo check bench fuzz hostile-peers soak crash crash-build crash-peers asan tsan install uninstall clean
+.PHONY: all demo check bench fuzz hostile-peers mutants bench-write soak crash crash-build crash-peers asan tsan install uninstall clean

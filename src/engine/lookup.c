@@ -308,6 +308,13 @@ static enum qcow_status walk_l1_entry(
 		walk_absent(w, l1, n, index);
 		return QCOW_OK;
 	}
+	/* a table that a snapshot may share: its entries' COPIED is not believed */
+	if (w->for_write && !e.copied) {
+		uint64_t end = qk_align_down(w->off, image->geometry.l2_span) +
+			       (image->geometry.l2_span - 1);
+		join_unallocated(w, qk_min(w->end - 1, end) - w->off + 1);
+		return QCOW_OK;
+	}
 	return walk_table(w, e.l2_off.v, err);
 }
 
