@@ -82,6 +82,32 @@ static void files_cut_in_the_header_are_refused(void **state)
 	}
 }
 
+/* Callers may be built against another version of the struct. */
+static void check_options_of_other_versions_are_understood(void **state)
+{
+	(void)state;
+	struct {
+		struct qcow_check_options o;
+		uint64_t later;
+	} longer = {.o = QCOW_CHECK_OPTIONS_INIT};
+	struct qcow_check_result result;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	sh("rm -f *; qemu-img create -q -f qcow2 t 1M");
+	struct qcow_image *image = must_open("t", NULL);
+	longer.o.struct_size = sizeof(longer);
+	assert_int_equal(qcow_check(image, &longer.o, &result, &err), QCOW_OK);
+	longer.later = 1;
+	assert_int_equal(qcow_check(image, &longer.o, &result, &err), QCOW_E_UNSUPPORTED);
+	longer.o.struct_size = offsetof(struct qcow_check_options, memory_bytes);
+	longer.o.memory_bytes = 1; /* not looked at */
+	assert_int_equal(qcow_check(image, &longer.o, &result, &err), QCOW_OK);
+	longer.o.struct_size = 0;
+	assert_int_equal(qcow_check(image, &longer.o, &result, &err), QCOW_E_INVAL);
+	assert_int_equal(qcow_check(image, NULL, &result, &err), QCOW_OK);
+	assert_int_equal(result.corruptions + result.leaks, 0);
+	qcow_close(image);
+}
+
 /* ---- the log ---- */
 
 struct told {
@@ -682,6 +708,7 @@ int main(void)
 		cmocka_unit_test(a_file_with_the_magic_of_another_version_is_never_raw),
 		cmocka_unit_test(format_decides_over_the_probe),
 		cmocka_unit_test(files_cut_in_the_header_are_refused),
+		cmocka_unit_test(check_options_of_other_versions_are_understood),
 		cmocka_unit_test(a_sound_image_has_nothing_to_log),
 		cmocka_unit_test(what_is_noticed_and_does_not_fail_is_logged),
 		cmocka_unit_test(unknown_extensions_and_stale_bitmaps_are_logged),
