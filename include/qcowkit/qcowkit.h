@@ -518,7 +518,8 @@ struct qcow_check_result {
 	uint64_t image_end_offset;    /* end of the last cluster in use */
 };
 
-/* Walk every reference and compare with the refcounts. Reads only. Opens nothing.
+/* Walk every reference and compare with the refcounts. Reads only. Opens nothing. Of an image that is written it sees
+ * what is on the disk: flush before, and leave it alone meanwhile.
  * QCOW_OK also where findings exist; QCOW_E_NOTSUP for raw; QCOW_E_CANCELLED, QCOW_E_NOMEM, QCOW_E_IO. */
 QCOW_EXPORT enum qcow_status qcow_check(struct qcow_image *image, const struct qcow_check_options *options,
 	struct qcow_check_result *result, struct qcow_error *err) QCOW_MUST_USE;

@@ -8,14 +8,17 @@
 #include "audit/walk.h"
 #include "check/judge.h"
 #include "engine/image.h"
+#include "engine/rw.h"
 
-static enum qcow_status audit_init(
-	struct qk_audit *a, struct qcow_image *image, const char *what, struct qcow_error *err)
+/* `header` is filled, and *a points to it. */
+static enum qcow_status audit_init(struct qk_audit *a, struct qk_header *header,
+	struct qcow_image *image, const char *what, struct qcow_error *err)
 {
 	if (image->is_raw)
 		return QK_FAIL(err, QCOW_E_NOTSUP, "a raw image has no metadata to %s", what);
+	QK_TRY(qk_rw_header(image, header, err));
 	*a = (struct qk_audit){.store = image->store,
-		.header = &image->header,
+		.header = header,
 		.ext = &image->ext,
 		.geometry = &image->geometry,
 		.file_size = image->file_size};
@@ -54,11 +57,12 @@ enum qcow_status qcow_check(struct qcow_image *image, const struct qcow_check_op
 {
 	struct qcow_check_options taken;
 	struct qk_audit a = {0};
+	struct qk_header header;
 
 	if (image == NULL || result == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_check needs an image and a result");
 	QK_TRY(take_options(options, &taken, err));
-	QK_TRY(audit_init(&a, image, "check", err));
+	QK_TRY(audit_init(&a, &header, image, "check", err));
 	return qk_judge_check(&a, &taken, result, err);
 }
 
@@ -67,9 +71,10 @@ enum qcow_status qcow_walk(struct qcow_image *image, unsigned flags,
 	struct qcow_error *err)
 {
 	struct qk_audit a = {0};
+	struct qk_header header;
 
 	if (image == NULL || visit == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_walk needs an image and a visitor");
-	QK_TRY(audit_init(&a, image, "walk", err));
+	QK_TRY(audit_init(&a, &header, image, "walk", err));
 	return qk_walk(&a, flags, visit, ctx, err);
 }

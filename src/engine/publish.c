@@ -385,8 +385,11 @@ static enum qcow_status write_generation(struct job *job, struct qcow_error *err
 		QK_ASSERT(U3, is_linked(job->p, job->chunks[i]));
 	job->is_named = true;
 	QK_TRY(write_entries(job, err));
-	if (needs_barrier)
+	if (needs_barrier) {
 		qk_space_publish_done(job->p->image->rw->space);
+		/* a new refcount table may have made the file longer */
+		qk_rw_follow_size(job->p->image);
+	}
 	return QCOW_OK;
 }
 

@@ -150,3 +150,22 @@ void qk_rw_follow_size(struct qcow_image *image)
 	while (known < now && !atomic_compare_exchange_weak(&image->file_size, &known, now))
 		;
 }
+
+/* Header bytes 36-59: L1 entries and offset, refcount table offset and clusters. */
+#define MOVING_OFF   36U
+#define MOVING_BYTES 24U
+
+enum qcow_status qk_rw_header(
+	struct qcow_image *image, struct qk_header *out, struct qcow_error *err)
+{
+	uint8_t bytes[MOVING_BYTES];
+	*out = image->header;
+	if (image->rw == NULL || image->is_raw)
+		return QCOW_OK;
+	QK_TRY(qcow_store_read(image->store, bytes, sizeof(bytes), MOVING_OFF, err));
+	out->l1_entries = qk_load32(bytes);
+	out->l1_off = qk_load64(bytes + 4);
+	out->rt_off = qk_load64(bytes + 12);
+	out->rt_clusters = qk_load32(bytes + 20);
+	return QCOW_OK;
+}

@@ -10,6 +10,7 @@
 
 #include "engine/epoch.h"
 #include "engine/fence.h"
+#include "format/header.h"
 
 struct qk_publish;
 struct qk_space;
@@ -37,6 +38,10 @@ enum qcow_status qk_rw_open(struct qcow_image *image, const struct qcow_open_opt
 
 /* Publish, flush, free. NULL as image->rw is allowed. */
 void qk_rw_close(struct qcow_image *image);
+
+/* image->header, with what writing moves as the disk has it: L1 and refcount table. Errors of the store. */
+enum qcow_status qk_rw_header(
+	struct qcow_image *image, struct qk_header *out, struct qcow_error *err) QK_MUST_USE;
 
 /* The store has grown: clusters that were taken lie within the file from now on. */
 void qk_rw_follow_size(struct qcow_image *image);

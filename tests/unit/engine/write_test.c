@@ -6,6 +6,7 @@
  */
 #include "qemu.h"
 
+#include "engine/image.h"
 #include "order.h"
 
 #define MAX_LEN 300000U
@@ -186,6 +187,60 @@ static void run_config(const struct config *c)
 	free(d.buf);
 }
 
+/* The L1 table moves when something is written past what it can map. */
+static void l1_table_that_is_too_small_grows(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	const uint64_t size = 40 << 20;
+	sh("rm -f img && qemu-img create -f qcow2 -o cluster_size=512 img 4M && qemu-io -c 'write "
+	   "-P 3 1M 1M' img");
+	struct bench b = open_for_writing(0);
+	/* such an image is refused; here the disk grows while it is open, as a resize will do it */
+	b.image->size = size;
+	uint8_t *bytes = calloc(1, size);
+	memset(bytes + (1 << 20), 3, 1 << 20);
+	memset(bytes + (35 << 20), 8, 70000);
+	memset(bytes + size - 9, 7, 9);
+	assert_int_equal(qcow_size(b.image), size);
+	assert_int_equal(
+		qcow_pwrite(b.image, bytes + (35 << 20), 70000, 35 << 20, 0, &err), QCOW_OK);
+	assert_int_equal(
+		qcow_pwrite(b.image, bytes + size - 9, 9, size - 9, QCOW_IO_FUA, &err), QCOW_OK);
+	struct qcow_check_options o = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	assert_int_equal(qcow_check(b.image, &o, &result, &err), QCOW_OK);
+	assert_int_equal(result.corruptions, 0);
+	close_bench(&b);
+	poke64("img", 24, size);
+	const struct disk d = {.bytes = bytes, .size = size};
+	judge_by_qemu(&d, "grown L1");
+	free(bytes);
+}
+
+/* A refcount table of one cluster names 64 blocks of 256 clusters of 512 bytes: 8 MiB. */
+static void check_of_an_open_image_sees_tables_that_moved(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_check_options o = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	const uint64_t size = 12 << 20;
+	sh("rm -f img && qemu-img create -f qcow2 -o cluster_size=512 img %llu",
+		(unsigned long long)size);
+	struct bench b = open_for_writing(0);
+	uint8_t *bytes = malloc(size);
+	memset(bytes, 0x77, size);
+	assert_int_equal(qcow_pwrite(b.image, bytes, size, 0, QCOW_IO_FUA, &err), QCOW_OK);
+	assert_int_equal(qcow_check(b.image, &o, &result, &err), QCOW_OK);
+	assert_int_equal(result.corruptions, 0);
+	assert_int_equal(result.allocated_clusters, size / 512);
+	close_bench(&b);
+	const struct disk d = {.bytes = bytes, .size = size};
+	judge_by_qemu(&d, "grown refcount table");
+	free(bytes);
+}
+
 static void random_steps_agree_with_an_array(void **state)
 {
 	(void)state;
@@ -201,6 +256,8 @@ static void random_steps_agree_with_an_array(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(l1_table_that_is_too_small_grows),
+		cmocka_unit_test(check_of_an_open_image_sees_tables_that_moved),
 		cmocka_unit_test(random_steps_agree_with_an_array),
 	};
 	if (!has_qemu()) {
