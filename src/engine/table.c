@@ -4,7 +4,7 @@
  * one. What changes in it afterwards is staged like any other entry, and the publication writes those
  * sectors before the barrier behind which it writes the L1 entry.
  *
- * Invariants: T1 an L1 entry in memory with COPIED names a table with one reference; it never changes again while
+ * Invariants: K1 an L1 entry in memory with COPIED names a table with one reference; it never changes again while
  * the image is open. Locking: tables_lock, across I/O; who finds COPIED takes none.
  * Specification: "Cluster mapping".
  */
