@@ -2,8 +2,11 @@
 #include "cli/blkdebug_rules.h"
 
 #include <ctype.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 
@@ -191,9 +194,16 @@ static enum qcow_status read_config(const char *path, json_t *config, struct qco
 	size_t room = 0;
 	unsigned number = 0;
 	enum qcow_status status = QCOW_OK;
-	FILE *f = fopen(path, "re");
-	if (f == NULL)
-		return QK_FAIL_OS(err, errno, "Could not read blkdebug config file");
+	struct stat st;
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	bool is_file = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+	FILE *f = is_file ? fdopen(fd, "r") : NULL;
+	if (f == NULL) {
+		int os_errno = fd < 0 ? errno : EINVAL;
+		if (fd >= 0)
+			(void)close(fd);
+		return QK_FAIL_OS(err, os_errno, "Could not read blkdebug config file");
+	}
 	while (status == QCOW_OK && getline(&line, &room, f) >= 0)
 		status = take_line(config, &section, line, ++number, err);
 	if (status == QCOW_OK && ferror(f) != 0)

@@ -193,6 +193,8 @@ void cli_more(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 /* "qcow: WHAT: the library's sentence", then the hint that fits its status. Returns 1. */
 int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...) QK_PRINTF(3, 4);
+/* A failed open of the operand `text`. device: as in struct cli_open_request. Changes the message. */
+void cli_report_open(struct cli *cli, const char *device, const char *text, struct qcow_error *err);
 /* End the program: "Cannot allocate memory", exit code 1. For what only prints; a command that has begun to write
  * returns its failure instead. */
 void cli_out_of_memory(void) __attribute__((noreturn));

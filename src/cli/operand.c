@@ -18,6 +18,7 @@
 
 #include "base/mem.h"
 #include "cli/blkdebug.h"
+#include "cli/imagestore.h"
 #include "cli/object.h"
 #include "cli/spec.h"
 
@@ -170,7 +171,32 @@ static enum qcow_status find_secret(
 static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsigned flags,
 	struct qcow_store **out, struct qcow_error *err);
 
-/* {driver: blkdebug, image: {…} | filename: "blkdebug:CONFIG:PATH" or a path, config, …}. What lies below is a file. */
+static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
+	const struct cli_open_request *request, struct qcow_image **out, struct qcow_error *err);
+
+/* A node over another format: the disk of the image that `spec` describes. */
+static enum qcow_status open_disk_below(struct cli *cli, const json_t *spec, unsigned flags,
+	struct qcow_store **out, struct qcow_error *err)
+{
+	bool is_written = (flags & QCOW_FILE_WRITE) != 0;
+	struct cli_open_request request = {
+		.flags = (is_written ? (unsigned)CLI_OPEN_WRITE : 0) |
+			 ((flags & QCOW_FILE_SHARE) != 0 ? (unsigned)CLI_OPEN_SHARE : 0) |
+			 ((flags & QCOW_FILE_DIRECT) != 0 ? (unsigned)CLI_OPEN_DIRECT : 0)};
+	struct refs refs = {.cli = cli, .flags = request.flags, .request = &request};
+	struct qcow_image *image = NULL;
+	json_t *own = json_deep_copy(spec);
+	enum qcow_status status = own != NULL ? cli_spec_lower_filename(own, err)
+					      : QK_FAIL_NOMEM(err);
+	if (status == QCOW_OK)
+		status = open_chain(&refs, own, &request, &image, err);
+	if (status == QCOW_OK)
+		status = cli_image_store_new(image, is_written, out, err);
+	json_decref(own);
+	return status;
+}
+
+/* {driver: blkdebug, image: {…} | filename: "blkdebug:CONFIG:PATH" or a path, config, …}. */
 static enum qcow_status open_blkdebug(struct cli *cli, const json_t *spec, const char *path,
 	unsigned flags, struct qcow_store **out, struct qcow_error *err)
 {
@@ -208,8 +234,7 @@ static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsig
 	if (driver != NULL) {
 		QK_TRY(check_driver(cli, driver, &driver, err));
 		if (!is_protocol(driver))
-			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-				"driver '%s' over another format is not built in", driver);
+			return open_disk_below(cli, spec, flags, out, err);
 	}
 	if (is_blkdebug(driver, path))
 		return open_blkdebug(cli, spec, path, flags, out, err);
@@ -296,6 +321,21 @@ static enum qcow_status resolve_format(const struct refs *refs, const struct qco
 		ref->from, ref->name, ref->name, ref->from);
 }
 
+/* Does a node lie on a file, and not on another image? An image that a recorded name opens could name the first
+ * again, and no chain would see the loop. */
+static bool lies_on_file(const json_t *node)
+{
+	for (unsigned depth = 0; depth <= CLI_SPEC_DEPTH; depth++) {
+		const char *driver = json_string_value(json_object_get(node, "driver"));
+		if (driver != NULL && !is_protocol(driver))
+			return false;
+		node = json_object_get(node, "image");
+		if (node == NULL)
+			return true;
+	}
+	return false;
+}
+
 /* A recorded "json:{…}": a file and its format. What would need more than a store is refused. */
 static enum qcow_status resolve_json(struct refs *refs, const struct qcow_reference *ref,
 	struct qcow_resolved *out, struct qcow_error *err)
@@ -304,6 +344,14 @@ static enum qcow_status resolve_json(struct refs *refs, const struct qcow_refere
 	json_t *spec = NULL;
 	struct node node = {0};
 	QK_TRY(cli_spec_parse_json(ref->name, &spec, err));
+	if (!lies_on_file(json_object_get(spec, "file")) ||
+		!lies_on_file(json_object_get(spec, "image")) ||
+		!lies_on_file(json_object_get(spec, "header"))) {
+		json_decref(spec);
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"a format over another one in the recorded name of a %s is not built in",
+			kind_text(ref->kind));
+	}
 	enum qcow_status status = QCOW_OK;
 	for (size_t i = 0; i < sizeof(beyond) / sizeof(beyond[0]) && status == QCOW_OK; i++)
 		if (json_object_get(spec, beyond[i]) != NULL)
@@ -653,55 +701,6 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 	return QCOW_OK;
 }
 
-/* "PATH: why" of the store, where the path is what the sentence names already. */
-static bool drop_path(const char *text, struct qcow_error *err)
-{
-	size_t n = strlen(text);
-	if (strncmp(err->message, text, n) != 0 || strncmp(err->message + n, ": ", 2) != 0)
-		return false;
-	memmove(err->message, err->message + n + 2, strlen(err->message + n + 2) + 1);
-	return true;
-}
-
-/* The sentence of a failed open. The personality keeps the words that callers of QEMU look for. */
-static void report_open(
-	struct cli *cli, const char *device, const char *text, struct qcow_error *err)
-{
-	char question[QCOW_ERROR_MESSAGE_BYTES] = "";
-	if (err->message[0] == '\0')
-		(void)snprintf(
-			err->message, sizeof(err->message), "%s", qcow_status_text(err->status));
-	bool is_own = drop_path(text, err);
-	if (cli->qemu && err->status == QCOW_E_NOT_QCOW2)
-		(void)snprintf(err->message, sizeof(err->message), "Image is not in qcow2 format");
-	if (cli->qemu && err->status == QCOW_E_KEY &&
-		strstr(err->message, "wrong passphrase") != NULL)
-		(void)snprintf(err->message, sizeof(err->message),
-			"Invalid password, cannot unlock any keyslot");
-	if (cli->qemu && err->os_errno != 0 && is_own)
-		qk_err_context(err, "Could not open '%s'", text);
-	char *asks = strstr(err->message, ". Is another process using the image [");
-	if (asks != NULL) {
-		/* QEMU asks on a line of its own, and callers look for it there */
-		(void)snprintf(question, sizeof(question), "%s", asks + strlen(". "));
-		*asks = '\0';
-	}
-	if (device == NULL)
-		(void)cli_fail(
-			cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
-	else
-		(void)cli_fail(cli, err,
-			device[0] != '\0' ? "can't open device %s" : "can't open%s", device);
-	if (question[0] == '\0')
-		return;
-	char *who = strstr(question, "? ");
-	if (who != NULL)
-		who[1] = '\0';
-	cli_more(cli, "%s", question);
-	if (who != NULL)
-		cli_hint(cli, "%s; -U reads it as it is", who + 2);
-}
-
 enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *request,
 	struct qcow_image **out, struct qcow_error *err)
 {
@@ -728,7 +727,7 @@ enum qcow_status cli_open(
 	if (cli->qemu && request->snapshot != NULL && status == QCOW_E_NOENT && err.os_errno == 0)
 		cli_error(cli, "Failed to load snapshot: Can't find snapshot");
 	else
-		report_open(cli, request->device, request->operand.text, &err);
+		cli_report_open(cli, request->device, request->operand.text, &err);
 	return status;
 }
 
@@ -751,7 +750,7 @@ enum qcow_status cli_open_target(
 	}
 	json_decref(spec);
 	if (status != QCOW_OK) {
-		report_open(cli, NULL, operand->text, &err);
+		cli_report_open(cli, NULL, operand->text, &err);
 		return status;
 	}
 	*out = (struct cli_target){node.store, node.header, node.secret, node.format};

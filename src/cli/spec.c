@@ -250,8 +250,7 @@ enum qcow_status cli_spec_parse(
 	return parse_path(operand->text, out, err);
 }
 
-/* Move the path that stands alone into "file" where the driver is that of a format. */
-static enum qcow_status lower_filename(json_t *spec, struct qcow_error *err)
+enum qcow_status cli_spec_lower_filename(json_t *spec, struct qcow_error *err)
 {
 	static const char *const protocols[] = {"file", "host_device", "blkdebug"};
 	const char *driver = json_string_value(json_object_get(spec, "driver"));
@@ -327,7 +326,7 @@ enum qcow_status cli_spec_parse_with(struct cli *cli, const struct cli_operand *
 	if (status == QCOW_OK && over != NULL)
 		status = lay_over(spec, over, 0, err);
 	if (status == QCOW_OK && over != NULL)
-		status = lower_filename(spec, err);
+		status = cli_spec_lower_filename(spec, err);
 	json_decref(over);
 	if (status != QCOW_OK) {
 		json_decref(spec);

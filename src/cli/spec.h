@@ -28,6 +28,9 @@ enum qcow_status cli_spec_parse(struct cli *cli, const struct cli_operand *opera
 enum qcow_status cli_spec_parse_with(struct cli *cli, const struct cli_operand *operand,
 	const char *options, json_t **out, struct qcow_error *err) QK_MUST_USE;
 
+/* Move the path that stands alone into "file" where the driver is that of a format. QCOW_E_NOMEM. */
+enum qcow_status cli_spec_lower_filename(json_t *spec, struct qcow_error *err) QK_MUST_USE;
+
 /* The parts of a blkdebug node's path, NULL or "blkdebug:CONFIG:PATH" or PATH: config into `spec`, the path into
  * `image`. QCOW_E_INVAL, QCOW_E_UNSUPPORTED (a second blkdebug), QCOW_E_NOMEM. */
 enum qcow_status cli_spec_split_blkdebug(

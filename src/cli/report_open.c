@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * report_open: the sentence of a failed open. The personality keeps the words that callers of QEMU look for.
+ */
+#include "cli/cli.h"
+
+#include <string.h>
+
+/* "PATH: why" of the store, where the path is what the sentence names already. */
+static bool drop_path(const char *text, struct qcow_error *err)
+{
+	size_t n = strlen(text);
+	if (strncmp(err->message, text, n) != 0 || strncmp(err->message + n, ": ", 2) != 0)
+		return false;
+	memmove(err->message, err->message + n + 2, strlen(err->message + n + 2) + 1);
+	return true;
+}
+
+void cli_report_open(struct cli *cli, const char *device, const char *text, struct qcow_error *err)
+{
+	char question[QCOW_ERROR_MESSAGE_BYTES] = "";
+	if (err->message[0] == '\0')
+		(void)snprintf(
+			err->message, sizeof(err->message), "%s", qcow_status_text(err->status));
+	bool is_own = drop_path(text, err);
+	if (cli->qemu && err->status == QCOW_E_NOT_QCOW2)
+		(void)snprintf(err->message, sizeof(err->message), "Image is not in qcow2 format");
+	if (cli->qemu && err->status == QCOW_E_KEY &&
+		strstr(err->message, "wrong passphrase") != NULL)
+		(void)snprintf(err->message, sizeof(err->message),
+			"Invalid password, cannot unlock any keyslot");
+	if (cli->qemu && err->os_errno != 0 && is_own)
+		qk_err_context(err, "Could not open '%s'", text);
+	char *asks = strstr(err->message, ". Is another process using the image [");
+	if (asks != NULL) {
+		/* QEMU asks on a line of its own, and callers look for it there */
+		(void)snprintf(question, sizeof(question), "%s", asks + strlen(". "));
+		*asks = '\0';
+	}
+	if (device == NULL)
+		(void)cli_fail(
+			cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+	else
+		(void)cli_fail(cli, err,
+			device[0] != '\0' ? "can't open device %s" : "can't open%s", device);
+	if (question[0] == '\0')
+		return;
+	char *who = strstr(question, "? ");
+	if (who != NULL)
+		who[1] = '\0';
+	cli_more(cli, "%s", question);
+	if (who != NULL)
+		cli_hint(cli, "%s; -U reads it as it is", who + 2);
+}
