@@ -151,6 +151,12 @@ void qk_refblocks_tidy(struct qk_space *sp)
 		b->is_busy = false;
 		*at = b->next_busy;
 	}
+	for (struct qk_refblock *b = sp->oldest; b != NULL && sp->n_blocks > sp->max_blocks;) {
+		struct qk_refblock *newer = b->newer;
+		if (b->pins == 0 && !b->is_busy)
+			evict(sp, b);
+		b = newer;
+	}
 }
 
 void qk_refblocks_release(struct qk_space *sp)

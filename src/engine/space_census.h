@@ -15,6 +15,7 @@ struct qk_space_census {
 	struct qk_audit audit;
 	struct qk_refs refs;
 	struct qk_census census;
+	struct qk_refblock *block; /* pinned: the last that was compared, or NULL */
 	uint64_t n_clusters; /* of the file as it was at first */
 	bool has_unread_tables, has_lost_entries;
 	bool has_damage; /* some entry or table is not as it should be */

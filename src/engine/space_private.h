@@ -187,7 +187,7 @@ uint64_t qk_refblock_at(const struct qk_space *sp, const struct qk_refblock *b, 
 void qk_refblock_set(struct qk_space *sp, struct qk_refblock *b, uint64_t cluster, uint64_t value);
 /* What was written and is not known to be stable is dirty again. */
 void qk_refblock_requeue(struct qk_refblock *b);
-/* Leave out of the list of busy blocks those that no longer are. */
+/* Leave out of the list of busy blocks those that no longer are, and keep to the budget again. */
 void qk_refblocks_tidy(struct qk_space *sp);
 /* What was written is stable. */
 void qk_refblock_settle(struct qk_refblock *b);

@@ -18,6 +18,7 @@
 
 #include <inttypes.h>
 
+#include "base/bytes.h"
 #include "format/l1l2.h"
 
 #define CENSUS_BYTES	QK_MIB(16)
@@ -161,15 +162,31 @@ enum qcow_status qk_space_census_judge(
 	return QCOW_OK;
 }
 
+/* The block that counts `cluster`, pinned until the next one is; NULL where there is none. */
+static enum qcow_status turn_to(struct qk_space_census *c, uint64_t cluster, struct qcow_error *err)
+{
+	struct qk_space *sp = c->sp;
+	uint64_t idx = cluster >> sp->g->rb_bits;
+
+	if (c->block != NULL && c->block->idx == idx)
+		return QCOW_OK;
+	if (c->block != NULL)
+		qk_refblock_put(c->block);
+	c->block = NULL;
+	if (idx >= sp->table_entries || sp->table[idx] == 0)
+		return QCOW_OK;
+	return qk_refblock_get(sp, idx, &c->block, err);
+}
+
 static enum qcow_status compare(void *ctx, uint64_t cluster, uint64_t word, struct qcow_error *err)
 {
 	struct qk_space_census *c = ctx;
 	uint64_t refs = word & QK_CENSUS_WIDE_COUNT;
 	uint64_t off = cluster << c->sp->g->cluster_bits;
-	uint64_t stored = 0;
 
 	QK_TRY(qk_space_census_judge(c->sp, cluster, word, err));
-	QK_TRY(qk_space_get(c->sp, cluster, &stored, err));
+	QK_TRY(turn_to(c, cluster, err));
+	uint64_t stored = c->block == NULL ? 0 : qk_refblock_at(c->sp, c->block, cluster);
 	if (stored >= refs)
 		return QCOW_OK;
 	return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, off, QCOW_NO_OFFSET,
@@ -201,7 +218,12 @@ static void reclaim_part(struct qk_space_census *c, struct qk_refblock *b, uint6
 	uint64_t end, const uint8_t *page)
 {
 	struct qk_space *sp = c->sp;
+	unsigned order = sp->g->refcount_order;
+	uint64_t at = first & (sp->g->rb_entries - 1);
 
+	if (page == NULL && order >= 3 &&
+		qk_is_zero(b->bytes + (at << (order - 3)), (size_t)((end - first) << (order - 3))))
+		return;
 	for (uint64_t i = first; i < end; i++) {
 		uint64_t word = page == NULL
 					? 0
@@ -250,8 +272,14 @@ static enum qcow_status reclaim(struct qk_space_census *c, struct qcow_error *er
 
 static enum qcow_status compare_pass(void *ctx, struct qcow_error *err)
 {
-	QK_TRY(qk_space_census_each(ctx, compare, ctx, err));
-	return reclaim(ctx, err);
+	struct qk_space_census *c = ctx;
+	enum qcow_status status = qk_space_census_each(c, compare, c, err);
+
+	if (c->block != NULL)
+		qk_refblock_put(c->block);
+	c->block = NULL;
+	QK_TRY(status);
+	return reclaim(c, err);
 }
 
 static enum qcow_status prove(struct qk_space *sp, struct qcow_error *err)

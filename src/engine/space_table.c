@@ -244,7 +244,7 @@ enum qcow_status qk_space_place_table(struct qk_space *sp, struct qcow_error *er
 bool qk_space_wants_publish(struct qk_space *sp)
 {
 	(void)pthread_mutex_lock(&sp->lock);
-	bool wants = sp->n_blocks > sp->max_blocks;
+	bool wants = sp->n_blocks > sp->max_blocks && sp->busy != NULL;
 	(void)pthread_mutex_unlock(&sp->lock);
 	return wants;
 }

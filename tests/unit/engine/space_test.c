@@ -126,6 +126,196 @@ static void a_small_cache_forgets_nothing(void **state)
 	run(&o, qkt_rng_next(&rng));
 }
 
+/* ---- single rules ---- */
+
+static uint64_t refcount(struct lab *lab, uint64_t cluster)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t count = 0;
+
+	assert_ok(qk_space_refcount(lab->sp, cluster << lab->cluster_bits, &count, &err), err);
+	return count;
+}
+
+/* Its refcount block has left the cache: what is given back is free at the next occasion, without I/O before. */
+static void what_is_given_back_late_is_free_later(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 64, .cache_bytes = 1};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run first, run;
+	struct lab lab;
+
+	lab_open(&lab, &o);
+	assert_ok(lab_take(&lab, 2, 2, &first, &err), err);
+	for (unsigned i = 0; i < 900; i++)
+		assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	assert_ok(lab_publish(&lab, &err), err);
+	assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	for (uint64_t c = lab.top - 1; c > lab.top - 600; c -= 64)
+		(void)refcount(&lab, c);
+	qkt_fault_arm(lab.fault, QKT_READ, 1, QKT_EIO, true);
+	lab.counts[first.off / 512] = 0;
+	qk_space_give_back(lab.sp, first.off, 1);
+	assert_int_equal(qkt_fault_hits(lab.fault), 0);
+	assert_status(lab_drop(&lab, first.off / 512 + 1, &err), QCOW_E_IO, err);
+	qkt_fault_disarm(lab.fault);
+	assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	assert_int_equal(run.off, first.off);
+	assert_false(run.reads_zero);
+	lab_free(&lab);
+}
+
+static void a_run_is_reserved_and_given_back(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 65536, .refcount_bits = 16};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+	struct lab lab;
+	uint64_t first = 0;
+
+	lab_open(&lab, &o);
+	for (unsigned i = 0; i < 65; i++) {
+		assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+		first = i == 0 ? run.off >> 16 : first;
+		assert_int_equal(run.off >> 16, first + i);
+		assert_true(run.reads_zero);
+		assert_int_equal(refcount(&lab, first + i + 1), i < 64 ? 0 : 1);
+	}
+	/* 64 MiB ahead, and the file is long enough */
+	assert_int_equal(refcount(&lab, first + 64 + 1024), 1);
+	assert_int_equal(refcount(&lab, first + 64 + 1025), 0);
+	assert_int_equal(qk_space_file_size(lab.sp), (first + 65 + 1024) << 16);
+	assert_ok(lab_publish(&lab, &err), err);
+	/* the next publications have no refcount to write */
+	qkt_fault_log(lab.fault);
+	for (unsigned i = 65; i < 500; i++)
+		assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	assert_ok(lab_publish(&lab, &err), err);
+	assert_int_equal(qkt_fault_log_count(lab.fault), 1);
+	assert_int_equal(qkt_fault_log_entry(lab.fault, 0)->call, QKT_FLUSH);
+	assert_ok(lab_take(&lab, 700, 700, &run, &err), err);
+	assert_int_equal(run.off >> 16, first + 500);
+	assert_ok(qk_space_close(lab.sp, &err), err);
+	lab_judge(&lab, true);
+	assert_int_equal(qk_space_file_size(lab.sp), (first + 1200) << 16);
+	lab_free(&lab);
+}
+
+static void a_run_goes_on_where_it_is_asked_to(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 4096, .refcount_bits = 16};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+	struct lab lab;
+
+	lab_open(&lab, &o);
+	assert_ok(lab_take(&lab, 10, 10, &run, &err), err);
+	struct qk_space_want want = {.n = 5, .min_n = 1, .near = run.off + 20 * 4096};
+	uint64_t first = run.off;
+	assert_ok(qk_space_take(lab.sp, &want, &run, &err), err);
+	assert_int_equal(run.off, want.near);
+	/* 3 are free there */
+	want = (struct qk_space_want){.n = 5, .min_n = 2, .near = first + 17 * 4096};
+	assert_ok(qk_space_take(lab.sp, &want, &run, &err), err);
+	assert_int_equal(run.off, want.near);
+	assert_int_equal(run.n, 3);
+	/* too few: elsewhere, the lowest run that is long enough */
+	want = (struct qk_space_want){.n = 8, .min_n = 8, .near = first + 16 * 4096};
+	assert_ok(qk_space_take(lab.sp, &want, &run, &err), err);
+	assert_int_equal(run.off, first + 25 * 4096);
+	assert_ok(lab_take(&lab, 8, 1, &run, &err), err);
+	assert_int_equal(run.off, first + 10 * 4096);
+	assert_int_equal(run.n, 7);
+	lab_free(&lab);
+}
+
+static void a_quarantined_cluster_is_never_handed_out(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 16, .fixed_clusters = 60};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	enum qcow_status status = QCOW_OK;
+	struct qk_space_run run, other;
+	struct lab lab;
+
+	lab_open(&lab, &o);
+	assert_ok(lab_take(&lab, 2, 2, &run, &err), err);
+	assert_ok(qk_space_quarantine(lab.sp, run.off, 1, &err), err);
+	assert_ok(lab_drop(&lab, run.off / 512, &err), err);
+	while ((status = lab_take(&lab, 1, 1, &other, &err)) == QCOW_OK)
+		assert_true(other.off != run.off);
+	assert_int_equal(status, QCOW_E_NOSPC);
+	lab_free(&lab);
+}
+
+static void too_much_and_too_little_are_told(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 2};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+	struct lab lab;
+	uint8_t byte = 0;
+
+	lab_open(&lab, &o);
+	assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	assert_ok(lab_raise(&lab, run.off / 512, &err), err);
+	assert_ok(lab_raise(&lab, run.off / 512, &err), err);
+	assert_status(lab_raise(&lab, run.off / 512, &err), QCOW_E_LIMIT, err);
+	assert_int_equal(refcount(&lab, run.off / 512), 3);
+	for (unsigned i = 0; i < 3; i++)
+		assert_ok(lab_drop(&lab, run.off / 512, &err), err);
+	/* below 0: the corrupt bit, and nothing goes on */
+	assert_status(qk_space_drop(lab.sp, run.off, 1, &err), QCOW_E_CORRUPT, err);
+	assert_int_equal(err.finding, QCOW_FINDING_REFCOUNT_TOO_LOW);
+	assert_int_equal(err.host_off, run.off);
+	assert_ok(qcow_store_read(lab.peek, &byte, 1, 79, &err), err);
+	assert_int_equal(byte, 2);
+	assert_status(lab_take(&lab, 1, 1, &run, &err), QCOW_E_CORRUPT, err);
+	assert_status(lab_publish(&lab, &err), QCOW_E_CORRUPT, err);
+	lab_free(&lab);
+}
+
+static void a_header_that_somebody_else_wrote_is_noticed(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 16, .plain = true};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct lab lab;
+	uint8_t byte = 1;
+
+	lab_open(&lab, &o);
+	assert_ok(qk_space_recover(lab.sp, &err), err);
+	assert_ok(qcow_store_write(lab.store, &byte, 1, 53, &err), err);
+	assert_status(qk_space_recover(lab.sp, &err), QCOW_E_CORRUPT, err);
+	lab_free(&lab);
+}
+
+/* Drops far apart: more blocks than the budget stay in memory until they are published. */
+static void a_cache_over_its_budget_says_so(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 64, .cache_bytes = 1};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+	struct lab lab;
+
+	lab_open(&lab, &o);
+	for (unsigned i = 0; i < 1000; i++)
+		assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	assert_true(qk_space_wants_publish(lab.sp));
+	assert_ok(lab_publish(&lab, &err), err);
+	for (unsigned i = 0; i < 20; i++)
+		(void)refcount(&lab, 10 + i);
+	for (uint64_t c = 10; c < 900; c += 64)
+		(void)refcount(&lab, c);
+	assert_false(qk_space_wants_publish(lab.sp));
+	lab_free(&lab);
+}
+
 /* ---- growth of the refcount table ---- */
 
 /* 512 bytes and 64 bits: a block counts 64 clusters, a cluster of the table names 64 blocks. */
@@ -216,6 +406,13 @@ int main(void)
 		cmocka_unit_test(random_steps_agree_with_an_array),
 		cmocka_unit_test(random_steps_on_a_device),
 		cmocka_unit_test(a_small_cache_forgets_nothing),
+		cmocka_unit_test(what_is_given_back_late_is_free_later),
+		cmocka_unit_test(a_run_is_reserved_and_given_back),
+		cmocka_unit_test(a_run_goes_on_where_it_is_asked_to),
+		cmocka_unit_test(a_quarantined_cluster_is_never_handed_out),
+		cmocka_unit_test(too_much_and_too_little_are_told),
+		cmocka_unit_test(a_header_that_somebody_else_wrote_is_noticed),
+		cmocka_unit_test(a_cache_over_its_budget_says_so),
 		cmocka_unit_test(the_refcount_table_grows),
 		cmocka_unit_test(every_call_of_the_store_may_fail),
 	};
