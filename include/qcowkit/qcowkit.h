@@ -313,6 +313,12 @@ struct qcow_snapshot {
 QCOW_EXPORT enum qcow_status qcow_get_snapshot(const struct qcow_image *image, uint32_t index,
 	struct qcow_snapshot *out, struct qcow_error *err) QCOW_MUST_USE;
 
+/* The same for every snapshot in table order, without keeping any: a table may hold 65,536 of them. Strings live
+ * during the call of `visit`, which returns false to stop. Entries before a failure were visited. */
+QCOW_EXPORT enum qcow_status qcow_each_snapshot(const struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot), void *ctx,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 struct qcow_bitmap {
 	const char *name;
 	uint32_t granularity_bits;
@@ -324,6 +330,9 @@ struct qcow_bitmap {
 };
 QCOW_EXPORT enum qcow_status qcow_get_bitmap(const struct qcow_image *image, uint32_t index,
 	struct qcow_bitmap *out, struct qcow_error *err) QCOW_MUST_USE;
+QCOW_EXPORT enum qcow_status qcow_each_bitmap(const struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap), void *ctx,
+	struct qcow_error *err) QCOW_MUST_USE;
 
 /* ---- reading ---- */
 

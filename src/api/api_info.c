@@ -125,3 +125,45 @@ enum qcow_status qcow_get_bitmap(const struct qcow_image *image, uint32_t index,
 {
 	return qk_bitmap_get((struct qcow_image *)(uintptr_t)image, index, out, NULL, err);
 }
+
+struct each {
+	bool (*snapshot)(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot);
+	bool (*bitmap)(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap);
+	void *ctx;
+};
+
+static bool visit_snapshot(
+	void *ctx, uint32_t index, const struct qcow_snapshot *snapshot, unsigned finding)
+{
+	const struct each *each = ctx;
+	(void)finding;
+	return each->snapshot(each->ctx, index, snapshot);
+}
+
+static bool visit_bitmap(
+	void *ctx, uint32_t index, const struct qcow_bitmap *bitmap, unsigned finding)
+{
+	const struct each *each = ctx;
+	(void)finding;
+	return each->bitmap(each->ctx, index, bitmap);
+}
+
+enum qcow_status qcow_each_snapshot(const struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot), void *ctx,
+	struct qcow_error *err)
+{
+	struct each each = {.snapshot = visit, .ctx = ctx};
+	if (visit == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_each_snapshot: the visitor is NULL");
+	return qk_snapshots_each((struct qcow_image *)(uintptr_t)image, visit_snapshot, &each, err);
+}
+
+enum qcow_status qcow_each_bitmap(const struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap), void *ctx,
+	struct qcow_error *err)
+{
+	struct each each = {.bitmap = visit, .ctx = ctx};
+	if (visit == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_each_bitmap: the visitor is NULL");
+	return qk_bitmaps_each((struct qcow_image *)(uintptr_t)image, visit_bitmap, &each, err);
+}

@@ -272,6 +272,15 @@ void cli_json_init(void);
 json_t *cli_json_string(const char *text);
 json_t *cli_json_stringn(const char *text, size_t bytes);
 json_t *cli_json_u64(uint64_t value);
+/* A list that is too long to be kept: its members are made while it is printed. */
+struct cli_json_list {
+	/* Call `put` for each member, which it frees. */
+	void (*each)(struct cli_json_list *list, void (*put)(void *ctx, json_t *member), void *ctx);
+};
+/* Stands for the list in what cli_json_print prints, once. `list` is the caller's and must live until then. */
+json_t *cli_json_list(struct cli_json_list *list);
+/* The list that a value stands for, or NULL. */
+struct cli_json_list *cli_json_list_of(const json_t *value);
 /* Set a member, stealing `value`. */
 void cli_json_set(json_t *object, const char *key, json_t *value);
 /* Is this no JSON at all? Never so for what the calls above answer. */

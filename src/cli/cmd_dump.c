@@ -192,27 +192,6 @@ static json_t *snapshot_json(const struct qcow_snapshot *s)
 	return o;
 }
 
-static void put_snapshots(struct dump *d, uint32_t n)
-{
-	begin_array(d, "snapshots");
-	for (uint32_t i = 0; i < n && !d->failed; i++) {
-		struct qcow_snapshot s;
-		struct qcow_error err = QCOW_ERROR_INIT;
-		json_t *o = NULL;
-		bool ok = qcow_get_snapshot(d->image, i, &s, &err) == QCOW_OK;
-		if (ok) {
-			o = snapshot_json(&s);
-		} else {
-			o = json_object();
-			set_error(o, &err);
-		}
-		put_element(d, o);
-		if (!ok)
-			break;
-	}
-	end_array(d);
-}
-
 static json_t *bitmap_json(const struct qcow_bitmap *b)
 {
 	json_t *o = json_object();
@@ -229,25 +208,43 @@ static json_t *bitmap_json(const struct qcow_bitmap *b)
 	return o;
 }
 
-static void put_bitmaps(struct dump *d, uint32_t n)
+static bool visit_snapshot(void *ctx, uint32_t index, const struct qcow_snapshot *s)
 {
-	begin_array(d, "bitmaps");
-	for (uint32_t i = 0; i < n && !d->failed; i++) {
-		struct qcow_bitmap b;
-		struct qcow_error err = QCOW_ERROR_INIT;
-		json_t *o = NULL;
-		bool ok = qcow_get_bitmap(d->image, i, &b, &err) == QCOW_OK;
-		if (ok) {
-			o = bitmap_json(&b);
-		} else {
-			o = json_object();
-			set_error(o, &err);
-		}
+	struct dump *d = ctx;
+
+	(void)index;
+	put_element(d, snapshot_json(s));
+	return !d->failed;
+}
+
+static bool visit_bitmap(void *ctx, uint32_t index, const struct qcow_bitmap *b)
+{
+	struct dump *d = ctx;
+
+	(void)index;
+	put_element(d, bitmap_json(b));
+	return !d->failed;
+}
+
+/* A table that cannot be read is an element that says why. */
+static void end_list(struct dump *d, enum qcow_status status, const struct qcow_error *err)
+{
+	if (status != QCOW_OK) {
+		json_t *o = json_object();
+		set_error(o, err);
 		put_element(d, o);
-		if (!ok)
-			break;
 	}
 	end_array(d);
+}
+
+static void put_lists(struct dump *d)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	begin_array(d, "snapshots");
+	end_list(d, qcow_each_snapshot(d->image, visit_snapshot, d, &err), &err);
+	begin_array(d, "bitmaps");
+	end_list(d, qcow_each_bitmap(d->image, visit_bitmap, d, &err), &err);
 }
 
 /* ---- structures ---- */
@@ -353,8 +350,7 @@ static int dump_image(struct dump *d, const struct cli_args *args, const char *n
 		in.file_size);
 	put_json(d, header_json(d, &in));
 	put_extensions(d);
-	put_snapshots(d, in.n_snapshots);
-	put_bitmaps(d, in.n_bitmaps);
+	put_lists(d);
 	enum qcow_status status = put_structures(d, args, &err);
 	(void)fputs("\n}\n", stdout);
 	if (status != QCOW_OK)

@@ -3,11 +3,13 @@
  * cmd_info: what an image says of itself.
  *
  * One description is built as JSON, in the order in which QEMU prints it; --output json prints it and
- * the human form is read from it. Without --backing-chain exactly one file is opened, and guest data is
+ * the human form is read from it; lists that an image makes long are read while they are printed. Without --backing-chain exactly one file is opened, and guest data is
  * never read.
  */
 #include "cli/cli.h"
 
+#include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -16,8 +18,18 @@
 #include "cli/info.h"
 #include "cli/snaplist.h"
 
+/* The long lists of one image. They are read while they are printed. */
+struct layer {
+	struct cli_snapshots snapshots;
+	struct cli_json_list bitmaps;
+	struct info *info;
+	struct qcow_image *image;
+	struct layer *next;
+};
+
 struct info {
 	struct cli *cli;
+	struct layer *layers;
 	bool limits;
 	bool direct; /* cache=none: the limits are those of O_DIRECT */
 	bool probed; /* no -f: QEMU then aligns raw requests to sectors */
@@ -91,35 +103,65 @@ static json_t *describe_file(
 	return o;
 }
 
-static json_t *describe_bitmaps(
-	struct info *info, struct qcow_image *image, const struct qcow_info *in)
+struct walk {
+	void (*put)(void *ctx, json_t *member);
+	void *ctx;
+};
+
+static bool visit_bitmap(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap)
 {
-	json_t *list = json_array();
-	for (uint32_t i = 0; i < in->n_bitmaps; i++) {
-		struct qcow_error err = QCOW_ERROR_INIT;
-		struct qcow_bitmap bitmap;
-		if (qcow_get_bitmap(image, i, &bitmap, &err) != QCOW_OK) {
-			info->damaged = true;
-			(void)cli_fail(info->cli, &err, "'%s': bitmap %u",
-				qcow_store_name(qcow_image_store(image)), i);
-			break;
-		}
-		json_t *o = json_object(), *flags = json_array();
-		if (bitmap.in_use)
-			(void)json_array_append_new(flags, json_string("in-use"));
-		if (bitmap.is_auto)
-			(void)json_array_append_new(flags, json_string("auto"));
-		cli_json_set(o, "flags", flags);
-		cli_json_set(o, "name", cli_json_string(bitmap.name));
-		cli_json_set(o, "granularity",
-			cli_json_u64(UINT64_C(1) << (bitmap.granularity_bits & 63)));
-		(void)json_array_append_new(list, o);
-	}
-	return list;
+	struct walk *walk = ctx;
+	json_t *o = json_object(), *flags = json_array();
+	(void)index;
+	if (bitmap->in_use)
+		(void)json_array_append_new(flags, json_string("in-use"));
+	if (bitmap->is_auto)
+		(void)json_array_append_new(flags, json_string("auto"));
+	cli_json_set(o, "flags", flags);
+	cli_json_set(o, "name", cli_json_string(bitmap->name));
+	cli_json_set(
+		o, "granularity", cli_json_u64(UINT64_C(1) << (bitmap->granularity_bits & 63)));
+	walk->put(walk->ctx, o);
+	return true;
 }
 
-static void describe_features(
-	struct info *info, struct qcow_image *image, const struct qcow_info *in, json_t *data)
+static void each_bitmap(
+	struct cli_json_list *list, void (*put)(void *ctx, json_t *member), void *ctx)
+{
+	struct layer *layer = (struct layer *)((char *)list - offsetof(struct layer, bitmaps));
+	struct walk walk = {put, ctx};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (qcow_each_bitmap(layer->image, visit_bitmap, &walk, &err) == QCOW_OK)
+		return;
+	layer->info->damaged = true;
+	(void)cli_fail(layer->info->cli, &err, "'%s': bitmaps",
+		qcow_store_name(qcow_image_store(layer->image)));
+}
+
+static struct layer *add_layer(struct info *info, struct qcow_image *image)
+{
+	struct layer *layer = qk_calloc(1, sizeof(*layer));
+	if (layer == NULL)
+		cli_out_of_memory();
+	cli_snapshots_init(&layer->snapshots, info->cli, image, &info->damaged);
+	layer->bitmaps.each = each_bitmap;
+	layer->info = info;
+	layer->image = image;
+	layer->next = info->layers;
+	info->layers = layer;
+	return layer;
+}
+
+static void free_layers(struct info *info)
+{
+	while (info->layers != NULL) {
+		struct layer *next = info->layers->next;
+		free(info->layers);
+		info->layers = next;
+	}
+}
+
+static void describe_features(struct layer *layer, const struct qcow_info *in, json_t *data)
 {
 	bool v3 = in->version >= 3;
 	cli_json_set(data, "compat", json_string(v3 ? "1.1" : "0.10"));
@@ -129,12 +171,12 @@ static void describe_features(
 		cli_json_set(data, "lazy-refcounts",
 			json_boolean((in->compatible & QCOW_COMPAT_LAZY_REFCOUNTS) != 0));
 	if (in->n_bitmaps != 0)
-		cli_json_set(data, "bitmaps", describe_bitmaps(info, image, in));
+		cli_json_set(data, "bitmaps", cli_json_list(&layer->bitmaps));
 	cli_json_set(data, "refcount-bits", cli_json_u64(in->refcount_bits));
 	if (in->data_file_name != NULL)
 		cli_json_set(data, "data-file", cli_json_string(in->data_file_name));
 	if (in->encryption != QCOW_ENCRYPTION_NONE)
-		cli_json_set(data, "encrypt", cli_info_encryption(image, in));
+		cli_json_set(data, "encrypt", cli_info_encryption(layer->image, in));
 	if (!v3)
 		return;
 	if ((in->incompatible & QCOW_INCOMPAT_DATA_FILE) != 0)
@@ -155,24 +197,6 @@ static json_t *full_backing_name(const char *filename, const char *backing)
 					       : backing);
 	QK_AUTO_FREE char *path = cli_join_path(filename, backing);
 	return path != NULL ? cli_json_string(path) : NULL;
-}
-
-static json_t *describe_snapshots(
-	struct info *info, struct qcow_image *image, const struct qcow_info *in)
-{
-	json_t *list = json_array();
-	for (uint32_t i = 0; i < in->n_snapshots; i++) {
-		struct qcow_error err = QCOW_ERROR_INIT;
-		struct qcow_snapshot snapshot;
-		if (qcow_get_snapshot(image, i, &snapshot, &err) != QCOW_OK) {
-			info->damaged = true;
-			(void)cli_fail(info->cli, &err, "'%s': snapshot %u",
-				qcow_store_name(qcow_image_store(image)), i);
-			break;
-		}
-		(void)json_array_append_new(list, cli_snapshot_json(&snapshot));
-	}
-	return list;
 }
 
 /* The node of a detached LUKS header. */
@@ -197,6 +221,7 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	struct qcow_info in;
 	qcow_get_info(image, &in);
 	struct qcow_store *store = qcow_image_store(image);
+	struct layer *layer = add_layer(info, image);
 	bool is_qcow2 = in.version != 0, is_device = false;
 	uint64_t allocated = 0;
 	struct qcow_store *header = qcow_image_header_store(image);
@@ -210,7 +235,7 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	if (in.backing_format != NULL)
 		cli_json_set(o, "backing-filename-format", cli_json_string(in.backing_format));
 	if (in.n_snapshots != 0)
-		cli_json_set(o, "snapshots", describe_snapshots(info, image, &in));
+		cli_json_set(o, "snapshots", cli_json_list(&layer->snapshots.list));
 	cli_json_set(o, "virtual-size",
 		cli_json_u64(is_qcow2 ? in.virtual_size : shown_size(info, in.virtual_size)));
 	cli_json_set(o, "filename", cli_json_string(filename));
@@ -225,7 +250,7 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	}
 	if (is_qcow2) {
 		json_t *specific = json_object(), *data = json_object();
-		describe_features(info, image, &in, data);
+		describe_features(layer, &in, data);
 		cli_json_set(specific, "type", json_string("qcow2"));
 		cli_json_set(specific, "data", data);
 		cli_json_set(o, "format-specific", specific);
@@ -293,11 +318,43 @@ static void put_scalar(const json_t *value)
 		put_text(" ", json_string_value(value) != NULL ? json_string_value(value) : "");
 }
 
+static void put_tree(const json_t *tree, unsigned depth);
+
+static void put_element(size_t index, const json_t *value, unsigned depth)
+{
+	put_indent(depth);
+	(void)printf("[%zu]:", index);
+	if (json_is_object(value)) {
+		(void)putchar('\n');
+		put_tree(value, depth + 1);
+	} else {
+		put_scalar(value);
+	}
+}
+
+struct place {
+	size_t index;
+	unsigned depth;
+};
+
+static void put_list_element(void *ctx, json_t *value)
+{
+	struct place *place = ctx;
+	put_element(place->index++, value, place->depth);
+	json_decref(value);
+}
+
 /* Our own description, at most four levels deep: the recursion is bounded by what describe() builds. */
 static void put_tree(const json_t *tree, unsigned depth)
 {
 	const char *key = NULL;
 	json_t *value = NULL;
+	struct cli_json_list *list = cli_json_list_of(tree);
+	if (list != NULL) {
+		struct place place = {0, depth};
+		list->each(list, put_list_element, &place);
+		return;
+	}
 	json_object_foreach((json_t *)tree, key, value)
 	{
 		put_indent(depth);
@@ -312,17 +369,7 @@ static void put_tree(const json_t *tree, unsigned depth)
 		put_tree(value, depth + 1);
 	}
 	size_t i = 0;
-	json_array_foreach((json_t *)tree, i, value)
-	{
-		put_indent(depth);
-		(void)printf("[%zu]:", i);
-		if (json_is_object(value)) {
-			(void)putchar('\n');
-			put_tree(value, depth + 1);
-		} else {
-			put_scalar(value);
-		}
-	}
+	json_array_foreach((json_t *)tree, i, value) put_element(i, value, depth);
 }
 
 void cli_info_put_specific(struct cli *cli, struct qcow_image *image)
@@ -388,8 +435,8 @@ static void put_human(const json_t *o)
 		(void)printf("Block limits:\n");
 		put_tree(json_object_get(o, "limits"), 1);
 	}
-	if (json_array_size(json_object_get(o, "snapshots")) != 0)
-		cli_snapshot_table(json_object_get(o, "snapshots"), stdout);
+	if (json_object_get(o, "snapshots") != NULL)
+		cli_snapshot_table(cli_json_list_of(json_object_get(o, "snapshots")));
 	const json_t *data = json_object_get(json_object_get(o, "format-specific"), "data");
 	if (json_object_size(data) != 0) {
 		(void)printf("Format specific information:\n");
@@ -452,6 +499,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		cli_error(cli, "Cannot allocate memory");
 	else
 		rc = show(&info, image, name, args);
+	free_layers(&info);
 	qcow_close(image);
 	return rc;
 }

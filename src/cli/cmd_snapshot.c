@@ -11,28 +11,15 @@
 
 static int list_snapshots(struct cli *cli, struct qcow_image *image, bool as_json)
 {
-	struct qcow_info in;
-	qcow_get_info(image, &in);
-	json_t *list = json_array();
+	bool damaged = false;
+	struct cli_snapshots snapshots;
+	cli_snapshots_init(&snapshots, cli, image, &damaged);
 	int rc = 0;
-	for (uint32_t i = 0; i < in.n_snapshots && rc == 0; i++) {
-		struct qcow_error err = QCOW_ERROR_INIT;
-		struct qcow_snapshot snapshot;
-		if (qcow_get_snapshot(image, i, &snapshot, &err) != QCOW_OK) {
-			rc = cli_fail(cli, &err, "'%s': snapshot %u",
-				qcow_store_name(qcow_image_store(image)), i);
-			break;
-		}
-		(void)json_array_append_new(list, cli_snapshot_json(&snapshot));
-	}
-	if (as_json) {
-		int printed = cli_json_print(cli, list);
-		return rc != 0 ? rc : printed;
-	}
-	if (json_array_size(list) != 0)
-		cli_snapshot_table(list, stdout);
-	json_decref(list);
-	return rc;
+	if (as_json)
+		rc = cli_json_print(cli, cli_json_list(&snapshots.list));
+	else
+		cli_snapshot_table(&snapshots.list);
+	return rc != 0 ? rc : damaged;
 }
 
 /* The one action asked for ("list" without any), or NULL where several were: reported. */

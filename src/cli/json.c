@@ -99,6 +99,22 @@ static void put_string(const char *text, size_t bytes)
 	(void)putchar('"');
 }
 
+/* The only key of an object that stands for a list. Keys are ours: no image has any. */
+#define LIST_KEY "\001list"
+
+json_t *cli_json_list(struct cli_json_list *list)
+{
+	json_t *o = json_object();
+	cli_json_set(o, LIST_KEY, json_integer((json_int_t)(uintptr_t)list));
+	return o;
+}
+
+struct cli_json_list *cli_json_list_of(const json_t *value)
+{
+	const json_t *at = json_object_get(value, LIST_KEY);
+	return at != NULL ? (struct cli_json_list *)(uintptr_t)json_integer_value(at) : NULL;
+}
+
 static void put_value(const json_t *value, unsigned depth);
 
 static void put_separator(bool first, unsigned depth)
@@ -131,10 +147,34 @@ static void put_container(const json_t *value, unsigned depth)
 	(void)printf("\n%*s%c", (int)depth * 4, "", is_object ? '}' : ']');
 }
 
+struct place {
+	unsigned depth;
+	bool first;
+};
+
+static void put_member(void *ctx, json_t *member)
+{
+	struct place *place = ctx;
+	put_separator(place->first, place->depth + 1);
+	put_value(member, place->depth + 1);
+	place->first = false;
+	json_decref(member);
+}
+
+static void put_list(struct cli_json_list *list, unsigned depth)
+{
+	struct place place = {.depth = depth, .first = true};
+	(void)putchar('[');
+	list->each(list, put_member, &place);
+	(void)printf("\n%*s]", (int)depth * 4, "");
+}
+
 /* Recursion is as deep as what a command built, never as deep as an image says. */
 static void put_value(const json_t *value, unsigned depth)
 {
-	if (json_is_object(value) || json_is_array(value))
+	if (cli_json_list_of(value) != NULL)
+		put_list(cli_json_list_of(value), depth);
+	else if (json_is_object(value) || json_is_array(value))
 		put_container(value, depth);
 	else if (json_is_string(value))
 		put_string(json_string_value(value), json_string_length(value));

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-json_t *cli_snapshot_json(const struct qcow_snapshot *s)
+static json_t *snapshot_json(const struct qcow_snapshot *s)
 {
 	json_t *o = json_object();
 	if (s->icount != UINT64_MAX)
@@ -57,11 +57,54 @@ static void put_row(const json_t *o, FILE *out)
 	free(name);
 }
 
-void cli_snapshot_table(const json_t *list, FILE *out)
+struct table {
+	bool has_head;
+};
+
+static void put_table_row(void *ctx, json_t *o)
 {
-	size_t i = 0;
-	json_t *o = NULL;
-	(void)fprintf(out, "Snapshot list:\n%-7s %-16s %8s %19s %15s %10s\n", "ID", "TAG",
-		"VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT");
-	json_array_foreach((json_t *)list, i, o) put_row(o, out);
+	struct table *table = ctx;
+	if (!table->has_head)
+		(void)printf("Snapshot list:\n%-7s %-16s %8s %19s %15s %10s\n", "ID", "TAG",
+			"VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT");
+	table->has_head = true;
+	put_row(o, stdout);
+	json_decref(o);
+}
+
+void cli_snapshot_table(struct cli_json_list *list)
+{
+	struct table table = {false};
+	list->each(list, put_table_row, &table);
+}
+
+struct walk {
+	void (*put)(void *ctx, json_t *member);
+	void *ctx;
+};
+
+static bool visit(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot)
+{
+	struct walk *walk = ctx;
+	(void)index;
+	walk->put(walk->ctx, snapshot_json(snapshot));
+	return true;
+}
+
+static void each(struct cli_json_list *list, void (*put)(void *ctx, json_t *member), void *ctx)
+{
+	struct cli_snapshots *s = (struct cli_snapshots *)list;
+	struct walk walk = {put, ctx};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (qcow_each_snapshot(s->image, visit, &walk, &err) == QCOW_OK)
+		return;
+	*s->damaged = true;
+	(void)cli_fail(
+		s->cli, &err, "'%s': snapshots", qcow_store_name(qcow_image_store(s->image)));
+}
+
+void cli_snapshots_init(
+	struct cli_snapshots *s, struct cli *cli, struct qcow_image *image, bool *damaged)
+{
+	*s = (struct cli_snapshots){{each}, cli, image, damaged};
 }

@@ -4,10 +4,19 @@
 
 #include "cli/cli.h"
 
-/* One snapshot as QEMU's JSON. */
-json_t *cli_snapshot_json(const struct qcow_snapshot *snapshot);
+/* The snapshots of an image as a list that is read while it is printed. A failure is reported where it is met, and
+ * ends the list. */
+struct cli_snapshots {
+	struct cli_json_list list;
+	struct cli *cli;
+	struct qcow_image *image;
+	bool *damaged; /* set by a failure */
+};
 
-/* The table of snapshot -l and info, from a JSON array of cli_snapshot_json. Names are escaped. */
-void cli_snapshot_table(const json_t *list, FILE *out);
+void cli_snapshots_init(
+	struct cli_snapshots *s, struct cli *cli, struct qcow_image *image, bool *damaged);
+
+/* The table of snapshot -l and info; nothing where the list is empty. Names are escaped. */
+void cli_snapshot_table(struct cli_json_list *list);
 
 #endif

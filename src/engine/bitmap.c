@@ -42,17 +42,29 @@ struct stretch {
 	bool is_dirty;
 };
 
+struct search {
+	const char *name;
+	bool found;
+	uint32_t index;
+};
+
+static bool is_name(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding)
+{
+	struct search *search = ctx;
+	(void)finding;
+	search->index = index;
+	search->found = strcmp(b->name, search->name) == 0;
+	return !search->found;
+}
+
 enum qcow_status qk_bitmap_find(
 	struct qcow_image *image, const char *name, uint32_t *index, struct qcow_error *err)
 {
-	for (uint32_t i = 0; i < image->bitmaps.n; i++) {
-		struct qcow_bitmap b;
-		QK_TRY(qk_bitmap_get(image, i, &b, NULL, err));
-		if (strcmp(b.name, name) == 0) {
-			*index = i;
-			return QCOW_OK;
-		}
-	}
+	struct search search = {.name = name};
+	QK_TRY(qk_bitmaps_each(image, is_name, &search, err));
+	*index = search.index;
+	if (search.found)
+		return QCOW_OK;
 	return QK_FAIL(err, QCOW_E_NOENT,
 		"bitmap '%s' not found: the image has %" PRIu32 " bitmaps that can be trusted",
 		name, image->bitmaps.n);
@@ -85,24 +97,43 @@ static enum qcow_status judge(const struct qcow_image *image, const struct qcow_
 	return QCOW_OK;
 }
 
+struct opening {
+	struct qcow_image *image;
+	struct qcow_bitmap_reader *reader;
+	enum qcow_status status;
+	struct qcow_error *err;
+};
+
+static bool open_reader(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding)
+{
+	struct opening *opening = ctx;
+	(void)index;
+	opening->status = judge(opening->image, b, finding, opening->err);
+	if (opening->status != QCOW_OK)
+		return false;
+	struct qcow_bitmap_reader *r = qk_calloc(1, sizeof(*r));
+	if (r == NULL) {
+		opening->status = QK_FAIL_NOMEM(opening->err);
+		return false;
+	}
+	r->image = opening->image;
+	r->size = opening->image->header.size;
+	r->granularity_bits = b->granularity_bits;
+	r->table_off = b->table_offset;
+	r->table_entries = b->table_entries;
+	r->data_off = NOTHING;
+	opening->reader = r;
+	return false;
+}
+
 enum qcow_status qk_bitmap_reader_new(struct qcow_image *image, uint32_t index,
 	struct qcow_bitmap_reader **out, struct qcow_error *err)
 {
-	struct qcow_bitmap b;
-	unsigned finding = 0;
-	QK_TRY(qk_bitmap_get(image, index, &b, &finding, err));
-	QK_TRY(judge(image, &b, finding, err));
-	struct qcow_bitmap_reader *r = qk_calloc(1, sizeof(*r));
-	if (r == NULL)
-		return QK_FAIL_NOMEM(err);
-	r->image = image;
-	r->size = image->header.size;
-	r->granularity_bits = b.granularity_bits;
-	r->table_off = b.table_offset;
-	r->table_entries = b.table_entries;
-	r->data_off = NOTHING;
-	*out = r;
-	return QCOW_OK;
+	struct opening opening = {.image = image, .err = err};
+	QK_TRY(qk_bitmap_look(image, index, open_reader, &opening, err));
+	if (opening.status == QCOW_OK)
+		*out = opening.reader;
+	return opening.status;
 }
 
 void qk_bitmap_reader_free(struct qcow_bitmap_reader *reader)

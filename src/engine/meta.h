@@ -93,4 +93,13 @@ static inline uint64_t qk_slice_word(const struct qk_slice *slice, uint32_t i)
 	return __builtin_bswap64(atomic_load_explicit(&slice->words[i], memory_order_acquire));
 }
 
+/* Are words [i, i + 8) all zero? */
+static inline bool qk_slice_is_zero8(const struct qk_slice *slice, uint32_t i)
+{
+	uint64_t any = 0;
+	for (uint32_t k = 0; k < 8; k++)
+		any |= atomic_load_explicit(&slice->words[i + k], memory_order_acquire);
+	return any == 0;
+}
+
 #endif

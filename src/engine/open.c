@@ -249,6 +249,16 @@ static void judge_tables(struct qcow_image *image)
 		image->read_only_at_most = true;
 }
 
+static bool is_good_bitmap(
+	void *ctx, uint32_t index, const struct qcow_bitmap *bitmap, unsigned finding)
+{
+	bool *is_bad = ctx;
+	(void)index;
+	(void)bitmap;
+	*is_bad = finding != 0;
+	return finding == 0;
+}
+
 static enum qcow_status load_lists(struct qcow_image *image, struct qcow_error *err)
 {
 	QK_TRY(qk_snapshots_load(image, err));
@@ -260,15 +270,9 @@ static enum qcow_status load_lists(struct qcow_image *image, struct qcow_error *
 	QK_TRY(qk_bitmaps_load(image, err));
 	if (image->snapshots.is_bad || image->bitmaps.is_bad)
 		image->read_only_at_most = true;
-	for (uint32_t i = 0; !image->bitmaps.is_bad && i < image->bitmaps.n; i++) {
-		struct qcow_bitmap bitmap;
-		unsigned finding = 0;
-		if (image->read_only_at_most)
-			break;
-		QK_TRY(qk_bitmap_get(image, i, &bitmap, &finding, err));
-		image->read_only_at_most = finding != 0;
-	}
-	return QCOW_OK;
+	if (image->read_only_at_most)
+		return QCOW_OK;
+	return qk_bitmaps_each(image, is_good_bitmap, &image->read_only_at_most, err);
 }
 
 static enum qcow_status judge_encryption(

@@ -267,9 +267,10 @@ void qk_tablist_release(struct qk_tablist *list)
 	*list = (struct qk_tablist){0};
 }
 
-/* Read entry `index` and make its record. The caller holds list->lock. */
-static enum qcow_status make_record(const struct qcow_image *image, struct qk_tablist *list,
-	const struct kind *kind, uint32_t index, struct qcow_error *err)
+/* Read entry `index` and make its record. */
+static enum qcow_status make_record(const struct qcow_image *image, const struct qk_tablist *list,
+	const struct kind *kind, uint32_t index, struct qk_tablist_record **out,
+	struct qcow_error *err)
 {
 	uint64_t off = list->off + list->starts[index];
 	/* up to the next entry: a table may have 65536 of them, and somebody asks for each */
@@ -281,14 +282,20 @@ static enum qcow_status make_record(const struct qcow_image *image, struct qk_ta
 	struct window w = {.p = buffer};
 	QK_TRY(refill(image, &w, off, most, err));
 	struct qk_reader r = qk_reader_init(w.p, w.n);
-	list->records[index] = kind->make(image, &r);
-	if (list->records[index] == NULL && r.bad)
+	*out = kind->make(image, &r);
+	if (*out == NULL && r.bad)
 		return QK_FAIL_AT(err, QCOW_E_CORRUPT, kind->finding, off, QCOW_NO_OFFSET,
 			"entry %" PRIu32 " of the %s changed while the image was open", index,
 			kind->what);
-	if (list->records[index] == NULL)
-		return QK_FAIL_NOMEM(err);
-	return QCOW_OK;
+	return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+}
+
+/* The table could not be walked: the failure of that. */
+static enum qcow_status fail_as_list(const struct qk_tablist *list, struct qcow_error *err)
+{
+	if (err != NULL)
+		*err = list->why;
+	return QCOW_E_CORRUPT;
 }
 
 static enum qcow_status get_record(const struct qcow_image *image, struct qk_tablist *list,
@@ -298,15 +305,13 @@ static enum qcow_status get_record(const struct qcow_image *image, struct qk_tab
 		return QK_FAIL(err, QCOW_E_RANGE,
 			"entry %" PRIu32 " of a %s of %" PRIu32 " entries", index, kind->what,
 			list->n);
-	if (list->is_bad) {
-		if (err != NULL)
-			*err = list->why;
-		return QCOW_E_CORRUPT;
-	}
+	if (list->is_bad)
+		return fail_as_list(list, err);
 	(void)pthread_mutex_lock(&list->lock);
 	enum qcow_status status = list->records[index] != NULL
 					  ? QCOW_OK
-					  : make_record(image, list, kind, index, err);
+					  : make_record(image, list, kind, index,
+						    &list->records[index], err);
 	(void)pthread_mutex_unlock(&list->lock);
 	return status;
 }
@@ -333,24 +338,99 @@ enum qcow_status qk_bitmap_get(struct qcow_image *image, uint32_t index, struct 
 	return QCOW_OK;
 }
 
-static bool is_same(const char *key, const char *s, size_t n)
+struct each {
+	bool (*visit)(struct each *each, uint32_t index, const struct qk_tablist_record *rec);
+	bool (*snapshot)(
+		void *ctx, uint32_t index, const struct qcow_snapshot *s, unsigned finding);
+	bool (*bitmap)(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding);
+	void *ctx;
+};
+
+static bool visit_snapshot(struct each *each, uint32_t index, const struct qk_tablist_record *rec)
 {
-	return strlen(key) == n && memcmp(key, s, n) == 0;
+	return each->snapshot(each->ctx, index, &rec->u.snapshot, rec->finding);
+}
+
+static bool visit_bitmap(struct each *each, uint32_t index, const struct qk_tablist_record *rec)
+{
+	return each->bitmap(each->ctx, index, &rec->u.bitmap, rec->finding);
+}
+
+/* Entries [first, last) */
+static enum qcow_status each_record(const struct qcow_image *image, const struct qk_tablist *list,
+	const struct kind *kind, uint32_t first, uint32_t last, struct each *each,
+	struct qcow_error *err)
+{
+	if (first < last && list->is_bad)
+		return fail_as_list(list, err);
+	for (uint32_t i = first; i < last; i++) {
+		struct qk_tablist_record *rec = NULL;
+		QK_TRY(make_record(image, list, kind, i, &rec, err));
+		bool goes_on = each->visit(each, i, rec);
+		free(rec);
+		if (!goes_on)
+			break;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_snapshots_each(struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_snapshot *s, unsigned finding),
+	void *ctx, struct qcow_error *err)
+{
+	const struct qk_tablist *list = &image->snapshots;
+	struct each each = {.visit = visit_snapshot, .snapshot = visit, .ctx = ctx};
+	return each_record(image, list, &snapshot_kind, 0, list->n, &each, err);
+}
+
+enum qcow_status qk_bitmaps_each(struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding),
+	void *ctx, struct qcow_error *err)
+{
+	const struct qk_tablist *list = &image->bitmaps;
+	struct each each = {.visit = visit_bitmap, .bitmap = visit, .ctx = ctx};
+	return each_record(image, list, &bitmap_kind, 0, list->n, &each, err);
+}
+
+enum qcow_status qk_bitmap_look(struct qcow_image *image, uint32_t index,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding),
+	void *ctx, struct qcow_error *err)
+{
+	const struct qk_tablist *list = &image->bitmaps;
+	struct each each = {.visit = visit_bitmap, .bitmap = visit, .ctx = ctx};
+	if (index >= list->n)
+		return QK_FAIL(err, QCOW_E_RANGE, "bitmap %" PRIu32 " of an image with %" PRIu32,
+			index, list->n);
+	return each_record(image, list, &bitmap_kind, index, index + 1, &each, err);
+}
+
+struct search {
+	const char *key;
+	bool by_id, found;
+	uint32_t index;
+};
+
+static bool is_key(void *ctx, uint32_t index, const struct qcow_snapshot *s, unsigned finding)
+{
+	struct search *search = ctx;
+	size_t n = search->by_id ? s->id_bytes : s->name_bytes;
+	(void)finding;
+	search->index = index;
+	search->found = strlen(search->key) == n &&
+			memcmp(search->key, search->by_id ? s->id : s->name, n) == 0;
+	return !search->found;
 }
 
 enum qcow_status qk_snapshot_find(struct qcow_image *image, const char *key, bool by_id,
 	bool by_name, struct qcow_snapshot *out, unsigned *finding, struct qcow_error *err)
 {
 	for (int pass = 0; pass < 2; pass++) {
-		bool is_id_pass = pass == 0;
-		if (is_id_pass ? (by_name && !by_id) : (by_id && !by_name))
+		struct search search = {.key = key, .by_id = pass == 0};
+		if (search.by_id ? (by_name && !by_id) : (by_id && !by_name))
 			continue;
-		for (uint32_t i = 0; i < image->snapshots.n; i++) {
-			QK_TRY(qk_snapshot_get(image, i, out, finding, err));
-			if (is_id_pass ? is_same(key, out->id, out->id_bytes)
-				       : is_same(key, out->name, out->name_bytes))
-				return QCOW_OK;
-		}
+		QK_TRY(qk_snapshots_each(image, is_key, &search, err));
+		if (search.found)
+			return qk_snapshot_get(image, search.index, out, finding, err);
 	}
 	return QK_FAIL(err, QCOW_E_NOENT,
 		"snapshot '%s' not found: the image has %" PRIu32 " snapshots", key,

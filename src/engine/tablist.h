@@ -41,6 +41,20 @@ enum qcow_status qk_snapshot_get(struct qcow_image *image, uint32_t index,
 enum qcow_status qk_bitmap_get(struct qcow_image *image, uint32_t index, struct qcow_bitmap *out,
 	unsigned *finding, struct qcow_error *err);
 
+/* Entry after entry, without keeping any: strings live during the call. `visit` returns false to stop. Errors as
+ * above; the entries before a failure were visited. Any thread; `visit` may call what it likes. */
+enum qcow_status qk_snapshots_each(struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_snapshot *s, unsigned finding),
+	void *ctx, struct qcow_error *err);
+enum qcow_status qk_bitmaps_each(struct qcow_image *image,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding),
+	void *ctx, struct qcow_error *err);
+
+/* The same for bitmap `index` alone. QCOW_E_RANGE too. */
+enum qcow_status qk_bitmap_look(struct qcow_image *image, uint32_t index,
+	bool (*visit)(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding),
+	void *ctx, struct qcow_error *err);
+
 /* The snapshot that `key` means: by id, by name, or with neither flag by id first, then by name.
  * QCOW_E_NOENT and what qk_snapshot_get returns. */
 enum qcow_status qk_snapshot_find(struct qcow_image *image, const char *key, bool by_id,

@@ -11,11 +11,11 @@
 #define MAX_GRANULARITY_BITS 31U
 
 /* Begin to read bitmap `index` where it is whole and can be written again: else *out is NULL and *why says. */
-static enum qcow_status begin(struct qcow_image *source, uint32_t index, struct qcow_bitmap *bitmap,
-	struct qcow_bitmap_reader **out, struct qcow_error *why, struct qcow_error *err)
+static enum qcow_status begin(struct qcow_image *source, uint32_t index,
+	const struct qcow_bitmap *bitmap, struct qcow_bitmap_reader **out, struct qcow_error *why,
+	struct qcow_error *err)
 {
 	*out = NULL;
-	QK_TRY(qcow_get_bitmap(source, index, bitmap, err));
 	if (!bitmap->in_use && (bitmap->granularity_bits < MIN_GRANULARITY_BITS ||
 				       bitmap->granularity_bits > MAX_GRANULARITY_BITS)) {
 		(void)QK_FAIL(why, QCOW_E_UNSUPPORTED,
@@ -30,24 +30,34 @@ static enum qcow_status begin(struct qcow_image *source, uint32_t index, struct 
 	return status;
 }
 
-static enum qcow_status check_one(
-	const struct qcow_convert_options *options, uint32_t index, struct qcow_error *err)
+static enum qcow_status check_one(const struct qcow_convert_options *options, uint32_t index,
+	const struct qcow_bitmap *bitmap, struct qcow_error *err)
 {
 	struct qcow_error why = QCOW_ERROR_INIT;
-	struct qcow_bitmap bitmap;
 	struct qcow_bitmap_reader *reader = NULL;
 
-	QK_TRY(begin(options->sources[0], index, &bitmap, &reader, &why, err));
+	QK_TRY(begin(options->sources[0], index, bitmap, &reader, &why, err));
 	bool is_broken = reader == NULL;
 	qcow_bitmap_close(reader);
 	if (!is_broken || options->skip_broken_bitmaps)
 		return QCOW_OK;
-	if (bitmap.in_use)
+	if (bitmap->in_use)
 		return QK_FAIL_AT(err, why.status, why.finding, QCOW_NO_OFFSET, QCOW_NO_OFFSET,
-			"Cannot copy inconsistent bitmap '%s'", bitmap.name);
+			"Cannot copy inconsistent bitmap '%s'", bitmap->name);
 	return QK_FAIL_AT(err, why.status, why.finding, why.host_off, QCOW_NO_OFFSET,
-		"Cannot copy bitmap '%s': %s", bitmap.name, why.message);
+		"Cannot copy bitmap '%s': %s", bitmap->name, why.message);
 }
+
+/* A walk over the bitmaps, which ends with the first failure. */
+struct walk {
+	const struct qcow_convert_options *options;
+	uint64_t size;
+	struct qcow_builder *builder; /* NULL: only check */
+	enum qcow_status status;
+	struct qcow_error *err;
+};
+
+static bool visit(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap);
 
 enum qcow_status qk_bitmaps_check(
 	const struct qcow_convert_options *options, bool is_raw, struct qcow_error *err)
@@ -65,9 +75,9 @@ enum qcow_status qk_bitmaps_check(
 	if (is_raw || options->create.version < 3)
 		return QK_FAIL(err, QCOW_E_INVAL, "Format driver '%s' does not support bitmaps%s",
 			options->format, is_raw ? "" : " in version 2");
-	for (uint32_t i = 0; i < info.n_bitmaps; i++)
-		QK_TRY(check_one(options, i, err));
-	return QCOW_OK;
+	struct walk walk = {.options = options, .err = err};
+	QK_TRY(qcow_each_bitmap(options->sources[0], visit, &walk, err));
+	return walk.status;
 }
 
 static enum qcow_status copy_content(struct qcow_bitmap_reader *reader, uint64_t size,
@@ -85,40 +95,48 @@ static enum qcow_status copy_content(struct qcow_bitmap_reader *reader, uint64_t
 	return QCOW_OK;
 }
 
-static enum qcow_status copy_one(const struct qcow_convert_options *options, uint32_t index,
-	uint64_t size, struct qcow_builder *builder, struct qcow_error *err)
+static enum qcow_status copy_one(
+	const struct walk *walk, uint32_t index, const struct qcow_bitmap *bitmap)
 {
+	const struct qcow_convert_options *options = walk->options;
 	struct qcow_bitmap_options made = QCOW_BITMAP_OPTIONS_INIT;
 	struct qcow_error why = QCOW_ERROR_INIT;
-	struct qcow_bitmap bitmap;
 	struct qcow_bitmap_reader *reader = NULL;
 
-	QK_TRY(begin(options->sources[0], index, &bitmap, &reader, &why, err));
+	QK_TRY(begin(options->sources[0], index, bitmap, &reader, &why, walk->err));
 	if (reader == NULL) {
 		if (options->on_skipped_bitmap != NULL)
-			options->on_skipped_bitmap(options->bitmap_ctx, bitmap.name, &why);
+			options->on_skipped_bitmap(options->bitmap_ctx, bitmap->name, &why);
 		return QCOW_OK;
 	}
-	made.name = bitmap.name;
-	made.granularity_bits = bitmap.granularity_bits;
-	made.is_auto = bitmap.is_auto;
-	enum qcow_status status = qcow_builder_bitmap(builder, &made, err);
+	made.name = bitmap->name;
+	made.granularity_bits = bitmap->granularity_bits;
+	made.is_auto = bitmap->is_auto;
+	enum qcow_status status = qcow_builder_bitmap(walk->builder, &made, walk->err);
 	if (status == QCOW_OK)
-		status = copy_content(reader, size, &options->progress, builder, err);
+		status = copy_content(
+			reader, walk->size, &options->progress, walk->builder, walk->err);
 	qcow_bitmap_close(reader);
 	return status;
+}
+
+static bool visit(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap)
+{
+	struct walk *walk = ctx;
+
+	walk->status = walk->builder != NULL ? copy_one(walk, index, bitmap)
+					     : check_one(walk->options, index, bitmap, walk->err);
+	return walk->status == QCOW_OK;
 }
 
 enum qcow_status qk_bitmaps_copy(const struct qcow_convert_options *options, uint64_t size,
 	struct qcow_builder *builder, struct qcow_error *err)
 {
-	struct qcow_info info;
+	struct walk walk = {.options = options, .builder = builder, .err = err};
 
 	if (!options->bitmaps)
 		return QCOW_OK;
-	qcow_get_info(options->sources[0], &info);
-	size = qk_min(size, qcow_size(options->sources[0]));
-	for (uint32_t i = 0; i < info.n_bitmaps; i++)
-		QK_TRY(copy_one(options, i, size, builder, err));
-	return QCOW_OK;
+	walk.size = qk_min(size, qcow_size(options->sources[0]));
+	QK_TRY(qcow_each_bitmap(options->sources[0], visit, &walk, err));
+	return walk.status;
 }

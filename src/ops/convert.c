@@ -215,6 +215,22 @@ static uint64_t least_bytes(const struct request *request, const struct qk_copy 
 	return is_full || stores_zeros ? copy->source.size : 0;
 }
 
+/* Can the file be that long at all? Only where nothing is lost by asking: an empty one. */
+static enum qcow_status try_length(
+	const struct request *request, uint64_t size, struct qcow_error *err)
+{
+	struct qcow_store_caps caps;
+	uint64_t have = 0;
+	qcow_store_caps(request->target, &caps);
+	if (!request->is_raw || request->options->keep_target || !caps.can_grow)
+		return QCOW_OK;
+	QK_TRY(qcow_store_size(request->target, &have, err));
+	if (have != 0)
+		return QCOW_OK;
+	QK_TRY(qcow_store_truncate(request->target, size, err));
+	return qcow_store_truncate(request->target, 0, err);
+}
+
 static enum qcow_status open_sink(
 	struct request *request, struct qk_copy *copy, struct qcow_error *err)
 {
@@ -279,6 +295,7 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 	struct qcow_store *data = request->target_data != NULL ? request->target_data
 							       : request->target;
 	copy->clone_dev = probe_clone(request, data);
+	QK_TRY(try_length(request, copy->source.size, err));
 	QK_TRY(qk_fit_check(copy, data, least_bytes(request, copy), err));
 	QK_TRY(open_sink(request, copy, err));
 	enum qcow_status status = qk_copy_run(copy, err);

@@ -68,12 +68,33 @@ static uint64_t count_nonzero(const uint8_t *p, uint64_t len, uint64_t unit_byte
 	return sum;
 }
 
+#define SEEN 256U
+
+/* What was counted of a piece of a store. Tables of a few bytes can name one cluster a million times: it is
+ * read once. */
+struct seen {
+	const struct qcow_store *store; /* NULL: nothing yet */
+	uint64_t host_off, len, nonzero;
+};
+
+/* The place of `segment`'s first `len` bytes in `seen`, or NULL where they lie nowhere plainly. */
+static struct seen *find_seen(struct seen *seen, const struct qk_segment *segment, uint64_t len)
+{
+	if (segment->store == NULL)
+		return NULL;
+	struct seen *s = &seen[(segment->host_off >> 12) % SEEN];
+	if (s->store != segment->store || s->host_off != segment->host_off || s->len != len)
+		*s = (struct seen){.host_off = segment->host_off, .len = len};
+	return s;
+}
+
 /* Bytes of units that are not all zero, by reading; counted no further than `enough`. */
 static enum qcow_status count_data(
 	struct qk_copy *copy, uint64_t enough, uint64_t *out, struct qcow_error *err)
 {
 	QK_AUTO_FREE uint8_t *buf = qk_malloc(1, copy->policy.chunk_bytes);
-	if (buf == NULL)
+	QK_AUTO_FREE struct seen *seen = qk_calloc(SEEN, sizeof(*seen));
+	if (buf == NULL || seen == NULL)
 		return QK_FAIL_NOMEM(err);
 	uint64_t sum = 0;
 	for (uint64_t at = 0; at < copy->source.size && sum <= enough;) {
@@ -82,9 +103,17 @@ static enum qcow_status count_data(
 		uint64_t n = segment.len;
 		if (segment.kind == QK_SEGMENT_DATA) {
 			n = qk_min(n, copy->policy.chunk_bytes);
-			QK_TRY(qk_source_read(&copy->source, buf, n, at, err));
-			/* 512 bytes: where segments begin inside units, less is counted, never more */
-			sum += count_nonzero(buf, n, 512);
+			struct seen *s = find_seen(seen, &segment, n);
+			if (s == NULL || s->store == NULL) {
+				QK_TRY(qk_source_read(&copy->source, buf, n, at, err));
+				/* 512 bytes: where segments begin inside units, less is counted, never more */
+				uint64_t nonzero = count_nonzero(buf, n, 512);
+				if (s != NULL)
+					*s = (struct seen){segment.store, s->host_off, n, nonzero};
+				sum += nonzero;
+			} else {
+				sum += s->nonzero;
+			}
 		}
 		at += n;
 		if (is_cancelled(copy))

@@ -94,24 +94,33 @@ static enum qcow_status count_data(struct qcow_image *source, uint64_t size, uin
 	return QCOW_OK;
 }
 
+struct bitmap_count {
+	uint64_t virtual_size, cluster_size;
+	uint64_t directory, n_clusters;
+};
+
+static bool count_bitmap(void *ctx, uint32_t index, const struct qcow_bitmap *b)
+{
+	struct bitmap_count *c = ctx;
+
+	(void)index;
+	if (b->in_use || b->granularity_bits > MAX_GRANULARITY_BITS)
+		return true;
+	uint64_t bits = qk_div_up(c->virtual_size, UINT64_C(1) << b->granularity_bits);
+	uint64_t n = qk_div_up(qk_div_up(bits, 8), c->cluster_size);
+	c->n_clusters += n + qk_div_up(n * 8, c->cluster_size);
+	c->directory += qk_div_up(BITMAP_ENTRY_BYTES + strlen(b->name), 8) * 8;
+	return true;
+}
+
 /* Every bitmap full, with its table, and the directory. Those that cannot be trusted are not copied. */
 static enum qcow_status count_bitmaps(struct qcow_image *source, const struct qcow_info *info,
 	uint64_t cluster_size, uint64_t *bytes, struct qcow_error *err)
 {
-	uint64_t directory = 0;
-	uint64_t n_clusters = 0;
+	struct bitmap_count c = {.virtual_size = info->virtual_size, .cluster_size = cluster_size};
 
-	for (uint32_t i = 0; i < info->n_bitmaps; i++) {
-		struct qcow_bitmap b;
-		QK_TRY(qcow_get_bitmap(source, i, &b, err));
-		if (b.in_use || b.granularity_bits > MAX_GRANULARITY_BITS)
-			continue;
-		uint64_t bits = qk_div_up(info->virtual_size, UINT64_C(1) << b.granularity_bits);
-		uint64_t n = qk_div_up(qk_div_up(bits, 8), cluster_size);
-		n_clusters += n + qk_div_up(n * 8, cluster_size);
-		directory += qk_div_up(BITMAP_ENTRY_BYTES + strlen(b.name), 8) * 8;
-	}
-	*bytes = (n_clusters + qk_div_up(directory, cluster_size)) * cluster_size;
+	QK_TRY(qcow_each_bitmap(source, count_bitmap, &c, err));
+	*bytes = (c.n_clusters + qk_div_up(c.directory, cluster_size)) * cluster_size;
 	return QCOW_OK;
 }
 
