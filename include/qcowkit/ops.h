@@ -91,6 +91,45 @@ QCOW_EXPORT enum qcow_status qcow_convert(struct qcow_store *target, struct qcow
 QCOW_EXPORT enum qcow_status qcow_convert_to_fd(struct qcow_image *source, int fd,
 	const struct qcow_progress *progress, struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- compare ---- */
+
+enum qcow_difference {
+	QCOW_DIFFERENCE_NONE = 0,
+	QCOW_DIFFERENCE_SIZE, /* strict: one disk is longer */
+	QCOW_DIFFERENCE_ALLOCATION, /* strict: a range is of another kind */
+	QCOW_DIFFERENCE_CONTENT
+};
+
+struct qcow_compare_options {
+	uint32_t struct_size;
+	bool strict; /* sizes and the kind of every range must agree too */
+	bool whole_sectors; /* raw disks end with a sector of 512 bytes, and offsets told are of sectors, as in QEMU */
+	unsigned n_workers; /* 1 to 16; 0 = the number of processors, 2 to 16 */
+	/* The flags of an extent that `strict` compares; NULL: all. One call at a time, side 0 or 1. */
+	uint32_t (*strict_flags)(void *ctx, unsigned side, const struct qcow_extent *extent);
+	void *ctx;
+	struct qcow_progress progress;
+};
+#define QCOW_COMPARE_OPTIONS_INIT {.struct_size = sizeof(struct qcow_compare_options)}
+
+struct qcow_compare_result {
+	enum qcow_difference difference;
+	uint64_t offset; /* of the first difference, or where the call failed */
+	uint64_t sizes[2]; /* as compared */
+	unsigned failed_side; /* after a failure: whose map or data could not be read */
+	bool failed_to_read; /* … its data, not its map */
+};
+
+/*
+ * Do two images hold the same disk? What both maps know to be zeros is not read; where one disk is longer, the
+ * rest of it must read as zeros. The answer, and which failure is told, are the same for every number of workers: what
+ * comes first on the disk. *result is filled on failure too. Errors of qcow_map and qcow_pread, QCOW_E_INVAL,
+ * QCOW_E_NOMEM, QCOW_E_CANCELLED.
+ */
+QCOW_EXPORT enum qcow_status qcow_compare(struct qcow_image *a, struct qcow_image *b,
+	const struct qcow_compare_options *options, struct qcow_compare_result *result,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- measure ---- */
 
 struct qcow_measure_result {

@@ -247,6 +247,7 @@ static void describe_image(json_t *o, const struct qcow_vet_result *r)
 	cli_json_set(o, "snapshots", cli_json_u64(in.n_snapshots));
 	cli_json_set(o, "bitmaps", cli_json_u64(in.n_bitmaps));
 	cli_json_set(o, "encryption", json_string(encryption_name(in.encryption)));
+	cli_json_set(o, "read-only-at-most", json_boolean(in.read_only_at_most));
 	cli_json_set(o, "check", describe_check(&r->check));
 }
 

@@ -91,4 +91,48 @@ d = open("out", "rb").read()
 assert re.fullmatch(rb"(    \(\d+\.\d\d/100%\)\r)+    \(100\.00/100%\)\rImages are identical\.\n\n", d), d'
 	then ok progress_records; else bad progress_records "$(shown)"; fi
 fi
+
+# ---- any number of workers says the same: what comes first on the disk ----
+python3 - <<-'END'
+	import random
+	rng = random.Random(7)
+	data = bytearray(rng.randbytes(1 << 20) * 24)
+	open("w0.raw", "wb").write(data)
+	for n in range(1, 7):
+	    other = bytearray(data)
+	    for _ in range(n):
+	        other[rng.randrange(len(other))] ^= 1
+	    if n == 5:
+	        other += bytes(3000001)
+	    if n == 6:
+	        other = data + bytes(3000000) + b"x"
+	    open("w%d.raw" % n, "wb").write(other)
+END
+for n in 0 1 2 3 4 5 6; do "$QEMU_IMG" convert -f raw -c -O qcow2 w$n.raw w$n.qcow2; done
+# a table that names a cluster past the end of the file: guest clusters 100 and 200
+cp w0.qcow2 broken.qcow2
+python3 - <<-'END'
+	import struct
+	f = open("broken.qcow2", "r+b")
+	head = f.read(48)
+	f.seek(struct.unpack(">Q", head[40:48])[0])
+	l2 = struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00
+	for n in (100, 200):
+	    f.seek(l2 + 8 * n)
+	    f.write(struct.pack(">Q", 0x8000400000000000))
+END
+for other in w1 w2 w3 w4 w5 w6 broken; do
+	run "$QCOW" compare -m 1 w0.qcow2 $other.qcow2
+	{ echo "$rc"; cat out err; } >want
+	for m in 2 3 8 16; do
+		run "$QCOW" compare -m $m w0.qcow2 $other.qcow2
+		{ echo "$rc"; cat out err; } >got
+		same "compare $other -m $m says what -m 1 says" want got
+	done
+	[[ $other == broken ]] && continue
+	"$QEMU_IMG" compare w0.qcow2 $other.qcow2 >theirs; rc=$?
+	run "$QCOW_QEMU_IMG" compare w0.qcow2 $other.qcow2
+	same "compare $other says what QEMU says" theirs out
+done
+says 'damage before a difference is told' 3 '*at offset 6553600*' "$QCOW" compare w0.qcow2 broken.qcow2
 finish

@@ -11,8 +11,10 @@ Each row of cases.txt is a base image made by qemu-img and a mutation of it. For
   vet     refuses what check finds damaged, and what is marked corrupt, and nothing else
   sandbox with --untrusted info, check, map, vet and convert say and write the same
   dump    is JSON
-  bounds  each command takes less than a second of processor time, and less than 64 MiB over the command on
-          the base (not with --unbounded: for builds with sanitizers); the file is not changed
+  bounds  each command takes less than a second of processor time (a bomb's convert 5), and info less than 8 MiB over
+          what the program takes by itself, check and vet 64 (not with --unbounded: for builds with
+          sanitizers); the file is not changed, nor are the canaries that bases name
+  crossed each case of base v3 on nine other bases: the same class of verdict, and vet and info agree
 Last line: "N passed, N failed, N skipped". Status 1 where something failed.
 """
 import argparse
@@ -26,6 +28,10 @@ import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.dont_write_bytecode = True
+import measured  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -46,7 +52,37 @@ BASES = {
     "luks": "create -q -f qcow2 --object secret,id=s,data=abc "
             "-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200 F 64M",
     "extl2": "create -q -f qcow2 -o extended_l2=on F 64M; io F write -q -P 1 0 4k",
+    "back": "create -q -f qcow2 -b canary -F raw F 64M; io F write -q -P 1 0 64k",
+    "df": "create -q -f qcow2 -o data_file=canary.raw F 64M; io F write -q -P 1 0 64k",
 }
+
+
+# MiB over what the program takes by itself
+BOUNDS = {"info": 8, "check": 64, "vet": 64, "dump": 64, "convert": 40}
+
+# What a case of base v3 is tried on too: its class must be the same, with other findings.
+CROSSED = ("v2", "back", "df", "luks", "comp", "zstd", "extl2", "snap", "bm")
+# but where the base has a reason to differ
+EXCEPT = {}
+for reason, rows in (
+    ("feature bits are 64 bits in one: the base's own go, or v2 has none there",
+     "H15/df:CHK H15/zstd:REJ H15/extl2:CHK H16/zstd:REJ H18/v2:OK H20/v2:OK H18/bm:OK H17/bm:LEAK"),
+    ("an image with a data file has no snapshots, no refcounts of its data, and maps offset 0",
+     "H11b/df:REJ H11c/df:REJ H12b/df:REJ T07/df:OK T07b/df:OK T12/df:CHK T12b/df:CHK T18c/df:OK T18d/df:OK "
+     "T27/df:OK T27b/df:OK T28/df:OK"),
+    ("nothing is written in this base: its first L2 table would be the header, and clusters 4 and 5 are key material",
+     "T03d/luks:CHK T06/luks:OK T07/luks:REJ T07b/luks:REJ T08/luks:REJ T09/luks:REJ T10/luks:REJ T10b/luks:REJ "
+     "T11/luks:REJ T12/luks:REJ T12b/luks:REJ T12c/luks:REJ T12d/luks:REJ T18b/luks:CHK T24/luks:LEAK T27/luks:LEAK "
+     "T28/luks:LEAK"),
+    ("clusters 4 to 6 are a snapshot's, with refcount 2; more lies behind the cut",
+     "T03d/snap:CHK T12/snap:CHK T12b/snap:CHK T18b/snap:CHK T24/snap:LEAK T27/snap:LEAK T28/snap:LEAK T18b/bm:CHK"),
+    ("version 2 and extended entries have no zero flag; an entry of the latter has 16 bytes",
+     "T12b/v2:CHK T12b/extl2:CHK T12c/extl2:OK T12d/extl2:OK"),
+    ("two compressed clusters lie in one host cluster, which no entry calls its own",
+     "T12b/comp:CHK T12b/zstd:CHK T27/comp:OK T27/zstd:OK T28/comp:LEAK T28/zstd:LEAK"),
+):
+    for row in rows.split():
+        EXCEPT[tuple(row.split(":")[0].split("/"))] = row.split(":")[1]
 
 
 class Wrong(Exception):
@@ -121,6 +157,11 @@ def snapshot_table(l1_off, n):
     return (entry + bytes(-len(entry) % 8)) * n
 
 
+def bitmap_directory(table_off, n):
+    entry = table_off + struct.pack(">IIBBHI", 1, 0, 1, 16, 400, 0)
+    return b"".join(entry + b"%0400d" % i for i in range(n))
+
+
 def mutate(data, mutation, at):
     data = bytearray(data)
     for word in mutation.split():
@@ -137,6 +178,11 @@ def mutate(data, mutation, at):
         elif what == "snaps":
             off, n = [number(x, at) for x in rest.split(",")]
             put(data, off, snapshot_table(at["L1"], n))
+        elif what == "bitmaps":
+            off, n = [number(x, at) for x in rest.split(",")]
+            directory = bitmap_directory(data[at["BDIR"]:at["BDIR"] + 8], n)
+            put(data, at["BEXT"], struct.pack(">IIQQ", n, 0, len(directory), off))
+            put(data, off, directory)
         else:
             value, n = rest.split("/")
             put(data, number(what, at), number(value, at).to_bytes(int(n), "big"))
@@ -146,25 +192,18 @@ def mutate(data, mutation, at):
 # ---- running ----
 
 class Run:
-    """exit code, output in two files until the next run, and what it cost
+    """exit code, output in two files until the next run, and what it cost"""
 
-    The memory that wait4 tells is at least that of this process when it started the other: nothing big may
-    be kept here.
-    """
+    helper = None
 
     def __init__(self, argv, folder):
         self.out = os.path.join(folder, "out")
         self.err = os.path.join(folder, "err")
-        with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            p = subprocess.Popen(argv, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
-            _, status, usage = os.wait4(p.pid, 0)
-            p.returncode = os.waitstatus_to_exitcode(status)
-        self.code = p.returncode
-        self.kib = usage.ru_maxrss
-        self.seconds = usage.ru_utime + usage.ru_stime
+        got = measured.run(Run.helper, argv, self.out, self.err)
+        self.code, self.kib, self.seconds = got.code, got.kib, got.seconds
         self.what = " ".join(argv[1:-1])
-        if self.code < 0:
-            raise Wrong("%s: killed by signal %d\n%s" % (self.what, -self.code, self.message()))
+        if self.code >= 128:
+            raise Wrong("%s: killed by signal %d\n%s" % (self.what, self.code - 128, self.message()))
 
     def message(self):
         with open(self.err, errors="replace") as f:
@@ -212,14 +251,20 @@ class Case:
     def __init__(self, line):
         parts = [p.strip() for p in line.split("|")]
         self.id, self.base, self.mutation, self.verdict, self.beside, findings = parts
+        self.verdict, _, only = self.verdict.partition(" ")
+        self.read_only = only == "RO"
         self.findings = collections.Counter()
         for word in findings.split():
             name, _, n = word.partition(":")
             self.findings[name] = int(n or 1)
 
 
-def bounded(run, limit_kib):
-    if run.seconds > 1.0 and limit_kib < 1 << 30:
+def bounded(run, limits, seconds=1.0):
+    """within the bound of its command over what the empty program takes"""
+    if limits is None:
+        return run
+    limit_kib = limits[0] + limits[1][run.what.split()[0]] * 1024
+    if run.seconds > seconds:
         raise Wrong("%s: %.2f s of processor time" % (run.what, run.seconds))
     if run.kib > limit_kib:
         raise Wrong("%s: %d KiB of memory, over %d" % (run.what, run.kib, limit_kib))
@@ -239,11 +284,9 @@ def check_open(case, args, path, folder, limit):
 
 
 def check_dump(args, path, folder, limit):
-    dump = Run([args.qcow, "dump", "-f", "qcow2", path], folder)
+    dump = bounded(Run([args.qcow, "dump", "-f", "qcow2", path], folder), limit, 5.0)
     if dump.code != 0:
         raise Wrong("dump: exit code %d\n%s" % (dump.code, dump.message()))
-    if dump.kib > limit:
-        raise Wrong("dump: %d KiB of memory, over %d" % (dump.kib, limit))
     # a dump of 100 MB is the same text a million times
     if os.path.getsize(dump.out) < 1 << 20 and len(dump.json()["structures"]) == 0:
         raise Wrong("dump: no structures")
@@ -275,6 +318,8 @@ def check_vet(case, args, path, folder, limit):
     if run.code != want:
         raise Wrong("vet: exit code %d, not %d\n%s" % (run.code, want, run.message()))
     verdict = run.json()
+    if case.verdict != "REJ" and verdict["read-only-at-most"] != case.read_only:
+        raise Wrong("vet: read-only at most: %s" % verdict["read-only-at-most"])
     if verdict["ok"] != (want == 0):
         raise Wrong("vet: says ok: %s" % verdict["ok"])
     kinds = {refusal["kind"] for refusal in verdict["refused"]}
@@ -282,6 +327,41 @@ def check_vet(case, args, path, folder, limit):
         ({"policy"} if marked else set())
     if kinds != right:
         raise Wrong("vet: refuses by %s, not by %s" % (sorted(kinds), sorted(right)))
+
+
+def check_bombs(case, args, path, folder, limit):
+    """a disk that claims a million times what the file holds"""
+    target = os.path.join(folder, "target")
+    run = bounded(Run([args.qcow, "convert", "-f", "qcow2", "-O", "raw", path, target], folder), limit, 5.0)
+    if run.code not in (0, 1):
+        raise Wrong("convert: exit code %d\n%s" % (run.code, run.message()))
+    if os.path.exists(target):
+        os.unlink(target)
+
+
+def check_crossed(case, base, bases, limit, args, folder):
+    """the mutation of a case on another base: the class of the verdict, and that vet and info agree with it"""
+    path = os.path.join(folder, case.id + "-" + base + ".qcow2")
+    data, at = bases[base]
+    with open(path, "wb") as f:
+        f.write(mutate(data, case.mutation, at))
+    before = digest(path)
+    want = EXCEPT.get((case.id, base), case.verdict)
+    info = bounded(Run([args.qcow, "info", "-f", "qcow2", "--output=json", path], folder), limit)
+    check = bounded(Run([args.qcow, "check", "-f", "qcow2", "-q", path], folder), limit)
+    code = check.code
+    vet = bounded(Run([args.qcow, "vet", "--output=json", "--allow-backing", "--allow-data-file", path], folder), limit)
+    got = {1: "REJ", 2: "CHK", 3: "LEAK", 0: "OK"}.get(code, str(code))
+    if got != {"NOTE": "OK"}.get(want, want):
+        raise Wrong("%s: check says %s" % (base, got))
+    if (want == "REJ") != (info.code != 0) and want not in ("CHK",):
+        raise Wrong("%s: info: exit code %d" % (base, info.code))
+    if vet.json()["ok"] != (want in ("OK", "LEAK") or want == "NOTE" and case.findings["CORRUPT_BIT"] == 0):
+        raise Wrong("%s: vet says ok: %s" % (base, vet.json()["ok"]))
+    if digest(path) != before:
+        raise Wrong("%s: the image was changed" % base)
+    if not args.keep:
+        os.unlink(path)
 
 
 def said_by(argv, folder):
@@ -340,6 +420,8 @@ def run_case(case, bases, limit, args, folder):
     check_check(case, args, path, folder, limit)
     check_vet(case, args, path, folder, limit)
     check_untrusted(case, args, path, folder)
+    if case.id.startswith("BOMB"):
+        check_bombs(case, args, path, folder, limit)
     if case.verdict != "REJ":
         check_dump(args, path, folder, limit)
     if digest(path) != before:
@@ -356,6 +438,7 @@ def main():
     p.add_argument("--keep", action="store_true")
     p.add_argument("--unbounded", action="store_true")
     args = p.parse_args()
+    args.qcow = os.path.abspath(args.qcow)
     with open(os.path.join(HERE, "cases.txt")) as f:
         cases = [Case(line) for line in f if line.strip() and not line.startswith("#")]
     if args.only:
@@ -365,6 +448,11 @@ def main():
         print("0 passed, 0 failed, %d skipped" % len(cases))
         return 0
     folder = tempfile.mkdtemp(prefix="qcow-images-")
+    Run.helper = measured.build(folder)
+    os.chdir(folder)
+    for name in ("canary", "canary.raw"):
+        with open(name, "wb") as f:
+            f.write(b"canary" * 1000)
     bases = {}
     for name in BASES:
         path = os.path.join(folder, name)
@@ -372,11 +460,19 @@ def main():
         with open(path, "rb") as f:
             data = f.read()
         bases[name] = (data, names(data))
-    limit = 1 << 30 if args.unbounded else Run([args.qcow, "check", "-q", os.path.join(folder, "v3")], folder).kib + 64 * 1024
+    limit = None if args.unbounded else (Run([args.qcow, "info", os.path.join(folder, "v3")], folder).kib, BOUNDS)
+    # what the images name: QEMU has grown the data file when it made the base
+    canaries = {name: digest(name) for name in ("canary", "canary.raw")}
+    crossed = [(case, base) for case in cases if case.base == "v3" and not case.id.startswith("BOMB") for base in CROSSED]
     failed = 0
-    for case in cases:
+    for case, base in [(case, None) for case in cases] + crossed:
         try:
-            run_case(case, bases, limit, args, folder)
+            if base is None:
+                run_case(case, bases, limit, args, folder)
+            else:
+                check_crossed(case, base, bases, limit, args, folder)
+            if any(digest(name) != was for name, was in canaries.items()):
+                raise Wrong("a canary was changed")
         except (Wrong, subprocess.CalledProcessError, ValueError) as e:
             failed += 1
             print("FAIL %s: %s\n  again: tests/images/images.py --qcow %s --only %s" %
@@ -385,7 +481,7 @@ def main():
         print("kept: " + folder)
     else:
         shutil.rmtree(folder)
-    print("%d passed, %d failed, 0 skipped" % (len(cases) - failed, failed))
+    print("%d passed, %d failed, 0 skipped" % (len(cases) + len(crossed) - failed, failed))
     return 1 if failed else 0
 
 

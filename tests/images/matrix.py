@@ -10,8 +10,7 @@ refcount table and blocks is set to 0, 1, all ones, the largest signed number, i
 flipped, one more, one less, twice, a random number and its neighbour's value. For each such image:
 
   - every command ends within a second of processor time and 10 seconds in all, and never by a signal
-  - its memory is within the bound of the command over what it takes for the base (or over that of this program,
-    where that is more: Linux counts it in)
+  - its memory is within the bound of the command over what the program takes by itself
   - its exit code is one that its page names; vet always has a verdict
   - JSON is JSON; stderr is sentences; no control byte reaches a terminal
   - the image, and the canaries that it names as backing and data file, are not changed
@@ -32,13 +31,12 @@ import tempfile
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
 import images  # noqa: E402
+import measured  # noqa: E402
 
 MIB = 1024
 CANARY = b"canary" * 1000
 BASES = dict(images.BASES)
 BASES.update({
-    "back": "create -q -f qcow2 -b canary -F raw F 64M; io F write -q -P 1 0 64k",
-    "df": "create -q -f qcow2 -o data_file=canary.raw F 64M; io F write -q -P 1 0 64k",
     "luks": "create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,encrypt.key-secret=s,"
             "encrypt.iter-time=TIME F 64M",
     "c512": "create -q -f qcow2 -o cluster_size=512 F 1M; io F write -q -P 1 0 64k",
@@ -55,6 +53,7 @@ COMMANDS = [
     ("dump", ["dump", "-f", "qcow2"], [], (0, 1), 64 * MIB),
     ("vet", ["vet", "--output=json"], [], (0, 2), 64 * MIB),
     ("convert", ["convert", "-m", "2", "-f", "qcow2", "-O", "raw"], ["TARGET"], (0, 1), 40 * MIB),
+    ("sanitize", ["sanitize"], ["TARGET"], (0, 1, 2), 64 * MIB),
 ]
 JSON = ("info", "check", "map", "measure", "dump", "vet")
 
@@ -176,16 +175,12 @@ def matrix(bases, seed):
 
 # ---- running ----
 
-def run_once(argv, folder, seconds=10):
+def run_once(argv, folder, helper, seconds=10):
     """(exit code, processor seconds, KiB, stdout, stderr); output is cut at 16 MiB"""
     out, err = os.path.join(folder, "out"), os.path.join(folder, "err")
-    with open(out, "wb") as o, open(err, "wb") as e:
-        p = subprocess.Popen(["timeout", "-s", "ABRT", str(seconds)] + argv, stdout=o, stderr=e,
-                             stdin=subprocess.DEVNULL, cwd=folder)
-        _, status, usage = os.wait4(p.pid, 0)
-        p.returncode = os.waitstatus_to_exitcode(status)
+    got = measured.run(helper, argv, out, err, seconds, folder)
     with open(out, "rb") as o, open(err, "rb") as e:
-        return p.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, o.read(16 << 20), e.read(1 << 20)
+        return got.code, got.seconds, got.kib, o.read(16 << 20), e.read(1 << 20)
 
 
 def has_control(text):
@@ -202,7 +197,7 @@ def judge(command, got, floor, unbounded):
     if not unbounded and seconds > 1.0:
         return "%s: %.2f s of processor time" % (name, seconds)
     if not unbounded and kib > floor + bound:
-        return "%s: %d KiB, %d for the base" % (name, kib, floor)
+        return "%s: %d KiB, %d for the empty program" % (name, kib, floor)
     if has_control(err) or (name not in JSON and has_control(out)):
         return "%s: control bytes in what it prints: %s" % (name, (err + out)[:300])
     if code == 1 and not err.startswith(b"qcow: "):
@@ -235,7 +230,7 @@ def try_mutant(mutant, data, floors, args, folder):
         f.write(changed)
     before = hashlib.sha256(changed).digest()
     for command in COMMANDS:
-        got = run_once(argv_of(command, args, path, folder), folder)
+        got = run_once(argv_of(command, args, path, folder), folder, args.helper)
         why = judge(command, got, floors[base, command[0]], args.unbounded)
         if os.path.exists(os.path.join(folder, "target")):
             os.unlink(os.path.join(folder, "target"))
@@ -259,9 +254,6 @@ def work(mutants, bases, floors, args):
     folder = tempfile.mkdtemp(prefix="qcow-matrix-")
     canaries(folder)
     faults = []
-    # wait4 tells at least what this process had when it started the other
-    own = run_once(["true"], folder)[2]
-    floors = {key: max(kib, own) for key, kib in floors.items()}
     try:
         for mutant in mutants:
             why = try_mutant(mutant, bases[mutant[0]], floors, args, folder)
@@ -292,16 +284,17 @@ def make_bases(args, folder):
 
 
 def base_floors(bases, args, folder):
-    """KiB that each command takes on each base; and they are well"""
+    """KiB that the program takes by itself; and the bases are well"""
     floors = {}
+    own = run_once([args.qcow, "--version"], folder, args.helper)[2]
     canaries(folder)
     for base in bases:
         for command in COMMANDS:
-            got = run_once(argv_of(command, args, os.path.join(folder, base), folder), folder)
+            got = run_once(argv_of(command, args, os.path.join(folder, base), folder), folder, args.helper)
             if got[0] < 0 or got[0] not in command[3] and base not in ("back", "df"):
                 raise SystemExit("matrix: %s of base %s: exit code %d\n%s" %
                                  (command[0], base, got[0], got[4].decode(errors="replace")))
-            floors[base, command[0]] = got[2]
+            floors[base, command[0]] = own
             if os.path.exists(os.path.join(folder, "target")):
                 os.unlink(os.path.join(folder, "target"))
     return floors
@@ -351,6 +344,7 @@ def main():
     folder = tempfile.mkdtemp(prefix="qcow-matrix-")
     faults = []
     try:
+        args.helper = measured.build(folder)
         bases = make_bases(args, folder)
         mutants = chosen(list(matrix(bases, args.seed)), args)
         if args.list:
