@@ -265,8 +265,6 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	if (in.backing_name != NULL)
 		cli_json_set(o, "backing-filename", cli_json_string(in.backing_name));
 	cli_json_set(o, "dirty-flag", json_boolean((in.incompatible & QCOW_INCOMPAT_DIRTY) != 0));
-	if (in.read_only_at_most && !info->cli->qemu)
-		cli_json_set(o, "read-only-at-most", json_true());
 	return o;
 }
 
@@ -432,8 +430,6 @@ static void put_human(const json_t *o)
 		(void)printf("cluster_size: %llu\n", (unsigned long long)u64_of(o, "cluster-size"));
 	if (json_is_true(json_object_get(o, "dirty-flag")))
 		(void)printf("cleanly shut down: no\n");
-	if (json_is_true(json_object_get(o, "read-only-at-most")))
-		(void)printf("read-only at most: yes\n");
 	put_backing(o);
 	if (json_object_get(o, "limits") != NULL) {
 		(void)printf("Block limits:\n");

@@ -33,7 +33,7 @@ int main(int argc, char **argv)
 		_exit(127);
 	}
 	(void)signal(SIGALRM, give_up);
-	(void)alarm((unsigned)atoi(argv[1]));
+	(void)alarm((unsigned)strtoul(argv[1], NULL, 10));
 	while (wait4(child, &status, 0, &u) != child)
 		;
 	FILE *report = fopen(argv[2], "w");
