@@ -380,10 +380,11 @@ void cli_info_put_specific(struct cli *cli, struct qcow_image *image)
 	if (in.version == 0)
 		return;
 	json_t *data = json_object();
-	describe_features(&info, image, &in, data);
+	describe_features(add_layer(&info, image), &in, data);
 	(void)printf("Format specific information:\n");
 	put_tree(data, 1);
 	json_decref(data);
+	free_layers(&info);
 }
 
 static void put_backing(const json_t *o)

@@ -69,6 +69,9 @@ enum qcow_status qk_bitmaps_check(
 	if (options->n_sources != 1)
 		return QK_FAIL(
 			err, QCOW_E_INVAL, "Copying bitmaps only possible with single source");
+	if (options->keep_target)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"bitmaps are copied into new images only, not with -n");
 	qcow_get_info(options->sources[0], &info);
 	if (info.version < 3)
 		return QK_FAIL(err, QCOW_E_INVAL, "Source lacks bitmap support");
