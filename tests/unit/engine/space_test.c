@@ -42,6 +42,7 @@ static void step(struct lab *lab, struct qkt_rng *rng, bool may_fill)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	uint64_t c = pick_owned(lab, rng);
 	uint64_t count = 0;
+	enum qcow_status want = QCOW_OK;
 
 	switch (c == 0 ? 0 : qkt_rng_below(rng, 10)) {
 	case 0:
@@ -51,8 +52,8 @@ static void step(struct lab *lab, struct qkt_rng *rng, bool may_fill)
 		break;
 	case 3:
 	case 4:
-		assert_status(lab_raise(lab, c, &err),
-			lab->counts[c] == lab->max ? QCOW_E_LIMIT : QCOW_OK, err);
+		want = lab->counts[c] == lab->max ? QCOW_E_LIMIT : QCOW_OK;
+		assert_status(lab_raise(lab, c, &err), want, err);
 		break;
 	case 5:
 		if (qkt_rng_below(rng, 8) == 0)
