@@ -260,7 +260,8 @@ static uint64_t stored(const struct reader *r, uint64_t cluster)
 	uint64_t i = cluster % per;
 	if (bits >= 8)
 		return be(r->file + block + i * (bits / 8), (unsigned)(bits / 8));
-	return r->file[block + i * bits / 8] >> (i * bits % 8) & ((1U << bits) - 1);
+	unsigned byte = r->file[block + i * bits / 8];
+	return byte >> (i * bits % 8) & ((1U << bits) - 1);
 }
 
 uint64_t lab_stored(struct lab *lab, uint64_t cluster)

@@ -136,6 +136,7 @@ static void leaks_are_taken_again(void **state)
 	close_image(&o);
 	sh("cmp t leaky");
 	o = open_image(open_rw("t"));
+	rq = request(&o, QCOW_PROVE_AUTO);
 	assert_ok(qk_space_new(&rq, &o.sp, &err), err);
 	take_one(o.sp, &run);
 	assert_int_equal(run.off, 9 * K64);
