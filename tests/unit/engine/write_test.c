@@ -241,6 +241,89 @@ static void check_of_an_open_image_sees_tables_that_moved(void **state)
 	free(bytes);
 }
 
+static void refuse(const char *make, const struct qcow_open_options *options, unsigned file_flags,
+	enum qcow_status want, const char *words)
+{
+	struct qcow_open_options o = *options;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *store = NULL;
+	struct qcow_image *image = NULL;
+	sh("rm -f img data && %s && cp img before", make);
+	o.flags = QCOW_OPEN_WRITE;
+	o.resolve = resolve_in_dir;
+	assert_int_equal(qcow_file_open(in_dir("img"), file_flags, &store, &err), QCOW_OK);
+	assert_int_equal(qcow_open(store, &o, &image, &err), want);
+	if (strstr(err.message, words) == NULL)
+		fail_msg("%s: no '%s' in '%s'", make, words, err.message);
+	sh("cmp img before");
+}
+
+static void what_cannot_be_written_is_refused(void **state)
+{
+	(void)state;
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	refuse("qemu-img create -f qcow2 -o extended_l2=on img 1M", &o, QCOW_FILE_WRITE,
+		QCOW_E_UNSUPPORTED, "extended L2");
+	refuse("qemu-img create -f qcow2 -o data_file=data img 1M", &o, QCOW_FILE_WRITE,
+		QCOW_E_UNSUPPORTED, "data file");
+	refuse("qemu-img create -f qcow2 img 1M && qemu-img bitmap --add img b", &o,
+		QCOW_FILE_WRITE, QCOW_E_UNSUPPORTED, "bitmap 'b' is enabled");
+	refuse("qemu-img create -f qcow2 img 1M", &o, 0, QCOW_E_READONLY, "reading only");
+	o.secret = (struct qcow_secret){"x", 1};
+	refuse("qemu-img create --object secret,id=s,data=x -f qcow2 "
+	       "-o encrypt.format=aes,encrypt.key-secret=s img 1M",
+		&o, QCOW_FILE_WRITE, QCOW_E_UNSUPPORTED, "encrypted");
+	o.snapshot = "s";
+	refuse("qemu-img create -f qcow2 img 1M && qemu-img snapshot -c s img", &o, QCOW_FILE_WRITE,
+		QCOW_E_READONLY, "snapshot");
+}
+
+/* Bitmaps that record nothing stay as they are. */
+static void disabled_bitmap_survives_writes(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	sh("rm -f img && qemu-img create -f qcow2 img 4M && qemu-img bitmap --add img b &&"
+	   "qemu-io -c 'write 1M 1M' img && qemu-img bitmap --disable img b");
+	struct bench b = open_for_writing(0);
+	for (uint64_t off = 0; off < 4 << 20; off += 100000)
+		assert_int_equal(qcow_pwrite(b.image, "abc", 3, off, 0, &err), QCOW_OK);
+	assert_int_equal(qcow_flush(b.image, &err), QCOW_OK);
+	close_bench(&b);
+	sh("qemu-img check img && qemu-img info img | grep -q 'name: b'");
+}
+
+static void raw_disk_is_written_in_place(void **state)
+{
+	(void)state;
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_store *store = NULL;
+	struct qcow_image *image = NULL;
+	const uint64_t size = (3 << 20) + 100;
+	struct disk d = {.size = size,
+		.cluster = 1,
+		.bytes = calloc(1, size + MAX_LEN),
+		.buf = malloc(MAX_LEN)};
+	sh("rm -f raw && truncate -s %llu raw", (unsigned long long)size);
+	assert_int_equal(qcow_file_open(in_dir("raw"), QCOW_FILE_WRITE, &store, &err), QCOW_OK);
+	o.flags = QCOW_OPEN_WRITE;
+	o.format = "raw";
+	assert_int_equal(qcow_open(store, &o, &image, &err), QCOW_OK);
+	d.discards = true; /* of a file on tmpfs: holes are punched */
+	uint64_t seed = 4711;
+	for (unsigned i = 0; i < 300; i++)
+		step(image, &d, &seed);
+	qcow_close(image);
+	size_t n = 0;
+	uint8_t *got = slurp("raw", &n);
+	assert_int_equal(n, size);
+	assert_memory_equal(got, d.bytes, size);
+	free(got);
+	free(d.bytes);
+	free(d.buf);
+}
+
 static void random_steps_agree_with_an_array(void **state)
 {
 	(void)state;
@@ -258,6 +341,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(l1_table_that_is_too_small_grows),
 		cmocka_unit_test(check_of_an_open_image_sees_tables_that_moved),
+		cmocka_unit_test(what_cannot_be_written_is_refused),
+		cmocka_unit_test(disabled_bitmap_survives_writes),
+		cmocka_unit_test(raw_disk_is_written_in_place),
 		cmocka_unit_test(random_steps_agree_with_an_array),
 	};
 	if (!has_qemu()) {
