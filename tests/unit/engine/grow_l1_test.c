@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: MIT */
+/* L1 grows: the order checker judges the switch; what was there and what is written after it reads right. */
+#include "cm.h"
+
+#include <stdlib.h>
+
+#include "engine/image.h"
+#include "engine/publish.h"
+#include "engine/rw.h"
+#include "image.h"
+
+#define CLUSTER 512u
+#define SIZE	(UINT64_C(64) << 20) /* 2,048 L1 entries of 32 KiB: 32 clusters */
+
+static void write_at(struct qkt_image *im, uint64_t off, int value)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint8_t b[CLUSTER];
+	memset(b, value, sizeof(b));
+	assert_ok(qcow_pwrite(im->image, b, sizeof(b), off, 0, &err), err);
+}
+
+static void reads(struct qkt_image *im, uint64_t off, int value)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint8_t b[CLUSTER];
+	assert_ok(qcow_pread(im->image, b, sizeof(b), off, &err), err);
+	assert_int_equal(b[0], value);
+	assert_memory_equal(b, b + 1, sizeof(b) - 1);
+}
+
+static void check(struct qkt_image *im)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_check_options options = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	assert_ok(qcow_flush(im->image, &err), err);
+	assert_ok(qcow_check(im->image, &options, &result, &err), err);
+	assert_int_equal(result.corruptions, 0);
+}
+
+static void grow_in(uint32_t version)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_create_options create = QCOW_CREATE_OPTIONS_INIT;
+	struct qcow_store *store = NULL;
+	struct qkt_image im;
+	create.version = version;
+	create.cluster_size = CLUSTER;
+	create.virtual_size = SIZE;
+	assert_ok(qcow_memory_open(0, &store, &err), err);
+	assert_ok(qcow_create(store, NULL, &create, &err), err);
+	assert_ok(qkt_image_open_store(&im, store, NULL, &err), err);
+	write_at(&im, 0, 1);
+	write_at(&im, SIZE - CLUSTER, 2);
+	for (uint64_t n = 3000; n < 20000; n += 3000) {
+		assert_ok(qk_publish_grow_l1(im.image->rw->publish, n, &err), err);
+		write_at(&im, n / 3000 * 40960, 3);
+		write_at(&im, 0, (int)(n / 3000));
+		check(&im);
+	}
+	reads(&im, 0, 6);
+	reads(&im, SIZE - CLUSTER, 2);
+	reads(&im, 40960, 3);
+	reads(&im, 6 * 40960, 3);
+	reads(&im, SIZE / 2, 0);
+	assert_true(qkt_order_judged(im.order) > 20);
+	qkt_image_close(&im);
+}
+
+static void version_3(void **state)
+{
+	(void)state;
+	grow_in(3);
+}
+
+static void version_2(void **state)
+{
+	(void)state;
+	grow_in(2);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(version_3), cmocka_unit_test(version_2)};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
