@@ -128,11 +128,38 @@ static void each_flush_fails_in_turn_with_a_small_stage(void **state)
 	sweep(3, 1);
 }
 
+/* The data of an allocating write does not fit: nothing is fenced, and nothing leaks. */
+static void a_full_host_fences_nothing_and_leaks_nothing(void **state)
+{
+	(void)state;
+	struct t t;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_check_options check = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	uint8_t buf[3 * CLUSTER];
+	memset(buf, 1, sizeof(buf));
+	begin(&t, 3, 0);
+	assert_ok(qcow_pwrite(t.im.image, buf, 512, 0, QCOW_IO_FUA, &err), err);
+	for (uint64_t i = 1; i < 4; i++) {
+		qkt_fault_arm(t.im.fault, QKT_WRITE, 1, QKT_ENOSPC, false);
+		assert_status(qcow_pwrite(t.im.image, buf, sizeof(buf), i * sizeof(buf), 0, &err),
+			QCOW_E_NOSPC, err);
+		assert_int_equal(qkt_fault_hits(t.im.fault), 1);
+	}
+	qkt_fault_disarm(t.im.fault);
+	assert_ok(qcow_pwrite(t.im.image, buf, 512, 40 * CLUSTER, QCOW_IO_FUA, &err), err);
+	assert_ok(qcow_check(t.im.image, &check, &result, &err), err);
+	assert_int_equal(result.corruptions, 0);
+	assert_int_equal(result.leaks, 0);
+	qkt_image_close(&t.im);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_flush_fails_in_turn),
 		cmocka_unit_test(each_flush_fails_in_turn_with_a_small_stage),
+		cmocka_unit_test(a_full_host_fences_nothing_and_leaks_nothing),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
