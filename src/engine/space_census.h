@@ -17,7 +17,8 @@ struct qk_space_census {
 	struct qk_census census;
 	struct qk_refblock *block; /* pinned: the last that was compared, or NULL */
 	uint64_t n_clusters; /* of the file as it was at first */
-	bool has_unread_tables, has_lost_entries;
+	struct qk_space_noted beyond; /* the first entry that points past the end of the file */
+	bool has_unread_tables;
 	bool has_damage; /* some entry or table is not as it should be */
 };
 
@@ -27,7 +28,8 @@ enum qcow_status qk_space_census_init(
 void qk_space_census_release(struct qk_space_census *c);
 
 /* Count all references, and call `pass` for each window [census.lo, census.hi) of clusters: in ascending order
- * they cover the file. QCOW_E_IO where a table cannot be read, QCOW_E_LIMIT, QCOW_E_NOMEM, what pass returns. */
+ * they cover the file. QCOW_E_IO where a table cannot be read, QCOW_E_CORRUPT where an entry points past the
+ * end of the file, QCOW_E_NOMEM, what pass returns. */
 enum qcow_status qk_space_census_run(struct qk_space_census *c,
 	enum qcow_status (*pass)(void *ctx, struct qcow_error *err), void *ctx,
 	struct qcow_error *err) QK_MUST_USE;

@@ -322,15 +322,15 @@ static enum qcow_status learn_single(
 	return qk_space_map_add(sp, kind, cluster, 1, err);
 }
 
-/* A table past the end of the file is none of ours, until the file grows over it. */
 static enum qcow_status learn_l2(struct qk_space *sp, uint64_t off, struct qcow_error *err)
 {
-	if (off >= sp->pristine << sp->g->cluster_bits) {
-		if (sp->quarantine.n > MAX_KNOWN_L2)
-			return QK_FAIL(err, QCOW_E_LIMIT,
-				"too many L1 entries point past the end of the file");
-		return qk_cluster_set_add(&sp->quarantine, qk_space_cluster(sp, off), 0, err);
-	}
+	/* the file would grow over it */
+	if (off >= sp->pristine << sp->g->cluster_bits)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_L1_ENTRY_BEYOND_FILE, off,
+			QCOW_NO_OFFSET,
+			"not opened for writing: an L1 entry names an L2 table at %" PRIu64
+			", past the end of the file",
+			off);
 	if (sp->n_l2 == MAX_KNOWN_L2) {
 		sp->knows_all_l2 = false;
 		return QCOW_OK;

@@ -9,8 +9,8 @@
  * disk with the first publication: where the image is without damage and all that might refer to clusters is
  * known.
  *
- * Entries that point past the end of the file are harmless until the file grows over them: their clusters go
- * into quarantine.
+ * Nor is an image written that has entries past the end of the file: it would grow over them, and what is an error
+ * now would read as zeros, or as what somebody else has put there.
  *
  * Memory: 16 MiB for the counters, 2 MiB for the set of L2 tables, whatever the image's size.
  */
@@ -21,28 +21,11 @@
 #include "base/bytes.h"
 #include "format/l1l2.h"
 
-#define CENSUS_BYTES	QK_MIB(16)
-#define L2SET_BYTES	QK_MIB(2)
-#define MAX_QUARANTINED (UINT64_C(1) << 16) /* by bad entries */
-#define SMALL_TABLES	QK_MIB(8) /* L1 and L2 tables that are always counted at open */
+#define CENSUS_BYTES QK_MIB(16)
+#define L2SET_BYTES  QK_MIB(2)
+#define SMALL_TABLES QK_MIB(8) /* L1 and L2 tables that are always counted at open */
 
 /* ---- counting ---- */
-
-/* An entry past the end of the file names these clusters. */
-static void quarantine_target(struct qk_space_census *c, const struct qcow_finding *f)
-{
-	const struct qk_geometry *g = c->sp->g;
-	struct qk_l2_entry e = {.host_off = {f->stored & QK_OFFSET_MASK}, .compressed_bytes = 1};
-
-	if (f->id == QCOW_FINDING_COMPRESSED_BEYOND_FILE)
-		e = qk_l2_decode(g, f->stored, 0, (qk_goff){0});
-	uint64_t last = qk_space_cluster(c->sp, e.host_off.v + e.compressed_bytes - 1);
-	for (uint64_t i = qk_space_cluster(c->sp, e.host_off.v); i <= last; i++) {
-		if (c->sp->quarantine.n >= MAX_QUARANTINED ||
-			qk_cluster_set_add(&c->sp->quarantine, i, 0, NULL) != QCOW_OK)
-			c->has_lost_entries = true;
-	}
-}
 
 static void note(void *ctx, const struct qcow_finding *f)
 {
@@ -53,7 +36,7 @@ static void note(void *ctx, const struct qcow_finding *f)
 	case QCOW_FINDING_L1_ENTRY_BEYOND_FILE:
 	case QCOW_FINDING_L2_ENTRY_BEYOND_FILE:
 	case QCOW_FINDING_COMPRESSED_BEYOND_FILE:
-		quarantine_target(c, f);
+		qk_space_note(&c->beyond, f);
 		break;
 	case QCOW_FINDING_TABLE_READ_FAILED:
 		c->has_unread_tables = true;
@@ -106,10 +89,7 @@ enum qcow_status qk_space_census_run(struct qk_space_census *c,
 
 	while (lo < c->n_clusters) {
 		QK_TRY(count(c, lo, err));
-		if (c->has_lost_entries)
-			return QK_FAIL(err, QCOW_E_LIMIT,
-				"too many entries point past the end of the file to keep its end "
-				"free for them");
+		QK_TRY(qk_space_noted_error(&c->beyond, err));
 		if (c->has_unread_tables)
 			return QK_FAIL(err, c->audit.first_failure.status,
 				"references cannot be counted: %s", c->audit.first_failure.message);
