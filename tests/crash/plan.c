@@ -128,7 +128,7 @@ struct qkc_plan qkc_plan_make(
 {
 	struct qkc_plan p = {.config = *c};
 	uint64_t cluster = UINT64_C(1) << c->cluster_bits;
-	uint64_t name = 0;
+	uint64_t name = c->version * 8192 + c->cluster_bits * 128 + c->refcount_bits;
 	for (const char *s = w->name; *s != '\0'; s++)
 		name = scramble(name + (unsigned char)*s);
 	p.rng = qkt_rng_fixed(seed ^ scramble(name + variant));

@@ -87,9 +87,10 @@ static void enter_steps(struct context *c, const enum qkc_outcome *outcomes)
 		bool is_done = outcomes[i - 1] == QKC_STEP_DONE;
 		in_doubt = in_doubt || outcomes[i - 1] == QKC_STEP_FAILED;
 		enter_step(c, i, is_done);
-		if (act == QKC_DO_RECOVER && in_doubt)
+		if ((act == QKC_DO_RECOVER || act == QKC_DO_REOPEN) && in_doubt)
 			qkc_guest_doubt(qkc_expect_guest(c->expect), flushed + 1);
-		if ((act == QKC_DO_FLUSH || act == QKC_DO_RECOVER) && is_done) {
+		if ((act == QKC_DO_FLUSH || act == QKC_DO_RECOVER || act == QKC_DO_REOPEN) &&
+			is_done) {
 			flushed = i;
 			in_doubt = false;
 		}

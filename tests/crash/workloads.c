@@ -389,6 +389,24 @@ static void random_backing(struct qkc_plan *p)
 	some_steps(p, 12, 7);
 }
 
+/* Anything with anything. */
+static void random_mixed(struct qkc_plan *p)
+{
+	bool has_width = p->config.refcount_bits != 1;
+	for (unsigned i = 0; i < 5; i++)
+		first(p, below(p, 2) != 0 ? QKC_DO_WRITE_COMPRESSED : QKC_DO_WRITE, 2 * i,
+			1 + below(p, 2));
+	first(p, QKC_DO_ZERO, below(p, 10), 1 + below(p, 2));
+	p->is_zstd = p->config.version == 3 && below(p, 2) != 0;
+	p->has_snapshot = has_width && below(p, 2) != 0;
+	if (below(p, 2) != 0)
+		p->backing_bytes = below(p, 14) * cluster_bytes(p) + 512 * (1 + below(p, 9));
+	if (below(p, 3) == 0)
+		p->disk_bytes -= 512 * below(p, cluster_bytes(p) / 512);
+	qkc_plan_between(p, QKC_DO_WRITE, below(p, 8) * cluster_bytes(p), cluster_bytes(p));
+	some_steps(p, 14, 7);
+}
+
 /* ---- what loses data in other implementations ---- */
 
 static void zero_then_write_killed(struct qkc_plan *p)
@@ -470,6 +488,24 @@ static void failing_flush_discard(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 8);
 	flush(p);
 	recover(p);
+	whole(p, QKC_DO_WRITE, 9, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+/* Given up and opened again, by another process perhaps. */
+static void dropped_and_reopened(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	fail(p, QKC_FAIL_FLUSH_DROP, 1 + below(p, 3));
+	part(p, QKC_DO_WRITE, 0);
+	whole(p, QKC_DO_DISCARD, 2, 1);
+	part(p, QKC_DO_WRITE, 8);
+	flush(p);
+	part(p, QKC_DO_WRITE, l2_span(p));
+	flush(p);
+	fail(p, QKC_FAIL_NONE, 1);
+	qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
 	whole(p, QKC_DO_WRITE, 9, 2);
 	flush(p);
 	part(p, QKC_DO_WRITE, 12);
@@ -690,6 +726,7 @@ const struct qkc_workload qkc_workloads[] = {
 	{"random, snapshot", random_snapshot, QKC_NO_WIDTH_1, 100},
 	{"random, compressed", random_compressed, 0, 100},
 	{"random, backing file", random_backing, 0, 100},
+	{"random, mixed", random_mixed, 0, 100},
 	{"zero, write, killed", zero_then_write_killed, 0, 20},
 	{"compressed, write, killed", compressed_then_write_killed, 0, 20},
 	{"discard of 2.5 GiB", discard_2g, 0, 100},
@@ -704,6 +741,7 @@ const struct qkc_workload qkc_workloads[] = {
 	{"3rd flush fails, dropped", dropping_flush_3, QKC_KNOWN_BAD | QKC_OURS | QKC_NO_WIDTH_1,
 		100},
 	{"dropped, clusters reused", dropping_flush_reuse, QKC_KNOWN_BAD | QKC_OURS, 100},
+	{"dropped, opened again", dropped_and_reopened, QKC_OURS, 100},
 	{"a write fails", failing_write, QKC_OURS, 100},
 	{"no space", no_space, QKC_OURS, 100},
 	{"no space, refcount block", no_space_new_block, QKC_OURS | QKC_SMALL_CLUSTERS, 100},
