@@ -428,7 +428,8 @@ QCOW_EXPORT enum qcow_status qcow_discard(struct qcow_image *image, uint64_t off
 QCOW_EXPORT enum qcow_status qcow_flush(struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;
 
 /* After a failure that fenced the image: write again what is uncertain, flush, read it back, and lift the
- * fence. Data written since the last good flush may be lost where the host lost it: write it again.
+ * fence. After a flush that failed, writes since the last good one may be lost, sector by sector: what such a
+ * sector reads then is what it held before. Write them again.
  * QCOW_OK where there is no fence. Fails, and the fence stays, where the host still does. Waits for calls
  * that are under way. */
 QCOW_EXPORT enum qcow_status qcow_recover(struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;

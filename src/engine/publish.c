@@ -42,6 +42,7 @@ struct qk_publish {
 	pthread_mutex_t lock;
 	_Atomic uint64_t n_begun;
 	uint64_t done; /* number of the last that ended well; guarded by lock */
+	bool is_lost; /* a flush has failed: what was written since the one before may be gone; guarded by lock */
 	uint64_t *l1_disk; /* big endian */
 	uint64_t n_l1;
 };
@@ -125,7 +126,9 @@ static enum qcow_status fence_io(struct qk_publish *p, enum qcow_status status,
 static enum qcow_status barrier(struct qk_publish *p, struct qcow_error *err)
 {
 	struct qcow_error own = QCOW_ERROR_INIT;
-	return fence(p, qcow_store_flush(p->image->store, &own), &own, err);
+	enum qcow_status status = qcow_store_flush(p->image->store, &own);
+	p->is_lost = p->is_lost || status != QCOW_OK;
+	return fence(p, status, &own, err);
 }
 
 /* ---- L2 entries ---- */
@@ -231,68 +234,35 @@ static enum qcow_status write_l1(const struct job *job, struct qcow_error *err)
 
 /* ---- after a failed flush ---- */
 
-/* The whole table that entry `index` names, as readers see it, goes to the disk again, unless the disk's L1 table may
- * name it already. */
-static enum qcow_status rewrite_table(const struct job *job, uint64_t index, struct qcow_error *err)
+static bool is_kept(void *ctx, const struct qk_chunk *chunk)
 {
-	struct qcow_image *image = job->p->image;
-	const struct qk_geometry *g = &image->geometry;
-	const _Atomic uint64_t *l1 = NULL;
-	uint64_t n = 0;
-	QK_TRY(qk_meta_l1(image->meta, true, &l1, &n, err));
-	uint64_t l2_off = qk_l1_decode(g, qk_l1_word(l1, index)).l2_off.v;
-	if ((__builtin_bswap64(job->p->l1_disk[index]) & QK_OFFSET_MASK) == l2_off)
-		return QCOW_OK;
-	for (uint32_t i = 0; i < g->l2_entries; i += QK_STAGE_ENTRIES) {
-		struct qk_slice slice;
-		uint64_t words[QK_STAGE_ENTRIES];
-		do {
-			QK_TRY(qk_meta_slice(image->meta, l2_off, i, true, &slice, err));
-			for (uint32_t k = 0; k < QK_STAGE_ENTRIES; k++)
-				words[k] = atomic_load_explicit(
-					&slice.words[i - slice.first + k], memory_order_acquire);
-		} while (!qk_slice_is_whole(&slice));
-		QK_TRY(write_sectors(
-			job->p, words, 1, l2_off + (uint64_t)i * g->l2_entry_size, err));
-	}
-	return QCOW_OK;
+	return is_linked(ctx, chunk);
 }
 
-/* The data of what this generation staged: where the host lost it, its cluster would show what it held before. Nobody
- * writes meanwhile. */
-static enum qcow_status rewrite_data(
-	const struct job *job, const struct qk_chunk *chunk, struct qcow_error *err)
+/* What a failed flush lost cannot be read back: the host may have dropped it, and a cluster would show what it held
+ * before. So all goes that the disk cannot name yet: readers see the old mapping again. Nobody writes meanwhile. What
+ * was taken for it leaks until the next open. */
+static void forget_lost(struct qk_publish *p)
 {
-	struct qcow_image *image = job->p->image;
-	const struct qk_geometry *g = &image->geometry;
-	size_t bytes = (size_t)g->cluster_size;
-	uint8_t *data QK_AUTO_FREE = qk_malloc(1, bytes);
-	if (data == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (uint64_t left = chunk->publishing & ~chunk->named; left != 0; left &= left - 1) {
-		unsigned i = (unsigned)__builtin_ctzll(left);
-		qk_goff guest = {(cluster_of(chunk) + i) << g->cluster_bits};
-		struct qk_l2_entry e = qk_l2_decode(g, __builtin_bswap64(chunk->disk[i]), 0, guest);
-		if (e.type != QK_L2_NORMAL)
-			continue;
-		QK_TRY(qcow_store_read_padded(image->store, data, bytes, e.host_off.v, err));
-		QK_TRY(qk_space_check_overlap(
-			image->rw->space, QK_SPACE_DATA, e.host_off.v, bytes, err));
-		QK_TRY(qcow_store_write(image->store, data, bytes, e.host_off.v, err));
-	}
-	return QCOW_OK;
+	struct qk_stage *stage = p->image->rw->stage;
+	bool reverted = qk_stage_forget(stage, is_kept, p);
+	for (struct qk_pairs_block *b = stage->open.l1.first; b != NULL; b = b->next)
+		for (uint32_t i = 0; i < b->n; i++) {
+			uint64_t index = b->v[i].a, raw = __builtin_bswap64(p->l1_disk[index]);
+			reverted = reverted || b->v[i].b != raw;
+			b->v[i].b = raw;
+			qk_meta_l1_set(p->image->meta, index, raw);
+		}
+	if (reverted) /* the old mapping refers to it */
+		qk_pairs_release(&stage->open.unlinked);
 }
 
-/* All that a failed flush may have lost of what nothing pointed to: data, tables, the length of the file. */
-static enum qcow_status rewrite_targets(const struct job *job, struct qcow_error *err)
+/* The length of the file may be lost as well. */
+static enum qcow_status restore_length(const struct job *job, struct qcow_error *err)
 {
 	struct qcow_image *image = job->p->image;
 	struct qcow_store_caps caps;
 	uint64_t size = 0;
-	for (uint64_t i = 0; i < job->n_chunks; i++)
-		QK_TRY(rewrite_data(job, job->chunks[i], err));
-	for (uint64_t i = 0; i < job->n_l1; i++)
-		QK_TRY(rewrite_table(job, job->l1[i].a, err));
 	qcow_store_caps(image->store, &caps);
 	if (!caps.can_grow)
 		return QCOW_OK;
@@ -352,7 +322,7 @@ static enum qcow_status make_targets_stable(const struct job *job, struct qcow_e
 	struct qcow_error own = QCOW_ERROR_INIT;
 	bool needs_link = false;
 	if (job->is_recovery)
-		QK_TRY(rewrite_targets(job, err));
+		QK_TRY(restore_length(job, err));
 	QK_TRY(fence_io(p, qk_space_publish_begin(space, &needs_link, &own), &own, err));
 	QK_TRY(write_chunks(job, false, err));
 	QK_TRY(barrier(p, err));
@@ -475,8 +445,14 @@ enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err
 		qk_epoch_wait(rw->epoch);
 		if (rw->space != NULL)
 			status = qk_space_recover(rw->space, err);
+		if (rw->space != NULL)
+			p->is_lost = qk_space_flush_failed(rw->space) || p->is_lost;
+		if (status == QCOW_OK && rw->stage != NULL && p->is_lost)
+			forget_lost(p);
 		if (status == QCOW_OK)
 			status = publish(p, true, err);
+		if (status == QCOW_OK)
+			p->is_lost = false;
 		if (status == QCOW_OK)
 			qk_fence_lift(&rw->fence);
 	}

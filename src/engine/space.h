@@ -157,6 +157,8 @@ bool qk_space_wants_publish(struct qk_space *sp);
 /* Lift of the fence: reads the header again and compares the place of the refcount table with what was last
  * written; refcounts that are uncertain are written again by the next begin. QCOW_E_CORRUPT, QCOW_E_IO. */
 enum qcow_status qk_space_recover(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
+/* Has a flush of the store failed in any call here since the last question? Under the publish lock. */
+bool qk_space_flush_failed(struct qk_space *sp);
 
 /* Nothing is in use any more: gives reservations back, writes every refcount, flushes, and cuts the file after
  * its last cluster in use. qk_space_free is still to be called. */

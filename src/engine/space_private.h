@@ -98,6 +98,7 @@ struct qk_space {
 	struct qk_header header; /* a copy; rt_off and rt_clusters as on disk, or uncertain */
 	const struct qk_extensions *ext;
 	bool can_grow, grows_zeroed;
+	bool flush_failed; /* since it was last asked for; under the publish lock */
 	bool is_corrupt; /* nothing is taken or published any more */
 	bool is_broken; /* a quarantine could not be remembered: nothing is taken any more */
 	uint8_t sector0[QK_SECTOR];

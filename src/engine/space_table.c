@@ -342,6 +342,13 @@ static void settle_table(struct qk_space *sp)
 }
 
 /* The blocks that the publication linked are in use. */
+static enum qcow_status flush(struct qk_space *sp, struct qcow_error *err)
+{
+	enum qcow_status status = qcow_store_flush(sp->store, err);
+	sp->flush_failed = sp->flush_failed || status != QCOW_OK;
+	return status;
+}
+
 static void settle_blocks(struct qk_space *sp)
 {
 	for (struct qk_refblock *b = sp->busy; b != NULL; b = b->next_busy) {
@@ -359,7 +366,7 @@ static enum qcow_status finish_switch(struct qk_space *sp, struct qcow_error *er
 	if (!sp->header_uncertain)
 		return QCOW_OK;
 	QK_TRY(switch_table(sp, err));
-	QK_TRY(qcow_store_flush(sp->store, err));
+	QK_TRY(flush(sp, err));
 	(void)pthread_mutex_lock(&sp->lock);
 	settle_blocks(sp);
 	settle_table(sp);
@@ -492,7 +499,7 @@ enum qcow_status qk_space_publish_link(struct qk_space *sp, struct qcow_error *e
 	for (unsigned round = 1; start_round(sp, round, &more); round++) {
 		QK_TRY(write_round(sp, round, err));
 		if (more)
-			QK_TRY(qcow_store_flush(sp->store, err));
+			QK_TRY(flush(sp, err));
 	}
 	QK_ASSERT(X8, !more);
 	return QCOW_OK;
@@ -510,6 +517,13 @@ void qk_space_publish_done(struct qk_space *sp)
 	if (sp->is_switching)
 		settle_table(sp);
 	(void)pthread_mutex_unlock(&sp->lock);
+}
+
+bool qk_space_flush_failed(struct qk_space *sp)
+{
+	bool failed = sp->flush_failed;
+	sp->flush_failed = false;
+	return failed;
 }
 
 enum qcow_status qk_space_recover(struct qk_space *sp, struct qcow_error *err)

@@ -375,6 +375,48 @@ void qk_stage_reopen(struct qk_stage *stage, bool is_named)
 	qk_unlock(&stage->lock);
 }
 
+/* All entries of a chunk as the last publication that got so far wrote them; it may be written again. */
+static bool revert_chunk(struct qk_chunk *chunk)
+{
+	bool reverted = (chunk->open & ~chunk->named) != 0;
+	for (uint64_t left = chunk->open & ~chunk->named; left != 0; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(left);
+		atomic_store_explicit(&chunk->words[i], chunk->disk[i], memory_order_release);
+	}
+	chunk->named = chunk->open;
+	return reverted;
+}
+
+bool qk_stage_forget(
+	struct qk_stage *stage, bool (*is_kept)(void *ctx, const struct qk_chunk *chunk), void *ctx)
+{
+	bool reverted = false;
+	qk_lock(&stage->lock);
+	struct qk_chunk *chunk = stage->open.chunks;
+	stage->open.chunks = NULL;
+	stage->open.n_chunks = 0;
+	begin_removal(stage);
+	while (chunk != NULL) {
+		struct qk_chunk *next = chunk->next_open;
+		if (chunk->named != 0 && is_kept(ctx, chunk)) {
+			reverted = revert_chunk(chunk) || reverted;
+			chunk->next_open = stage->open.chunks;
+			stage->open.chunks = chunk;
+			stage->open.n_chunks++;
+		} else {
+			reverted = true;
+			chunk->open = 0;
+			chunk->named = 0;
+			QK_ASSERT_VOID(G2, is_idle(chunk));
+			remove_chunk(stage, chunk);
+		}
+		chunk = next;
+	}
+	end_removal(stage);
+	qk_unlock(&stage->lock);
+	return reverted;
+}
+
 void qk_stage_defer(struct qk_stage *stage, struct qk_pairs *unlinked)
 {
 	qk_lock(&stage->lock);

@@ -127,6 +127,10 @@ void qk_stage_swap(struct qk_stage *stage);
 void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked);
 /* It was not: all of it is open again. is_named: the disk may name some of it, and all it points to is stable. */
 void qk_stage_reopen(struct qk_stage *stage, bool is_named);
+/* Forget what is open, but for what the disk may name: chunks with `named` entries whose table is_kept; their other
+ * entries are again as in `disk`. Nothing is publishing, no chunk is pinned. True where anything was forgotten. */
+bool qk_stage_forget(struct qk_stage *stage,
+	bool (*is_kept)(void *ctx, const struct qk_chunk *chunk), void *ctx);
 /* These clusters wait for the next publication (again). */
 void qk_stage_defer(struct qk_stage *stage, struct qk_pairs *unlinked);
 

@@ -95,8 +95,6 @@ enum qkc_only {
 	QKC_THEIRS = 4, /* we cannot run it yet */
 	QKC_V3 = 8,
 	QKC_NO_WIDTH_1 = 16, /* needs refcounts above 1 */
-	QKC_KNOWN_BAD =
-		64, /* a bug that is being mended: bad states are printed and not counted as failed */
 	QKC_TINY_CLUSTERS = 32 /* 512 bytes, where a table is soon full */
 };
 
