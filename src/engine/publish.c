@@ -15,7 +15,8 @@
  * that and ended well has done its work.
  *
  * Invariants: U1 l1_disk is what the disk's L1 table holds, or may hold where the fence is up; U2 a failure opens the
- * generation again: nothing is lost, and nothing that was unlinked is dropped before a later publication is through;
+ * generation again, and nothing that was unlinked is dropped before a later publication is through; a recovery
+ * after a failed flush keeps of it what the disk may name, and no more;
  * U3 where an L2 table is new, its L1 entry is of the same generation or an earlier one.
  * Locking: lock, across I/O. The publishing generation belongs to who holds it.
  */
