@@ -432,7 +432,7 @@ static struct qko_header parse_header(const struct qkt_order *o, const uint8_t *
 	h.rt_len = qko_be32(b + 56) * o->cs;
 	h.n_snaps = qko_be32(b + 60);
 	h.snap_off = qko_be64(b + 64);
-	h.is_dirty = o->version >= 3 && (b[79] & 1) != 0;
+	h.is_dirty = o->version >= 3 && (b[79] & 3) != 0;
 	return h;
 }
 

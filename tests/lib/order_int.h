@@ -83,7 +83,8 @@ struct qko_target {
 /* A header that a crash may leave. */
 struct qko_header {
 	uint64_t id;
-	bool is_valid, is_dirty;
+	bool is_valid;
+	bool is_dirty; /* or said to be corrupt: its refcounts are not to be believed */
 	uint64_t size, l1_off, l1_len, rt_off, rt_len, snap_off;
 	uint32_t n_snaps;
 	struct qko_table *l1, *rt, *snapshots;
@@ -162,7 +163,7 @@ bool qko_retires(const struct qkt_order *o, uint64_t id);
 
 uint64_t qko_refs(struct qkt_order *o, struct qko_cluster *c, const struct qko_header *h);
 void qko_judge_refcount(struct qkt_order *o, struct qko_cluster *c); /* O2 */
-void qko_judge_all(struct qkt_order *o); /* O2, every cluster */
+void qko_judge_all(struct qkt_order *o); /* O2, every cluster, by the last header */
 void qko_judge_copied(struct qkt_order *o, struct qko_cluster *c); /* O9 */
 /* O1: is every sector of [off, off + len) durable, and the file so long? */
 void qko_judge_durable(struct qkt_order *o, uint64_t off, uint64_t len, const char *what);

@@ -155,29 +155,34 @@ static uint64_t lowest_refcount(
 	return lowest;
 }
 
+/* False where it was reported. */
+static bool judge_in(struct qkt_order *o, struct qko_cluster *c, const struct qko_header *h)
+{
+	if (o->is_loading || o->is_deferring || !h->is_valid || h->is_dirty)
+		return true;
+	uint64_t refs = qko_refs(o, c, h);
+	uint64_t count = refs != 0 ? lowest_refcount(o, c, h) : 0;
+	if (count >= refs)
+		return true;
+	qko_report(o, QKT_O2,
+		"cluster 0x%" PRIx64 " has %" PRIu64 " references and a refcount of %" PRIu64
+		" in a state after a crash",
+		c->index * o->cs, refs, count);
+	return false;
+}
+
 void qko_judge_refcount(struct qkt_order *o, struct qko_cluster *c)
 {
-	for (size_t i = 0; !o->is_loading && !o->is_deferring && i < o->n_headers; i++) {
-		const struct qko_header *h = &o->headers[i];
-		if (!h->is_valid || h->is_dirty)
-			continue;
-		uint64_t refs = qko_refs(o, c, h);
-		uint64_t count = refs != 0 ? lowest_refcount(o, c, h) : 0;
-		if (count >= refs)
-			continue;
-		qko_report(o, QKT_O2,
-			"cluster 0x%" PRIx64 " has %" PRIu64
-			" references and a refcount of %" PRIu64 " in a state after a crash",
-			c->index * o->cs, refs, count);
-		return;
-	}
+	for (size_t i = 0; i < o->n_headers; i++)
+		if (!judge_in(o, c, &o->headers[i]))
+			return;
 }
 
 void qko_judge_all(struct qkt_order *o)
 {
 	for (size_t i = 0; i < o->n_hash; i++)
 		if (o->hash[i] != NULL && qko_is_named(o->hash[i]))
-			qko_judge_refcount(o, o->hash[i]);
+			(void)judge_in(o, o->hash[i], &o->headers[o->n_headers - 1]);
 }
 
 void qko_judge_lowered(
