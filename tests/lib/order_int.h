@@ -7,6 +7,8 @@
 
 #include "order.h"
 
+#define QKO_MAX_TABLE (UINT64_C(1) << 28) /* bytes: longer ones are not read */
+
 #define QKO_SECTOR	512u
 #define QKO_COPIED	(UINT64_C(1) << 63)
 #define QKO_PACKED_FLAG (UINT64_C(1) << 62)
@@ -156,6 +158,8 @@ void qko_table_retire(struct qkt_order *o, struct qko_table *t, uint64_t off, ui
 /* Read everything that the durable header reaches. */
 void qko_load(struct qkt_order *o);
 void qko_unload(struct qkt_order *o);
+/* order_load.c: clusters of bitmaps, where they are to be trusted, and of the encryption header. */
+void qko_load_extensions(struct qkt_order *o);
 void qko_untrack(struct qko_cluster *c);
 bool qko_retires(const struct qkt_order *o, uint64_t id);
 
