@@ -364,6 +364,7 @@ static bool crash_again(struct later *l, struct qkc_disk *d, const struct qkc_lo
 		.ctx = l};
 	qkc_explore(&x, &totals);
 	((struct qkc_again *)(uintptr_t)l->a)->n_nested += totals.n_distinct;
+	qkc_set_free(&totals.contents);
 	return totals.n_bad == 0;
 }
 

@@ -233,8 +233,8 @@ bool qkc_row_run(const struct qkc_row *row, struct qkc_result *out)
 	*out = (struct qkc_result){0};
 	bool ran = true;
 	if (row->only_id != 0)
-		return run_variant(row, row->only_variant, out);
-	for (unsigned v = 0; ran && v < row->max_variants; v++) {
+		ran = run_variant(row, row->only_variant, out);
+	for (unsigned v = 0; ran && row->only_id == 0 && v < row->max_variants; v++) {
 		ran = run_variant(row, v, out);
 		if (out->totals.n_distinct >= row->want_states)
 			break;
