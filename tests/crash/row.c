@@ -167,6 +167,8 @@ static bool judge_state(void *ctx, struct qkc_disk *d, const struct qkc_state *s
 	}
 	if (!good)
 		tell(c, s, why);
+	else if (c->row->only_id != 0)
+		qkc_story(s, stdout);
 	return good;
 }
 
