@@ -205,7 +205,7 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * are cleared and a dirty image gets its refcounts rebuilt (options->dirty).
  * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
  * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
- * write yet (extended L2 entries, encryption, data files, enabled bitmaps); QCOW_E_CORRUPT with the finding for
+ * write yet (encryption, data files, enabled bitmaps); QCOW_E_CORRUPT with the finding for
  * a refcount below its references, structures that share a cluster, a refcount table that contradicts itself, and
  * entries past the end of the file: what options->prove has looked at.
  * QCOW_E_FORMAT (with a sentence naming field and value), QCOW_E_NOT_QCOW2 (format "qcow2" asked for, or

@@ -15,7 +15,12 @@
 
 static uint64_t key_of(const struct qcow_image *image, qk_goff off)
 {
-	return (off.v >> image->geometry.cluster_bits) / QK_STAGE_ENTRIES;
+	return (off.v >> image->geometry.cluster_bits) / qk_stage_entries(&image->geometry);
+}
+
+uint64_t qk_group_span(const struct qcow_image *image)
+{
+	return (uint64_t)qk_stage_entries(&image->geometry) << image->geometry.cluster_bits;
 }
 
 static pthread_mutex_t *stripe_of(struct qcow_image *image, uint64_t key)
@@ -25,13 +30,15 @@ static pthread_mutex_t *stripe_of(struct qcow_image *image, uint64_t key)
 
 /* The sector of the table at l2_off as the file, or the cache, has it. */
 static enum qcow_status read_sector(struct qcow_image *image, uint64_t l2_off, uint32_t index,
-	uint64_t words[QK_STAGE_ENTRIES], struct qcow_error *err)
+	uint64_t words[QK_STAGE_WORDS], struct qcow_error *err)
 {
 	struct qk_slice slice;
 	do {
 		QK_TRY(qk_meta_slice(image->meta, l2_off, index, true, &slice, err));
-		const _Atomic uint64_t *from = slice.words + (index - slice.first);
-		for (uint32_t i = 0; i < QK_STAGE_ENTRIES; i++)
+		const _Atomic uint64_t *from = slice.words +
+					       (size_t)(index - slice.first) *
+						       qk_entry_words(&image->geometry);
+		for (uint32_t i = 0; i < QK_STAGE_WORDS; i++)
 			words[i] = atomic_load_explicit(&from[i], memory_order_acquire);
 	} while (!qk_slice_is_whole(&slice));
 	return QCOW_OK;
@@ -42,9 +49,9 @@ static enum qcow_status pin(
 {
 	struct qk_stage *stage = image->rw->stage;
 	const struct qk_geometry *g = &image->geometry;
-	uint64_t disk[QK_STAGE_ENTRIES];
+	uint64_t disk[QK_STAGE_WORDS];
 	uint64_t l2_off = 0;
-	uint64_t cluster = key * QK_STAGE_ENTRIES;
+	uint64_t cluster = key * qk_stage_entries(g);
 	*out = qk_stage_pin(stage, key);
 	if (*out != NULL)
 		return QCOW_OK;
@@ -61,7 +68,8 @@ enum qcow_status qk_group_lock(
 	if (qk_stage_is_full(rw->stage) || qk_space_wants_publish(rw->space))
 		QK_TRY(qk_publish_flush(rw->publish, err));
 	out->image = image;
-	out->guest.v = (key * QK_STAGE_ENTRIES) << image->geometry.cluster_bits;
+	out->guest.v = key * qk_group_span(image);
+	out->n = qk_stage_entries(&image->geometry);
 	out->owned = 0;
 	qk_lock(stripe_of(image, key));
 	enum qcow_status status = qk_fence_check(&rw->fence, err);
@@ -71,7 +79,7 @@ enum qcow_status qk_group_lock(
 		qk_unlock(stripe_of(image, key));
 		return status;
 	}
-	for (uint32_t i = 0; i < QK_STAGE_ENTRIES; i++)
+	for (uint32_t i = 0; i < QK_STAGE_WORDS; i++)
 		out->words[i] = __builtin_bswap64(
 			atomic_load_explicit(&out->chunk->words[i], memory_order_relaxed));
 	return QCOW_OK;
@@ -88,7 +96,10 @@ struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i)
 {
 	const struct qcow_image *image = group->image;
 	qk_goff guest = {group->guest.v + ((uint64_t)i << image->geometry.cluster_bits)};
-	struct qk_l2_entry e = qk_l2_decode(&image->geometry, group->words[i], 0, guest);
+	uint32_t n_words = qk_entry_words(&image->geometry);
+	uint64_t bitmap = n_words == 2 ? group->words[i * n_words + 1] : 0;
+	struct qk_l2_entry e = qk_l2_decode(
+		&image->geometry, group->words[i * n_words], bitmap, guest);
 	bool is_beyond = qk_l2_has_host(&e) && e.host_off.v >= image->file_size;
 	if (e.finding == 0 && is_beyond)
 		e.finding = QCOW_FINDING_L2_ENTRY_BEYOND_FILE;
@@ -104,7 +115,7 @@ static enum qcow_status fail_entry(
 	uint64_t at = group->chunk->l2_off + (uint64_t)index * g->l2_entry_size;
 	return QK_FAIL_AT(err, QCOW_E_CORRUPT, finding, at, guest,
 		"L2 entry 0x%016" PRIx64 " at %" PRIu64 " for guest offset %" PRIu64 ": %s",
-		group->words[i], at, guest, qcow_finding_text(finding));
+		group->words[i * qk_entry_words(g)], at, guest, qcow_finding_text(finding));
 }
 
 enum qcow_status qk_group_judge(
@@ -138,10 +149,48 @@ struct qk_pair qk_group_unlinked(const struct qk_group *group, const struct qk_l
 	return (struct qk_pair){first << bits, last - first + 1};
 }
 
+void qk_group_change(
+	struct qk_group *group, struct qk_stage_change *change, uint32_t first, uint32_t n)
+{
+	uint32_t n_words = qk_entry_words(&group->image->geometry);
+	change->chunk = group->chunk;
+	change->is_wide = n_words != 1;
+	change->first = first * n_words;
+	change->n = n * n_words;
+	change->n_unlinked = 0;
+	change->needs_barrier = false;
+}
+
+void qk_group_put(const struct qk_group *group, struct qk_stage_change *change, uint32_t i,
+	const struct qk_l2_entry *e)
+{
+	const struct qk_geometry *g = &group->image->geometry;
+	uint32_t at = i * qk_entry_words(g) - change->first;
+	uint64_t bitmap = 0;
+	QK_ASSERT_VOID(G6, at < change->n);
+	qk_l2_encode(g, e, &change->words[at], &bitmap);
+	if (g->extended_l2)
+		change->words[at + 1] = bitmap;
+}
+
+void qk_group_trim(const struct qk_group *group, struct qk_stage_change *change, uint32_t n)
+{
+	change->n = n * qk_entry_words(&group->image->geometry);
+}
+
+static bool is_changed(const struct qk_group *group, const struct qk_stage_change *change)
+{
+	for (uint32_t i = 0; i < change->n; i++)
+		if (group->words[change->first + i] != change->words[i])
+			return true;
+	return false;
+}
+
 enum qcow_status qk_group_commit(
 	struct qk_group *group, struct qk_stage_change *change, struct qcow_error *err)
 {
-	change->chunk = group->chunk;
+	if (!is_changed(group, change))
+		return QCOW_OK;
 	QK_TRY(qk_stage_commit(group->image->rw->stage, change, err));
 	for (uint32_t i = 0; i < change->n; i++)
 		group->words[change->first + i] = change->words[i];

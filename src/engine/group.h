@@ -15,7 +15,9 @@ struct qk_group {
 	struct qcow_image *image;
 	struct qk_chunk *chunk;
 	qk_goff guest; /* of entry 0 */
-	uint64_t words[QK_STAGE_ENTRIES]; /* as readers see them now, host order */
+	uint32_t n; /* entries */
+	uint64_t words
+		[QK_STAGE_WORDS]; /* as readers see them now, host order; two of an extended entry */
 	uint64_t owned; /* entries whose host cluster has one reference: see qk_group_judge */
 };
 
@@ -36,7 +38,21 @@ enum qcow_status qk_group_judge(
 /* The clusters that lose a reference when entry `e` is replaced; n 0: none. */
 struct qk_pair qk_group_unlinked(const struct qk_group *group, const struct qk_l2_entry *e);
 
-/* qk_stage_commit, and take the words over. */
+/* Bytes of the guest's disk that a group maps. */
+uint64_t qk_group_span(const struct qcow_image *image);
+
+/* Entry i is to become `e`: its words go to `change`, whose `first` is the first entry of the change in words. */
+void qk_group_put(const struct qk_group *group, struct qk_stage_change *change, uint32_t i,
+	const struct qk_l2_entry *e);
+
+/* An empty change of entries [first, first + n), whose words are still to be put. */
+void qk_group_change(
+	struct qk_group *group, struct qk_stage_change *change, uint32_t first, uint32_t n);
+
+/* Leave all but the first n entries of a change alone. */
+void qk_group_trim(const struct qk_group *group, struct qk_stage_change *change, uint32_t n);
+
+/* qk_stage_commit, and take the words over. Where no word changes: nothing. */
 enum qcow_status qk_group_commit(
 	struct qk_group *group, struct qk_stage_change *change, struct qcow_error *err) QK_MUST_USE;
 

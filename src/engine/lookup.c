@@ -145,7 +145,7 @@ static void decode(const struct walk *w, uint64_t raw, uint64_t bitmap, struct p
 		run->store = e.type == QK_L2_COMPRESSED ? w->image->store : guest_store(w->image);
 	if (out->finding == 0)
 		out->finding = judge_range(w->image, run);
-	if (w->for_write && (e.type != QK_L2_NORMAL || !e.copied)) {
+	if (w->for_write && (run->kind != QK_RUN_PLAIN || !e.copied)) {
 		run->kind = QK_RUN_UNALLOCATED;
 		run->has_host = false;
 		run->host_off.v = 0;
@@ -233,15 +233,17 @@ static enum qcow_status get_slice(const struct walk *w, uint64_t l2_off, uint32_
 	struct qk_stage *stage = image->rw != NULL ? image->rw->stage : NULL;
 	if (stage == NULL || qk_stage_is_empty(stage))
 		return qk_meta_slice(image->meta, l2_off, index, w->may_block, out, err);
-	uint32_t first = (uint32_t)qk_align_down(index, QK_STAGE_ENTRIES);
+	uint32_t n = qk_stage_entries(&image->geometry);
+	uint32_t first = (uint32_t)qk_align_down(index, n);
 	uint64_t cluster = w->off >> image->geometry.cluster_bits;
-	if (!qk_stage_find(stage, cluster / QK_STAGE_ENTRIES, out)) {
+	if (!qk_stage_find(stage, cluster / n, out)) {
 		QK_TRY(qk_meta_slice(image->meta, l2_off, index, w->may_block, out, err));
 		if (out->words != NULL)
-			out->words += first - out->first;
+			out->words += (size_t)(first - out->first) *
+				      qk_entry_words(&image->geometry);
 	}
 	out->first = first;
-	out->n_entries = QK_STAGE_ENTRIES;
+	out->n_entries = n;
 	return QCOW_OK;
 }
 

@@ -9,6 +9,8 @@ static enum qk_step_kind kind_of(const struct qk_plan *plan, uint32_t i)
 		return QK_STEP_ALLOCATE;
 	if (e->type == QK_L2_ZERO_ALLOC)
 		return QK_STEP_REFILL;
+	if (plan->is_extended && e->alloc != UINT32_MAX)
+		return QK_STEP_REFILL;
 	return e->copied ? QK_STEP_IN_PLACE : QK_STEP_ADOPT;
 }
 

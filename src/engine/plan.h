@@ -7,6 +7,9 @@
  *	plain, one reference		ADOPT		data in place, and COPIED is put right
  *	zero, with a cluster of its own	REFILL		the whole cluster, then the zero flag goes
  *	everything else			ALLOCATE	a new cluster; the old one, if any, loses a reference
+ *
+ * An extended entry with a cluster of its own, of which a subcluster is not allocated: REFILL too, of the subclusters
+ * that are touched.
  */
 #ifndef QK_ENGINE_PLAN_H
 #define QK_ENGINE_PLAN_H
@@ -30,6 +33,7 @@ struct qk_plan {
 	const struct qk_l2_entry *entries; /* judged: without findings */
 	uint64_t owned; /* a bit for each that has a host cluster with one reference */
 	uint64_t cluster_size;
+	bool is_extended;
 };
 
 /* The step for entries from `first` on, at most to `end`. */

@@ -139,22 +139,22 @@ static uint64_t key_of(const struct qk_chunk *chunk)
 	return atomic_load_explicit(&chunk->key, memory_order_relaxed);
 }
 
-static uint64_t cluster_of(const struct qk_chunk *chunk)
+static uint64_t cluster_of(const struct qk_publish *p, const struct qk_chunk *chunk)
 {
-	return key_of(chunk) * QK_STAGE_ENTRIES;
+	return key_of(chunk) * qk_stage_entries(&p->image->geometry);
 }
 
 /* Where its sector lies in the file. */
 static uint64_t sector_of(const struct qk_publish *p, const struct qk_chunk *chunk)
 {
 	const struct qk_geometry *g = &p->image->geometry;
-	return chunk->l2_off + (cluster_of(chunk) & (g->l2_entries - 1)) * g->l2_entry_size;
+	return chunk->l2_off + (cluster_of(p, chunk) & (g->l2_entries - 1)) * g->l2_entry_size;
 }
 
 /* Does the disk's L1 table name the chunk's L2 table, or may it? */
 static bool is_linked(const struct qk_publish *p, const struct qk_chunk *chunk)
 {
-	uint64_t index = cluster_of(chunk) >> p->image->geometry.l2_bits;
+	uint64_t index = cluster_of(p, chunk) >> p->image->geometry.l2_bits;
 	QK_ASSERT_VOID(U1, index < p->n_l1);
 	return (__builtin_bswap64(p->l1_disk[index]) & QK_OFFSET_MASK) == chunk->l2_off;
 }
@@ -173,13 +173,13 @@ static enum qcow_status write_sectors(struct qk_publish *p, const uint64_t *word
 {
 	QK_TRY(qk_space_check_overlap(
 		p->image->rw->space, QK_SPACE_L2, off, (uint64_t)n_sectors * QK_SECTOR, err));
-	return qk_meta_write(p->image->meta, off, words, n_sectors * QK_STAGE_ENTRIES, err);
+	return qk_meta_write(p->image->meta, off, words, n_sectors * QK_STAGE_WORDS, err);
 }
 
 /* Write the sectors of the chunks that are linked, or of those that are not; neighbours in one slice together. */
 static enum qcow_status write_chunks(const struct job *job, bool linked, struct qcow_error *err)
 {
-	uint64_t words[8 * QK_STAGE_ENTRIES];
+	uint64_t words[8 * QK_STAGE_WORDS];
 	uint32_t slice_bytes = qk_meta_slice_bytes(job->p->image->meta);
 	uint64_t start = 0;
 	uint32_t n = 0;
@@ -196,7 +196,7 @@ static enum qcow_status write_chunks(const struct job *job, bool linked, struct 
 		}
 		if (n == 0)
 			start = at;
-		memcpy(words + (size_t)n * QK_STAGE_ENTRIES, chunk->disk, sizeof(chunk->disk));
+		memcpy(words + (size_t)n * QK_STAGE_WORDS, chunk->disk, sizeof(chunk->disk));
 		n++;
 	}
 	return n != 0 ? write_sectors(job->p, words, n, start, err) : QCOW_OK;
@@ -277,7 +277,7 @@ static enum qcow_status verify(const struct job *job, struct qcow_error *err)
 {
 	struct qk_publish *p = job->p;
 	for (uint64_t i = 0; i < job->n_chunks; i++) {
-		uint64_t words[QK_STAGE_ENTRIES];
+		uint64_t words[QK_STAGE_WORDS];
 		uint64_t at = sector_of(p, job->chunks[i]);
 		QK_TRY(qcow_store_read(p->image->store, words, sizeof(words), at, err));
 		if (memcmp(words, job->chunks[i]->disk, sizeof(words)) != 0)

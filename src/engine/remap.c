@@ -9,6 +9,10 @@
  *	        | head  |            payload            | tail  |
  *	        +-------+-------------------------------+-------+
  *	head, tail: the old content as readers see it; left out where it is zeros and the host run is as well
+ *
+ * With extended entries head and tail end with the subcluster, or with the last one next to it that has to be in the
+ * new cluster; those that are in place already have none. What lies apart in the same cluster is copied
+ * by itself. Only what was written becomes allocated (subcluster.h).
  */
 #include "engine/remap.h"
 
@@ -22,6 +26,7 @@
 #include "engine/read.h"
 #include "engine/rw.h"
 #include "engine/space.h"
+#include "engine/subcluster.h"
 #include "engine/table.h"
 
 /* Buffers of one store call. */
@@ -39,7 +44,8 @@ struct part {
 	uint32_t first, n; /* entries */
 	uint64_t host_off;
 	bool reads_zero;
-	uint64_t head, payload, tail; /* bytes */
+	uint64_t lead; /* bytes from the first cluster's begin to the payload */
+	uint64_t head, payload, tail; /* bytes; head <= lead */
 };
 
 /* Bytes to put before or behind the payload; p NULL: none, they are there already. */
@@ -82,21 +88,42 @@ static uint64_t guest_of(const struct remap *r, uint32_t entry)
 }
 
 /* head, payload and tail of entries [first, first + n). */
-static struct part make_part(const struct remap *r, uint32_t first, uint32_t n)
+static struct part make_part(const struct remap *r, const struct qk_step *step, uint32_t n)
 {
+	const struct qk_geometry *g = &r->group.image->geometry;
+	uint32_t first = step->first;
 	uint64_t start = guest_of(r, first), end = guest_of(r, first + n);
-	struct part part = {.first = first, .n = n};
-	part.head = r->off - start;
+	struct part part = {.first = first, .n = n, .host_off = step->host.v};
+	part.lead = r->off - start;
+	part.head = part.lead;
 	part.payload = qk_min(r->end, end) - r->off;
 	part.tail = end - r->off - part.payload;
+	if (!g->extended_l2)
+		return part;
+	bool in_place = step->kind != QK_STEP_ALLOCATE;
+	struct qk_l2_entry e = qk_group_entry(&r->group, first);
+	part.head = qk_sub_head(g, &e, in_place, r->off & (g->cluster_size - 1));
+	e = qk_group_entry(&r->group, first + n - 1);
+	part.tail = qk_sub_tail(g, &e, in_place, g->cluster_size - part.tail);
 	return part;
+}
+
+/* The subclusters of entry i that are written with the part. */
+static uint32_t written_subclusters(const struct remap *r, const struct part *part, uint32_t i)
+{
+	uint64_t start = guest_of(r, part->first + i);
+	uint64_t from = r->off - part->head, to = r->off + part->payload + part->tail;
+	uint64_t size = r->group.image->geometry.cluster_size;
+	from = from > start ? from - start : 0;
+	to = qk_min(to - start, size);
+	return qk_sub_mask(&r->group.image->geometry, from, to);
 }
 
 static enum qcow_status write_pieces(struct remap *r, const struct part *part,
 	const struct fill *head, const struct fill *tail, struct qcow_error *err)
 {
 	struct qcow_store *store = r->group.image->store;
-	uint64_t at = part->host_off + (head->p != NULL ? 0 : part->head);
+	uint64_t at = part->host_off + part->lead - head->n;
 	uint64_t left = part->payload;
 	struct iovec iov[PIECES];
 	int n = 0;
@@ -124,7 +151,8 @@ static enum qcow_status write_part(struct remap *r, const struct part *part, str
 	struct qcow_image *image = r->group.image;
 	struct fill head = {0}, tail = {0};
 	uint64_t len = part->head + part->payload + part->tail;
-	QK_TRY(qk_space_check_overlap(image->rw->space, QK_SPACE_DATA, part->host_off, len, err));
+	uint64_t at = part->host_off + part->lead - part->head;
+	QK_TRY(qk_space_check_overlap(image->rw->space, QK_SPACE_DATA, at, len, err));
 	enum qcow_status status = get_fill(
 		image, r->off - part->head, part->head, part->reads_zero, &head, err);
 	if (status == QCOW_OK)
@@ -137,21 +165,69 @@ static enum qcow_status write_part(struct remap *r, const struct part *part, str
 	return status;
 }
 
+/* The subclusters of entry `i` of a part that the new cluster needs and that are not written with the part. */
+static enum qcow_status copy_apart(
+	struct remap *r, const struct part *part, uint32_t i, struct qcow_error *err)
+{
+	struct qcow_image *image = r->group.image;
+	const struct qk_geometry *g = &image->geometry;
+	struct qk_l2_entry e = qk_group_entry(&r->group, part->first + i);
+	uint32_t left = qk_sub_kept(&e) & ~written_subclusters(r, part, i);
+	uint64_t host_off = part->host_off + i * g->cluster_size;
+	while (left != 0) {
+		struct qk_sub_run run = qk_sub_next(&left);
+		uint64_t from = run.first * g->subcluster_size, len = run.n * g->subcluster_size;
+		struct fill fill = {0};
+		QK_TRY(qk_space_check_overlap(
+			image->rw->space, QK_SPACE_DATA, host_off + from, len, err));
+		enum qcow_status status = get_fill(image, guest_of(r, part->first + i) + from, len,
+			part->reads_zero, &fill, err);
+		if (status == QCOW_OK && fill.p != NULL)
+			status = qcow_store_write(
+				image->store, fill.p, fill.n, host_off + from, err);
+		free(fill.p);
+		QK_TRY(status);
+	}
+	return QCOW_OK;
+}
+
+/* Only the first and the last cluster of a part may be written in part. */
+static enum qcow_status copy_kept(struct remap *r, const struct part *part, struct qcow_error *err)
+{
+	if (!r->group.image->geometry.extended_l2)
+		return QCOW_OK;
+	QK_TRY(copy_apart(r, part, 0, err));
+	return part->n > 1 ? copy_apart(r, part, part->n - 1, err) : QCOW_OK;
+}
+
+/* Entry i of a part, once it is written. */
+static struct qk_l2_entry linked_entry(const struct remap *r, const struct part *part, uint32_t i)
+{
+	const struct qk_geometry *g = &r->group.image->geometry;
+	struct qk_l2_entry e = {.type = QK_L2_NORMAL,
+		.host_off.v = part->host_off + i * g->cluster_size,
+		.copied = true};
+	if (g->extended_l2) {
+		struct qk_l2_entry old = qk_group_entry(&r->group, part->first + i);
+		e.alloc = qk_sub_kept(&old) | written_subclusters(r, part, i);
+		e.zero = old.zero & ~e.alloc;
+	}
+	return e;
+}
+
 /* Stage the entries of a part that was written to its host clusters; the old ones are unlinked where
  * `replaces`. */
 static enum qcow_status link_part(
 	struct remap *r, const struct part *part, bool replaces, struct qcow_error *err)
 {
-	const struct qk_geometry *g = &r->group.image->geometry;
 	struct qk_stage_change change;
-	change.first = part->first;
-	change.n = part->n;
-	change.n_unlinked = 0;
+	qk_group_change(&r->group, &change, part->first, part->n);
 	change.needs_barrier = true;
 	for (uint32_t i = 0; i < part->n; i++) {
 		struct qk_l2_entry old = qk_group_entry(&r->group, part->first + i);
 		struct qk_pair unlinked = qk_group_unlinked(&r->group, &old);
-		change.words[i] = (part->host_off + i * g->cluster_size) | QK_FLAG_COPIED;
+		struct qk_l2_entry now = linked_entry(r, part, i);
+		qk_group_put(&r->group, &change, part->first + i, &now);
 		if (replaces && unlinked.b != 0)
 			change.unlinked[change.n_unlinked++] = unlinked;
 	}
@@ -171,10 +247,12 @@ static enum qcow_status write_allocating(
 	struct qk_space_run run = {0};
 	QK_TRY(qk_table_take(image, &want, &run, err));
 	QK_ASSERT(W5, run.n != 0 && run.n <= step->n);
-	*part = make_part(r, step->first, (uint32_t)run.n);
+	*part = make_part(r, step, (uint32_t)run.n);
 	part->host_off = run.off;
 	part->reads_zero = run.reads_zero;
-	enum qcow_status status = write_part(r, part, err);
+	enum qcow_status status = copy_kept(r, part, err);
+	if (status == QCOW_OK)
+		status = write_part(r, part, err);
 	if (status == QCOW_OK)
 		status = link_part(r, part, true, err);
 	if (status != QCOW_OK)
@@ -186,7 +264,7 @@ static enum qcow_status write_allocating(
 static enum qcow_status write_over(struct remap *r, const struct part *part, struct qcow_error *err)
 {
 	static const struct fill none = {0};
-	uint64_t at = part->host_off + part->head;
+	uint64_t at = part->host_off + part->lead;
 	QK_TRY(qk_space_check_overlap(
 		r->group.image->rw->space, QK_SPACE_DATA, at, part->payload, err));
 	return write_pieces(r, part, &none, &none, err);
@@ -198,8 +276,7 @@ static enum qcow_status do_step(struct remap *r, const struct qk_step *step, str
 	if (step->kind == QK_STEP_ALLOCATE) {
 		QK_TRY(write_allocating(r, step, &part, err));
 	} else {
-		part = make_part(r, step->first, step->n);
-		part.host_off = step->host.v;
+		part = make_part(r, step, step->n);
 		if (step->kind == QK_STEP_REFILL)
 			QK_TRY(write_part(r, &part, err));
 		else
@@ -224,7 +301,8 @@ static enum qcow_status write_group(struct remap *r, struct qcow_error *err)
 		uint32_t i = (uint32_t)((r->off - r->group.guest.v) >> bits);
 		const struct qk_plan plan = {.entries = entries,
 			.owned = r->group.owned,
-			.cluster_size = UINT64_C(1) << bits};
+			.cluster_size = UINT64_C(1) << bits,
+			.is_extended = r->group.image->geometry.extended_l2};
 		struct qk_step step = qk_plan_step(&plan, i, end);
 		QK_TRY(do_step(r, &step, err));
 		/* what was allocated is where the next allocation goes on */
@@ -238,7 +316,7 @@ enum qcow_status qk_remap_write(struct qcow_image *image, qk_goff off, uint64_t 
 	struct qk_iov *from, uint64_t *done, struct qcow_error *err)
 {
 	struct remap r;
-	uint64_t span = (uint64_t)QK_STAGE_ENTRIES << image->geometry.cluster_bits;
+	uint64_t span = qk_group_span(image);
 	r.from = from;
 	r.off = off.v;
 	r.end = off.v + qk_min(len, span - (off.v & (span - 1)));

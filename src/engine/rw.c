@@ -33,9 +33,6 @@ static enum qcow_status judge_features(struct qcow_image *image, struct qcow_err
 	if (image->is_luks || image->is_encrypted)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"the image is encrypted: this version cannot write to it");
-	if (image->geometry.extended_l2)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the image has extended L2 entries: this version cannot write to it");
 	if (image->geometry.data_file)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"the image has a data file: this version cannot write to it");

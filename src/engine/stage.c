@@ -6,8 +6,8 @@
  * publishing != 0; G2 a chunk that is pinned or in a list is in its bucket; G3 the memory of a chunk stays
  * until the stage is freed: a late reader reads old words, never freed ones.
  * Locking: lock guards everything but the words and links that readers follow; a chunk's words change under
- * the lock, one by one. Chunks are removed under the lock between an odd and an even sequence count; a
- * reader that saw it move looks again. Order of memory as in meta.c.
+ * the lock, one by one. Chunks are removed, and words of wide entries changed, under the lock between an odd and
+ * an even sequence count; a reader that saw it move looks again. Order of memory as in meta.c.
  */
 #include "engine/stage.h"
 
@@ -176,12 +176,12 @@ static void remove_chunk(struct qk_stage *stage, struct qk_chunk *chunk)
 	(void)atomic_fetch_sub_explicit(&stage->n_chunks, 1, memory_order_release);
 }
 
-static void begin_removal(struct qk_stage *stage)
+static void begin_change(struct qk_stage *stage)
 {
 	(void)atomic_fetch_add_explicit(&stage->sequence, 1, memory_order_acq_rel);
 }
 
-static void end_removal(struct qk_stage *stage)
+static void end_change(struct qk_stage *stage)
 {
 	(void)atomic_fetch_add_explicit(&stage->sequence, 1, memory_order_release);
 }
@@ -207,15 +207,15 @@ void qk_stage_unpin(struct qk_stage *stage, struct qk_chunk *chunk)
 	QK_ASSERT_VOID(G2, chunk->pins != 0);
 	chunk->pins--;
 	if (is_idle(chunk)) {
-		begin_removal(stage);
+		begin_change(stage);
 		remove_chunk(stage, chunk);
-		end_removal(stage);
+		end_change(stage);
 	}
 	qk_unlock(&stage->lock);
 }
 
 enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_off,
-	const uint64_t disk[QK_STAGE_ENTRIES], struct qk_chunk **out, struct qcow_error *err)
+	const uint64_t disk[QK_STAGE_WORDS], struct qk_chunk **out, struct qcow_error *err)
 {
 	qk_lock(&stage->lock);
 	struct qk_chunk *chunk = stage->unused;
@@ -232,7 +232,7 @@ enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_
 	chunk->open = 0;
 	chunk->publishing = 0;
 	chunk->named = 0;
-	for (uint32_t i = 0; i < QK_STAGE_ENTRIES; i++) {
+	for (uint32_t i = 0; i < QK_STAGE_WORDS; i++) {
 		chunk->disk[i] = disk[i];
 		atomic_store_explicit(&chunk->words[i], disk[i], memory_order_release);
 	}
@@ -261,15 +261,27 @@ static void mark_open(struct qk_stage *stage, struct qk_chunk *chunk, uint64_t b
 
 static uint64_t bits_of(uint32_t first, uint32_t n)
 {
-	uint64_t mask = n == QK_STAGE_ENTRIES ? UINT64_MAX : (UINT64_C(1) << n) - 1;
+	uint64_t mask = n == QK_STAGE_WORDS ? UINT64_MAX : (UINT64_C(1) << n) - 1;
 	return mask << first;
+}
+
+/* Under the lock. */
+static void set_words(struct qk_stage *stage, const struct qk_stage_change *change)
+{
+	if (change->is_wide)
+		begin_change(stage);
+	for (uint32_t i = 0; i < change->n; i++)
+		atomic_store_explicit(&change->chunk->words[change->first + i],
+			__builtin_bswap64(change->words[i]), memory_order_release);
+	if (change->is_wide)
+		end_change(stage);
 }
 
 enum qcow_status qk_stage_commit(
 	struct qk_stage *stage, const struct qk_stage_change *change, struct qcow_error *err)
 {
 	struct qk_chunk *chunk = change->chunk;
-	QK_ASSERT(G5, change->n != 0 && change->first + change->n <= QK_STAGE_ENTRIES &&
+	QK_ASSERT(G5, change->n != 0 && change->first + change->n <= QK_STAGE_WORDS &&
 			      change->n_unlinked <= QK_STAGE_ENTRIES);
 	qk_lock(&stage->lock);
 	enum qcow_status status = pairs_room(&stage->open.unlinked, change->n_unlinked, err);
@@ -277,9 +289,7 @@ enum qcow_status qk_stage_commit(
 		for (uint32_t i = 0; i < change->n_unlinked; i++)
 			pairs_push(&stage->open.unlinked, change->unlinked[i].a,
 				change->unlinked[i].b);
-		for (uint32_t i = 0; i < change->n; i++)
-			atomic_store_explicit(&chunk->words[change->first + i],
-				__builtin_bswap64(change->words[i]), memory_order_release);
+		set_words(stage, change);
 		mark_open(stage, chunk, bits_of(change->first, change->n));
 		chunk->named &= ~bits_of(change->first, change->n);
 		stage->open.needs_barrier = stage->open.needs_barrier || change->needs_barrier;
@@ -340,7 +350,7 @@ void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked)
 	*unlinked = stage->publishing.unlinked;
 	stage->publishing.unlinked = (struct qk_pairs){0};
 	qk_pairs_release(&stage->publishing.l1);
-	begin_removal(stage);
+	begin_change(stage);
 	struct qk_chunk *chunk = stage->publishing.chunks;
 	while (chunk != NULL) {
 		struct qk_chunk *next = chunk->next_publishing;
@@ -350,7 +360,7 @@ void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked)
 			remove_chunk(stage, chunk);
 		chunk = next;
 	}
-	end_removal(stage);
+	end_change(stage);
 	stage->publishing = (struct qk_stage_generation){0};
 	qk_unlock(&stage->lock);
 }
@@ -395,7 +405,7 @@ bool qk_stage_forget(
 	struct qk_chunk *chunk = stage->open.chunks;
 	stage->open.chunks = NULL;
 	stage->open.n_chunks = 0;
-	begin_removal(stage);
+	begin_change(stage);
 	while (chunk != NULL) {
 		struct qk_chunk *next = chunk->next_open;
 		if (chunk->named != 0 && is_kept(ctx, chunk)) {
@@ -412,7 +422,7 @@ bool qk_stage_forget(
 		}
 		chunk = next;
 	}
-	end_removal(stage);
+	end_change(stage);
 	qk_unlock(&stage->lock);
 	return reverted;
 }

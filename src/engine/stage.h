@@ -7,7 +7,7 @@
  * them go the L1 entries that changed and the clusters that were unlinked and wait for the barrier.
  *
  *	key = guest cluster / entries in a chunk
- *	chunk: words  as readers see them
+ *	chunk: words  as readers see them; two of an extended entry
  *	       disk   as the L2 table has them, or will have when the publication under way is through
  */
 #ifndef QK_ENGINE_STAGE_H
@@ -18,7 +18,19 @@
 #include "base/err.h"
 #include "engine/meta.h"
 
-#define QK_STAGE_ENTRIES 64U /* 8 bytes each: a sector */
+#define QK_STAGE_WORDS	 64U /* of a chunk: a sector */
+#define QK_STAGE_ENTRIES QK_STAGE_WORDS /* the most: half of them where an entry has two words */
+
+/* Words of an L2 entry, and entries of a chunk. */
+static inline uint32_t qk_entry_words(const struct qk_geometry *g)
+{
+	return g->l2_entry_size / (uint32_t)sizeof(uint64_t);
+}
+
+static inline uint32_t qk_stage_entries(const struct qk_geometry *g)
+{
+	return QK_STAGE_WORDS / qk_entry_words(g);
+}
 
 struct qk_chunk {
 	_Atomic uint64_t key;
@@ -26,12 +38,12 @@ struct qk_chunk {
 	uint64_t l2_off; /* host offset of the L2 table; constant while the chunk is used */
 	/* guarded by stage.lock */
 	uint32_t pins;
-	uint64_t open, publishing; /* a bit an entry that changed in that generation */
+	uint64_t open, publishing; /* a bit a word that changed in that generation */
 	uint64_t named; /* of those: the disk may name it already, a publication failed half way */
 	struct qk_chunk *next_open, *next_publishing;
 	/* written at the swap, read by the publisher */
-	uint64_t disk[QK_STAGE_ENTRIES]; /* big endian */
-	_Atomic uint64_t words[QK_STAGE_ENTRIES]; /* big endian, as in a slice of meta.h */
+	uint64_t disk[QK_STAGE_WORDS]; /* big endian */
+	_Atomic uint64_t words[QK_STAGE_WORDS]; /* big endian, as in a slice of meta.h */
 };
 
 /* A list of pairs that is joined to another without allocating. */
@@ -59,7 +71,7 @@ struct qk_stage_generation {
 
 struct qk_stage {
 	pthread_mutex_t lock;
-	_Atomic uint32_t sequence; /* odd while chunks are being removed */
+	_Atomic uint32_t sequence; /* odd while chunks are being removed, or wide entries changed */
 	_Atomic uint64_t n_chunks;
 	uint64_t max_chunks; /* a soft bound */
 	struct qk_stage_generation open, publishing;
@@ -88,7 +100,7 @@ static inline bool qk_stage_is_empty(struct qk_stage *stage)
 struct qk_chunk *qk_stage_pin(struct qk_stage *stage, uint64_t key);
 /* Make it, pinned, for the L2 table at l2_off with the words that the table has now. QCOW_E_NOMEM. */
 enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_off,
-	const uint64_t disk[QK_STAGE_ENTRIES], struct qk_chunk **out,
+	const uint64_t disk[QK_STAGE_WORDS], struct qk_chunk **out,
 	struct qcow_error *err) QK_MUST_USE;
 void qk_stage_unpin(struct qk_stage *stage, struct qk_chunk *chunk);
 
@@ -99,8 +111,9 @@ static inline bool qk_stage_is_full(const struct qk_stage *stage)
 
 struct qk_stage_change {
 	struct qk_chunk *chunk; /* pinned */
-	uint32_t first, n; /* entries */
-	uint64_t words[QK_STAGE_ENTRIES]; /* of first, first + 1, …; host order */
+	uint32_t first, n; /* words */
+	bool is_wide; /* an entry has two words, which readers see together */
+	uint64_t words[QK_STAGE_WORDS]; /* of first, first + 1, …; host order */
 	bool needs_barrier; /* they point to something written since the last publication */
 	uint32_t n_unlinked;
 	struct qk_pair unlinked[QK_STAGE_ENTRIES]; /* a: host offset, b: clusters */

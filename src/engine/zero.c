@@ -8,6 +8,9 @@
  *	plain or zero, shared		zero, one reference less
  *	compressed			zero, one reference less for each cluster touched
  * Version 2 has no zero flag: absent stands for zero where nothing lies below, else zeros are data.
+ *
+ * With extended entries zeroing goes by subclusters: where it takes a part of a cluster, their zero bits are set and
+ * their allocation bits cleared, and the cluster stays, unmapping or not. Discarding goes by clusters.
  */
 #include "engine/zero.h"
 
@@ -15,6 +18,7 @@
 #include "engine/image.h"
 #include "engine/map.h"
 #include "engine/rw.h"
+#include "engine/subcluster.h"
 #include "engine/write.h"
 
 #define ZERO_BYTES 65536U
@@ -80,83 +84,117 @@ static enum qcow_status zero_data(
 
 /* ---- zeros by entries ---- */
 
-/* What entry i becomes; *unlinked the clusters that lose a reference. */
-static uint64_t zeroed(
-	const struct zero *z, const struct qk_group *group, uint32_t i, struct qk_pair *unlinked)
+/* What entry `e`, the i-th, becomes; *unlinked the clusters that lose a reference. */
+static struct qk_l2_entry zeroed(const struct zero *z, const struct qk_group *group, uint32_t i,
+	struct qk_l2_entry e, struct qk_pair *unlinked)
 {
-	const struct qk_geometry *g = &z->image->geometry;
-	struct qk_l2_entry e = qk_group_entry(group, i);
-	uint64_t flag = g->version >= 3 ? QK_FLAG_ZERO : 0;
+	bool has_flag = z->image->geometry.version >= 3;
 	*unlinked = (struct qk_pair){0, 0};
-	if (e.type == QK_L2_UNALLOCATED)
-		return z->image->rw->has_below ? flag : group->words[i];
+	if (e.type == QK_L2_UNALLOCATED && !z->image->rw->has_below)
+		return e;
 	if (qk_l2_has_host(&e) && (group->owned >> i & 1) != 0 && !z->unmap)
-		return e.host_off.v | QK_FLAG_COPIED | flag;
+		return (struct qk_l2_entry){has_flag ? QK_L2_ZERO_ALLOC : QK_L2_NORMAL,
+			.host_off = e.host_off, .copied = true};
 	*unlinked = qk_group_unlinked(group, &e);
-	return flag;
+	return (struct qk_l2_entry){.type = has_flag ? QK_L2_ZERO : QK_L2_UNALLOCATED};
 }
 
-/* Entries [first, first + n). */
-static enum qcow_status zero_entries(const struct zero *z, struct qk_group *group, uint32_t first,
-	uint32_t n, struct qcow_error *err)
+/* The same where a part of the cluster, `mask`, becomes zero. */
+static struct qk_l2_entry zeroed_in_part(const struct zero *z, const struct qk_group *group,
+	uint32_t i, struct qk_l2_entry e, uint32_t mask)
 {
+	if (e.type == QK_L2_UNALLOCATED && !z->image->rw->has_below)
+		return e;
+	e.alloc &= ~mask;
+	e.zero |= mask;
+	e.copied = (group->owned >> i & 1) != 0;
+	if (e.zero == UINT32_MAX)
+		e.type = qk_l2_has_host(&e) ? QK_L2_ZERO_ALLOC : QK_L2_ZERO;
+	return e;
+}
+
+/* The entries that [off, end) touches, as far as they become zero by what they say: a part of a compressed cluster
+ * does not. *done bytes. */
+static enum qcow_status zero_entries(const struct zero *z, struct qk_group *group, uint64_t off,
+	uint64_t end, uint64_t *done, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &z->image->geometry;
+	uint32_t first = (uint32_t)((off - group->guest.v) >> g->cluster_bits);
+	uint32_t n = (uint32_t)qk_div_up(end - group->guest.v, g->cluster_size) - first;
 	struct qk_stage_change change;
-	bool is_changed = false;
 	QK_TRY(qk_group_judge(group, first, n, err));
-	change.first = first;
-	change.n = n;
-	change.n_unlinked = 0;
-	change.needs_barrier = false;
-	for (uint32_t i = 0; i < n; i++) {
-		struct qk_pair unlinked;
-		change.words[i] = zeroed(z, group, first + i, &unlinked);
-		is_changed = is_changed || change.words[i] != group->words[first + i];
+	qk_group_change(group, &change, first, n);
+	*done = end - off;
+	for (uint32_t i = first; i < first + n; i++) {
+		struct qk_pair unlinked = {0, 0};
+		struct qk_l2_entry was = qk_group_entry(group, i), now;
+		uint64_t start = group->guest.v + i * g->cluster_size;
+		uint64_t from = qk_max(off, start) - start;
+		uint64_t to = qk_min(end - start, g->cluster_size);
+		bool is_whole = from == 0 &&
+				(to == g->cluster_size || start + to == z->image->size);
+		if (!is_whole && was.type == QK_L2_COMPRESSED) {
+			*done = start + from - off;
+			qk_group_trim(group, &change, i - first);
+			break;
+		}
+		if (is_whole)
+			now = zeroed(z, group, i, was, &unlinked);
+		else
+			now = zeroed_in_part(z, group, i, was, qk_sub_mask(g, from, to));
+		qk_group_put(group, &change, i, &now);
 		/* COPIED may be put right here: then the refcount has to be stable first */
-		change.needs_barrier = change.needs_barrier ||
-				       ((change.words[i] & QK_FLAG_COPIED) != 0 &&
-					       (group->words[first + i] & QK_FLAG_COPIED) == 0);
+		change.needs_barrier = change.needs_barrier || (now.copied && !was.copied);
 		if (unlinked.b != 0)
 			change.unlinked[change.n_unlinked++] = unlinked;
 	}
-	return is_changed ? qk_group_commit(group, &change, err) : QCOW_OK;
+	return qk_group_commit(group, &change, err);
 }
 
-/* The whole clusters from `off` on that lie in one group; *done bytes. */
+/* What lies in one group from `off` on; *done bytes, none where it begins in a compressed cluster and takes a part of
+ * it. */
 static enum qcow_status zero_group(
 	const struct zero *z, uint64_t off, uint64_t len, uint64_t *done, struct qcow_error *err)
 {
-	unsigned bits = z->image->geometry.cluster_bits;
-	uint64_t span = (uint64_t)QK_STAGE_ENTRIES << bits;
+	uint64_t span = qk_group_span(z->image);
 	struct qk_group group;
-	*done = qk_min(len, span - (off & (span - 1)));
+	len = qk_min(len, span - (off & (span - 1)));
 	QK_TRY(qk_group_lock(z->image, (qk_goff){off}, &group, err));
-	uint32_t first = (uint32_t)((off - group.guest.v) >> bits);
-	uint32_t n = (uint32_t)qk_div_up(*done, UINT64_C(1) << bits);
-	enum qcow_status status = zero_entries(z, &group, first, n, err);
+	enum qcow_status status = zero_entries(z, &group, off, off + len, done, err);
 	qk_group_unlock(&group);
 	return status;
 }
 
-/* Does `run` of the top layer stay as it is? Then no L2 table has to be made for it. */
-static bool is_done_already(const struct zero *z, const struct qk_run *run)
+/* How much of `run` of the top layer, which begins at `off`, stays as it is? No L2 table has to be made for that.
+ * Of extended entries whole clusters, unless nothing else is asked for. */
+static uint64_t done_already(
+	const struct zero *z, const struct qk_run *run, uint64_t off, uint64_t len)
 {
-	if (run->kind == QK_RUN_ZERO)
-		return !run->has_host || !z->unmap;
-	return run->kind == QK_RUN_UNALLOCATED && !z->image->rw->has_below;
+	bool is_done = run->kind == QK_RUN_ZERO ||
+		       (run->kind == QK_RUN_UNALLOCATED && !z->image->rw->has_below);
+	uint64_t end = off + run->len;
+	if (!is_done || (z->unmap && run->has_host))
+		return 0;
+	if (run->len != len && z->image->geometry.extended_l2)
+		end = qk_align_down(end, z->image->geometry.cluster_size);
+	return end > off ? end - off : 0;
 }
 
-/* Whole clusters; the end of the disk counts as the end of its last. */
+/* Whole clusters, or subclusters; the end of the disk counts as the end of its last. */
 static enum qcow_status zero_clusters(
 	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
 {
+	uint64_t cluster_size = z->image->geometry.cluster_size;
 	while (len != 0) {
 		struct qk_run run;
-		uint64_t done = 0;
 		QK_TRY(qk_lookup(z->image, (qk_goff){off}, len, true, &run, err));
-		if (is_done_already(z, &run))
-			done = run.len;
-		else
+		uint64_t done = done_already(z, &run, off, len);
+		if (done == 0)
 			QK_TRY(zero_group(z, off, len, &done, err));
+		if (done == 0) {
+			done = qk_min(len, cluster_size - (off & (cluster_size - 1)));
+			QK_TRY(zero_data(z, off, done, err));
+		}
 		off += done;
 		len -= done;
 	}
@@ -165,14 +203,15 @@ static enum qcow_status zero_clusters(
 
 /* ---- ranges ---- */
 
-/* [off, off + len) as head, whole clusters and tail. */
+/* [off, off + len) as head, whole units and tail. */
 struct cut {
 	uint64_t head, whole, tail;
 };
 
-static struct cut cut_range(const struct qcow_image *image, uint64_t off, uint64_t len)
+static struct cut cut_range(
+	const struct qcow_image *image, uint64_t unit, uint64_t off, uint64_t len)
 {
-	uint64_t mask = image->geometry.cluster_size - 1;
+	uint64_t mask = unit - 1;
 	uint64_t head = (0 - off) & mask;
 	if (head >= len && off + len != image->size)
 		return (struct cut){.head = len};
@@ -186,7 +225,9 @@ static enum qcow_status zero_qcow2(
 	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	const struct qcow_image *image = z->image;
-	struct cut cut = cut_range(image, off, len);
+	const struct qk_geometry *g = &image->geometry;
+	struct cut cut = cut_range(
+		image, g->extended_l2 ? g->subcluster_size : g->cluster_size, off, len);
 	if (image->geometry.version < 3 && (image->rw->has_below || !z->unmap))
 		return zero_data(z, off, len, err);
 	/* these write nothing where only fast zeros are wanted */
@@ -234,6 +275,6 @@ enum qcow_status qk_discard(
 		return discard_raw(image, off, len, err);
 	if (image->geometry.version < 3 && image->rw->has_below)
 		return QCOW_OK;
-	struct cut cut = cut_range(image, off, len);
+	struct cut cut = cut_range(image, image->geometry.cluster_size, off, len);
 	return zero_clusters(&z, off + cut.head, cut.whole, err);
 }

@@ -143,9 +143,10 @@ struct qkc_base qkc_base_make(const struct qkc_plan *p)
 	if (p->backing_bytes != 0)
 		make_backing(&b, p);
 	qkt_must("rm -f base.qcow2 && qemu-img create -q -f qcow2 -o "
-		 "compat=%s,cluster_size=%u,refcount_bits=%u%s %s base.qcow2 %" PRIu64,
+		 "compat=%s,cluster_size=%u,refcount_bits=%u%s%s %s base.qcow2 %" PRIu64,
 		p->config.version == 3 ? "1.1" : "0.10", 1u << p->config.cluster_bits,
 		p->config.refcount_bits, p->is_zstd ? ",compression_type=zstd" : "",
+		p->is_extended ? ",extended_l2=on" : "",
 		p->backing_bytes != 0 ? "-b back.raw -F raw" : "", p->disk_bytes);
 	run_steps(p->first, p->n_first, 0);
 	if (p->has_snapshot)

@@ -175,7 +175,8 @@ static void take_view(struct taker *t, struct image *img, const char *snapshot)
 		uint64_t past = (off + run.bytes + QKC_SECTOR - 1) / QKC_SECTOR;
 		if (run.kind == DATA || run.kind == COMPRESSED)
 			take_bytes(t, img, &run, off, buf);
-		else if (run.kind == UNALLOCATED && t->job->e->n_backing != 0)
+		else if ((run.kind == UNALLOCATED || run.kind == RESERVED) &&
+			 t->job->e->n_backing != 0)
 			take_backing(t, first, past);
 		else
 			take_zeros(t, first, past);

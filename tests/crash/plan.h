@@ -52,7 +52,7 @@ struct qkc_config {
 struct qkc_plan {
 	struct qkc_config config;
 	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
-	bool has_snapshot, is_zstd;
+	bool has_snapshot, is_zstd, is_extended;
 	/* how the image is changed once QEMU has made it; for ours alone: */
 	bool is_dirty; /* the dirty bit is set, refcounts are zeros */
 	bool lacks_copied; /* COPIED is nowhere set */
@@ -95,7 +95,8 @@ enum qkc_only {
 	QKC_THEIRS = 4, /* we cannot run it yet */
 	QKC_V3 = 8,
 	QKC_NO_WIDTH_1 = 16, /* needs refcounts above 1 */
-	QKC_TINY_CLUSTERS = 32 /* 512 bytes, where a table is soon full */
+	QKC_TINY_CLUSTERS = 32, /* 512 bytes, where a table is soon full */
+	QKC_EXTENDED = 64 /* version 3, clusters of 16 KiB and more */
 };
 
 extern const struct qkc_workload qkc_workloads[];

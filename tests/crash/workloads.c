@@ -3,65 +3,7 @@
  * The workloads: one for each operation that the order of writes in doc/ARCHITECTURE.md speaks of, and one for
  * each way in which other implementations are known to lose data. Clusters of the guest's disk are numbered.
  */
-#include "plan.h"
-
-static uint64_t cluster_bytes(const struct qkc_plan *p)
-{
-	return UINT64_C(1) << p->config.cluster_bits;
-}
-
-/* Clusters that one L2 table maps. */
-static uint64_t l2_span(const struct qkc_plan *p)
-{
-	return cluster_bytes(p) / 8;
-}
-
-/* A small piece of a cluster: 4 KiB, or what there is. */
-static uint64_t piece_bytes(const struct qkc_plan *p)
-{
-	uint64_t cluster = cluster_bytes(p);
-	return cluster > 4096 ? 4096 : cluster > 512 ? 1024 : 512;
-}
-
-static void first(struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t n)
-{
-	qkc_plan_first(p, act, cluster * cluster_bytes(p), n * cluster_bytes(p));
-}
-
-static void whole(struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t n)
-{
-	qkc_plan_step(p, act, cluster * cluster_bytes(p), n * cluster_bytes(p));
-}
-
-/* In the middle of a cluster, where it has one. */
-static void part(struct qkc_plan *p, enum qkc_act act, uint64_t cluster)
-{
-	uint64_t within = cluster_bytes(p) / 4 / 512 * 512;
-	if (cluster_bytes(p) == piece_bytes(p))
-		within = 0;
-	qkc_plan_step(p, act, cluster * cluster_bytes(p) + within, piece_bytes(p));
-}
-
-static void flush(struct qkc_plan *p)
-{
-	qkc_plan_step(p, QKC_DO_FLUSH, 0, 0);
-}
-
-static void fail(struct qkc_plan *p, enum qkc_fail what, uint64_t nth)
-{
-	qkc_plan_step(p, QKC_DO_FAIL, what, nth);
-}
-
-static void recover(struct qkc_plan *p)
-{
-	fail(p, QKC_FAIL_NONE, 1);
-	qkc_plan_step(p, QKC_DO_RECOVER, 0, 0);
-}
-
-static uint64_t below(struct qkc_plan *p, uint64_t n)
-{
-	return qkt_rng_below(&p->rng, n);
-}
+#include "workloads.h"
 
 /* ---- one operation each ---- */
 
@@ -325,13 +267,6 @@ static void reopened(struct qkc_plan *p)
 }
 
 /* ---- sequences by chance ---- */
-
-static enum qkc_act some_act(struct qkc_plan *p, unsigned kinds)
-{
-	static const enum qkc_act acts[] = {QKC_DO_WRITE, QKC_DO_WRITE, QKC_DO_WRITE,
-		QKC_DO_WRITE_FUA, QKC_DO_ZERO, QKC_DO_ZERO_UNMAP, QKC_DO_DISCARD};
-	return acts[below(p, kinds)];
-}
 
 static void some_steps(struct qkc_plan *p, unsigned n, unsigned kinds)
 {
@@ -727,6 +662,20 @@ const struct qkc_workload qkc_workloads[] = {
 	{"random, compressed", random_compressed, 0, 100},
 	{"random, backing file", random_backing, 0, 100},
 	{"random, mixed", random_mixed, 0, 100},
+	{"subclusters, allocate", qkc_sub_allocate, QKC_EXTENDED, 100},
+	{"subclusters, zero", qkc_sub_zero, QKC_EXTENDED, 100},
+	{"subclusters, discard", qkc_sub_discard, QKC_EXTENDED, 100},
+	{"subclusters, snapshot", qkc_sub_shared, QKC_EXTENDED | QKC_NO_WIDTH_1, 100},
+	{"subclusters, backing file", qkc_sub_backing, QKC_EXTENDED, 100},
+	{"subclusters, compressed", qkc_sub_compressed, QKC_EXTENDED, 100},
+	{"subclusters, random", qkc_sub_random, QKC_EXTENDED, 100},
+	{"subclusters, random, backing", qkc_sub_random_backing, QKC_EXTENDED, 100},
+	{"subclusters, random, snapshot", qkc_sub_random_snapshot, QKC_EXTENDED | QKC_NO_WIDTH_1,
+		100},
+	{"subclusters, a flush fails", qkc_sub_failing_flush,
+		QKC_EXTENDED | QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"subclusters, flush dropped", qkc_sub_dropping_flush,
+		QKC_EXTENDED | QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"zero, write, killed", zero_then_write_killed, 0, 20},
 	{"compressed, write, killed", compressed_then_write_killed, 0, 20},
 	{"discard of 2.5 GiB", discard_2g, 0, 100},

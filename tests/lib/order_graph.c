@@ -325,6 +325,23 @@ static void judge_table_target(
 	}
 }
 
+/* The subclusters of c that a slot shows in some state; not counting slot `but` of t. */
+static uint32_t shown_subclusters(const struct qkt_order *o, const struct qko_cluster *c,
+	const struct qko_table *t, uint64_t but)
+{
+	uint32_t shown = 0;
+	for (uint32_t i = 0; i < c->n_refs; i++) {
+		const struct qko_ref *r = &c->refs[i];
+		struct qko_target target;
+		for (unsigned n = 0;
+			(r->t != t || r->slot != but) && qko_slot(o, r->t, r->slot, n, &target);
+			n++)
+			if (target.kind == QKO_PLAIN && target.off / o->cs == c->index)
+				shown |= target.subclusters;
+	}
+	return shown;
+}
+
 /* The part of a subcluster entry that becomes visible by its newest version: bits no older one had. */
 static uint32_t fresh_subclusters(
 	const struct qkt_order *o, const struct qko_table *t, uint64_t slot, uint64_t off)
@@ -341,8 +358,10 @@ static uint32_t fresh_subclusters(
 static void judge_extended(
 	struct qkt_order *o, struct qko_table *t, uint64_t slot, const struct qko_target *target)
 {
-	uint32_t fresh = fresh_subclusters(o, t, slot, target->off);
 	struct qko_cluster *c = qko_get(o, target->off / o->cs);
+	uint32_t fresh = fresh_subclusters(o, t, slot, target->off) &
+			 ~shown_subclusters(o, c, t, slot);
+	c->shown |= fresh;
 	for (unsigned i = 0; i < 32; i++)
 		if ((fresh >> i & 1) != 0)
 			qko_judge_data(o, c, o->cs / 32 * i, o->cs / 32);
@@ -588,6 +607,17 @@ void qko_table_write(struct qkt_order *o, struct qko_table *t, uint64_t id, uint
 	}
 }
 
+/* What no state shows any more begins another life: it has to be written anew before it is shown. */
+static void settle_subclusters(struct qkt_order *o, struct qko_cluster *c)
+{
+	uint32_t shown = shown_subclusters(o, c, NULL, 0), gone = c->shown & ~shown;
+	uint64_t n = o->cs / 32 / QKO_SECTOR;
+	c->shown = shown;
+	for (uint64_t s = 0; c->alive != NULL && s < 32 * n && !o->opt.threads; s++)
+		if ((gone >> (s / n) & 1) != 0)
+			c->alive[s / 8] &= (uint8_t) ~(1u << (s % 8));
+}
+
 /* A slot no longer names the cluster, in any state. */
 static void settle(struct qkt_order *o, struct qko_cluster *c)
 {
@@ -597,6 +627,8 @@ static void settle(struct qkt_order *o, struct qko_cluster *c)
 			release(o, c->table);
 		return;
 	}
+	if (o->is_extended)
+		settle_subclusters(o, c);
 	bool was_visible = c->is_visible;
 	c->is_visible = compute_visible(o, c);
 	/* a thread that knows of a zero flag not issued yet may have written the whole cluster already */

@@ -60,6 +60,7 @@ struct qko_cluster {
 	uint32_t n_static; /* bitmaps and the encryption header */
 	bool is_visible; /* named as plain data without the zero flag: what is written is not tracked */
 	bool is_owned; /* with threads: plain data of the slot once, whose zero flag may go again */
+	uint32_t shown; /* of extended entries: subclusters that some state shows */
 	uint64_t life; /* writes from this id on belong to its present life */
 	uint64_t *pending; /* a sector's: the last write that is not durable, 0: none. NULL: none */
 	uint8_t *alive; /* a bit a sector: written in this life, and durable */

@@ -44,6 +44,7 @@ struct bed_config bed_config_random(struct qkt_rng *rng)
 	/* many compressed clusters share one: no room in narrow refcounts for as many again */
 	if (c.refcount_bits > (c.has_compressed ? 8 : 1) && qkt_rng_below(rng, 3) == 0)
 		c.n_snapshots = 1 + (unsigned)qkt_rng_below(rng, 2);
+	c.is_extended = c.version == 3 && c.cluster_bits >= 14 && qkt_rng_below(rng, 2);
 	size_t clusters = 2 + (size_t)qkt_rng_below(rng, qkt_rng_below(rng, 3) ? 60 : 600);
 	c.size = clusters << c.cluster_bits;
 	if (c.size > MAX_BYTES)
@@ -58,10 +59,12 @@ struct bed_config bed_config_random(struct qkt_rng *rng)
 
 void bed_config_print(const struct bed_config *c)
 {
-	printf("  v%u, cluster 2^%u, refcount %u, %u layers,%s%s%s%s %u snapshots, %zu bytes, %s\n",
+	printf("  v%u, cluster 2^%u, refcount %u, %u layers,%s%s%s%s%s %u snapshots, %zu bytes, "
+	       "%s\n",
 		c->version, c->cluster_bits, c->refcount_bits, c->n_layers,
 		c->has_compressed ? " compressed," : "", c->is_zstd ? " zstd," : "",
-		c->is_lazy ? " lazy," : "", c->is_fixed ? " fixed," : "", c->n_snapshots, c->size,
+		c->is_lazy ? " lazy," : "", c->is_extended ? " subclusters," : "",
+		c->is_fixed ? " fixed," : "", c->n_snapshots, c->size,
 		c->qemu[0] != '\0' ? "newest QEMU" : "QEMU of PATH");
 }
 
@@ -93,7 +96,7 @@ static size_t qemu_step(struct bed *bed, char *command, size_t room, uint8_t *ma
 	static const char *const zeros[] = {"write -z", "write -z -u"};
 	size_t off, len, cluster = (size_t)1 << bed->c.cluster_bits;
 	unsigned what = (unsigned)qkt_rng_below(bed->rng, 10);
-	bed_range(bed, true, 3 * cluster, &off, &len);
+	bed_range(bed, true, qkt_rng_below(bed->rng, 2) ? cluster / 8 : 3 * cluster, &off, &len);
 	if (len == 0)
 		return 0;
 	if (what < 7) {
@@ -198,9 +201,10 @@ static void make_layer(struct bed *bed, unsigned depth, const char *below)
 	int n = snprintf(options, sizeof(options), "cluster_size=%u,compat=%s",
 		1u << (depth == 0 ? c->cluster_bits : 12), c->version == 2 ? "0.10" : "1.1");
 	if (c->version == 3)
-		n += snprintf(options + n, sizeof(options) - (size_t)n, ",refcount_bits=%u%s%s",
+		n += snprintf(options + n, sizeof(options) - (size_t)n, ",refcount_bits=%u%s%s%s",
 			c->refcount_bits, c->is_zstd ? ",compression_type=zstd" : "",
-			c->is_lazy && depth == 0 ? ",lazy_refcounts=on" : "");
+			c->is_lazy && depth == 0 ? ",lazy_refcounts=on" : "",
+			c->is_extended && depth == 0 ? ",extended_l2=on" : "");
 	if (below != NULL)
 		(void)snprintf(options + n, sizeof(options) - (size_t)n,
 			",backing_file=%s,backing_fmt=qcow2", below);

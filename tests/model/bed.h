@@ -18,6 +18,7 @@ struct bed_config {
 	unsigned version, cluster_bits, refcount_bits;
 	unsigned n_layers; /* in all: 1 is an image without a backing file */
 	bool is_zstd, has_compressed, is_lazy;
+	bool is_extended; /* the top layer has extended L2 entries */
 	bool is_fixed; /* to be opened as a store that cannot grow */
 	unsigned n_snapshots; /* at the start */
 	size_t size; /* of the disk, bytes; any number */

@@ -58,6 +58,28 @@ static const struct config configs[] = {
 	{"zero clusters", "cluster_size=4k",
 		"qemu-io -c 'write -P 7 0 3M' -c 'write -z 1M 1M' -c 'write -z -u 5M 1M' img",
 		8 << 20, NULL, 300, 0},
+	{"subclusters", "extended_l2=on", NULL, 20 << 20, NULL, 300, 0},
+	{"subclusters of 512", "extended_l2=on,cluster_size=16k,refcount_bits=64", NULL,
+		(6 << 20) + 777, NULL, 400, 1},
+	{"subclusters of 64k", "extended_l2=on,cluster_size=2M", NULL, 60 << 20, NULL, 150, 0},
+	{"subclusters backing", "extended_l2=on,cluster_size=32k", NULL, 12 << 20, "9000001", 400,
+		0},
+	{"subclusters metadata", "extended_l2=on,preallocation=metadata", NULL, 12 << 20, NULL, 200,
+		0},
+	{"subclusters snapshot", "extended_l2=on,cluster_size=16k",
+		"qemu-io -c 'write -P 7 1M 3M' -c 'write -P 8 5M 2k' -c 'write -P 9 5128k 1k' img "
+		"&&"
+		"qemu-img snapshot -c s img && qemu-io -c 'write -z 2M 9k' img",
+		8 << 20, NULL, 400, 0},
+	{"subclusters backing snapshot", "extended_l2=on,cluster_size=16k",
+		"qemu-io -c 'write -P 7 1M 1k' -c 'write -P 8 1030k 3k' -c 'write -P 9 2M 1M' img "
+		"&&"
+		"qemu-img snapshot -c s img",
+		4 << 20, "3M", 400, 0},
+	{"subclusters compressed", "extended_l2=on,cluster_size=16k",
+		"qemu-io -c 'write -P 7 0 3M' img && qemu-img convert -c -O qcow2 -o "
+		"extended_l2=on,cluster_size=16k img i2 && mv i2 img",
+		8 << 20, NULL, 400, 0},
 };
 
 static void make_image(const struct config *c)
@@ -134,7 +156,8 @@ static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 		assert_int_equal(qcow_zero(image, off, len, flags, &err), QCOW_OK);
 	} else if (kind < 12) {
 		uint64_t first = (off + d->cluster - 1) & ~(d->cluster - 1);
-		uint64_t end = off + len == d->size ? d->size : (off + len) & ~(d->cluster - 1);
+		uint64_t end = off + len == qcow_size(image) ? d->size
+							     : (off + len) & ~(d->cluster - 1);
 		if (d->discards && first < end)
 			memset(d->bytes + first, 0, end - first);
 		assert_int_equal(qcow_discard(image, off, len, fua, &err), QCOW_OK);
@@ -262,8 +285,6 @@ static void what_cannot_be_written_is_refused(void **state)
 {
 	(void)state;
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-	refuse("qemu-img create -f qcow2 -o extended_l2=on img 1M", &o, QCOW_FILE_WRITE,
-		QCOW_E_UNSUPPORTED, "extended L2");
 	refuse("qemu-img create -f qcow2 -o data_file=data img 1M", &o, QCOW_FILE_WRITE,
 		QCOW_E_UNSUPPORTED, "data file");
 	refuse("qemu-img create -f qcow2 img 1M && qemu-img bitmap --add img b", &o,

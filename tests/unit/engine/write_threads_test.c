@@ -312,9 +312,31 @@ static void threads_copy_from_a_snapshot_and_compressed_clusters(void **state)
 	run(load(qkt_path("img")), 1, NULL);
 }
 
+static void threads_share_subclusters(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_image *backing = NULL;
+	if (!qkt_has_program("qemu-img"))
+		qkt_skip("qemu-img is missing (Debian: qemu-utils)");
+	write_stamped("base");
+	qkt_must("qemu-img convert -f raw -O qcow2 -o cluster_size=16k,extended_l2=on base img && "
+		 "qemu-img snapshot -c s img");
+	run(load(qkt_path("img")), 0, NULL);
+	qkt_must("qemu-img convert -c -f raw -O qcow2 -o cluster_size=64k,extended_l2=on base img");
+	run(load(qkt_path("img")), 1, NULL);
+	qkt_must("rm img; qemu-img create -f qcow2 -o cluster_size=16k,extended_l2=on img %llu",
+		(unsigned long long)SIZE);
+	o.format = "raw";
+	assert_int_equal(qcow_open(load(qkt_path("base")), &o, &backing, &err), QCOW_OK);
+	run(load(qkt_path("img")), 0, backing);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(threads_share_subclusters),
 		cmocka_unit_test(threads_share_small_clusters),
 		cmocka_unit_test(threads_share_clusters),
 		cmocka_unit_test(threads_share_a_small_stage),

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT */
+/* workloads: what the files that write workloads down share. Clusters of the guest's disk are numbered. */
+#ifndef QKC_WORKLOADS_H
+#define QKC_WORKLOADS_H
+
+#include "plan.h"
+
+static inline uint64_t cluster_bytes(const struct qkc_plan *p)
+{
+	return UINT64_C(1) << p->config.cluster_bits;
+}
+
+/* Clusters that one L2 table maps. */
+static inline uint64_t l2_span(const struct qkc_plan *p)
+{
+	return cluster_bytes(p) / (p->is_extended ? 16 : 8);
+}
+
+/* A small piece of a cluster: 4 KiB, or what there is. */
+static inline uint64_t piece_bytes(const struct qkc_plan *p)
+{
+	uint64_t cluster = cluster_bytes(p);
+	return cluster > 4096 ? 4096 : cluster > 512 ? 1024 : 512;
+}
+
+static inline void first(struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t n)
+{
+	qkc_plan_first(p, act, cluster * cluster_bytes(p), n * cluster_bytes(p));
+}
+
+static inline void whole(struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t n)
+{
+	qkc_plan_step(p, act, cluster * cluster_bytes(p), n * cluster_bytes(p));
+}
+
+/* In the middle of a cluster, where it has one. */
+static inline void part(struct qkc_plan *p, enum qkc_act act, uint64_t cluster)
+{
+	uint64_t within = cluster_bytes(p) / 4 / 512 * 512;
+	if (cluster_bytes(p) == piece_bytes(p))
+		within = 0;
+	qkc_plan_step(p, act, cluster * cluster_bytes(p) + within, piece_bytes(p));
+}
+
+static inline void flush(struct qkc_plan *p)
+{
+	qkc_plan_step(p, QKC_DO_FLUSH, 0, 0);
+}
+
+static inline void fail(struct qkc_plan *p, enum qkc_fail what, uint64_t nth)
+{
+	qkc_plan_step(p, QKC_DO_FAIL, what, nth);
+}
+
+static inline void recover(struct qkc_plan *p)
+{
+	fail(p, QKC_FAIL_NONE, 1);
+	qkc_plan_step(p, QKC_DO_RECOVER, 0, 0);
+}
+
+static inline uint64_t below(struct qkc_plan *p, uint64_t n)
+{
+	return qkt_rng_below(&p->rng, n);
+}
+
+static inline enum qkc_act some_act(struct qkc_plan *p, unsigned kinds)
+{
+	static const enum qkc_act acts[] = {QKC_DO_WRITE, QKC_DO_WRITE, QKC_DO_WRITE,
+		QKC_DO_WRITE_FUA, QKC_DO_ZERO, QKC_DO_ZERO_UNMAP, QKC_DO_DISCARD};
+	return acts[below(p, kinds)];
+}
+
+/* ---- subclusters.c ---- */
+
+void qkc_sub_allocate(struct qkc_plan *p);
+void qkc_sub_zero(struct qkc_plan *p);
+void qkc_sub_discard(struct qkc_plan *p);
+void qkc_sub_shared(struct qkc_plan *p);
+void qkc_sub_backing(struct qkc_plan *p);
+void qkc_sub_compressed(struct qkc_plan *p);
+void qkc_sub_random(struct qkc_plan *p);
+void qkc_sub_random_backing(struct qkc_plan *p);
+void qkc_sub_random_snapshot(struct qkc_plan *p);
+void qkc_sub_failing_flush(struct qkc_plan *p);
+void qkc_sub_dropping_flush(struct qkc_plan *p);
+
+#endif
