@@ -49,7 +49,7 @@ void blkdebug_where_release(struct blkdebug_where *where)
 {
 	free(where->l2);
 	free(where->blocks);
-	*where = (struct blkdebug_where){0};
+	memset(where, 0, sizeof(*where));
 }
 
 static void look(struct blkdebug_where *w, struct qcow_store *store)

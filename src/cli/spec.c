@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -200,12 +201,11 @@ static enum qcow_status parse_image_opts(
 /* "./path" as a string that need not be UTF-8; NULL: out of memory. */
 static json_t *dot_path(const char *path)
 {
-	size_t n = strlen(path);
-	QK_AUTO_FREE char *text = qk_malloc((uint64_t)n + sizeof("./"), 1);
+	size_t bytes = strlen(path) + sizeof("./");
+	QK_AUTO_FREE char *text = qk_malloc(bytes, 1);
 	if (text == NULL)
 		return NULL;
-	memcpy(text, "./", strlen("./"));
-	memcpy(text + strlen("./"), path, n + 1);
+	(void)snprintf(text, bytes, "./%s", path);
 	return json_string_nocheck(text);
 }
 

@@ -161,11 +161,12 @@ void qk_refblocks_tidy(struct qk_space *sp)
 
 void qk_refblocks_release(struct qk_space *sp)
 {
-	while (sp->newest != NULL) {
-		struct qk_refblock *b = sp->newest;
-		unlink_use(sp, b);
+	for (struct qk_refblock *b = sp->newest; b != NULL;) {
+		struct qk_refblock *older = b->older;
 		destroy(b);
+		b = older;
 	}
+	sp->newest = sp->oldest = NULL;
 }
 
 /* ---- finding ---- */
