@@ -406,6 +406,18 @@ static const struct bed {
 		"for i in 0 4 8 12 16; do qemu-io -c \"write -q -c -P 1 ${i}k 4k\" image || exit "
 		"1; done",
 		false, -1},
+	{"subclusters", "cluster_size=32k,extended_l2=on", "true", false, -1},
+	{"subclusters, a backing file", "cluster_size=32k,extended_l2=on",
+		"qemu-io -c 'write -q -P 1 5k 8k' image", true, -1},
+	{"subclusters, a write staged", "cluster_size=32k,extended_l2=on", "true", true, 0},
+	{"subclusters, zeros staged", "cluster_size=32k,extended_l2=on",
+		"qemu-io -c 'write -q -P 1 0 64k' image", true, 6},
+	{"subclusters, a snapshot", "cluster_size=32k,extended_l2=on",
+		"qemu-io -c 'write -q -P 1 3k 6k' -c 'write -q -P 2 11k 1k' image &&"
+		"qemu-img snapshot -c s image",
+		false, -1},
+	{"subclusters, compressed", "cluster_size=32k,extended_l2=on",
+		"qemu-io -c 'write -q -c -P 1 0 32k' image", false, -1},
 };
 #define N_BEDS (sizeof(beds) / sizeof(beds[0]))
 
@@ -447,6 +459,9 @@ static bool leaves(const struct op *op, unsigned value, unsigned sector, uint8_t
 {
 	*out = op->kind == WRITE ? (uint8_t)value : 0;
 	if (op->kind == READ || op->kind == FLUSH)
+		return false;
+	/* there it has no whole cluster */
+	if (op->kind == DISCARD && strstr(all.bed->options, "extended_l2") != NULL)
 		return false;
 	return sector >= op->first && sector < op->first + op->n;
 }
