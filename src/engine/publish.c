@@ -46,6 +46,11 @@ struct qk_publish {
 	bool is_lost; /* a flush has failed: what was written since the one before may be gone; guarded by lock */
 	uint64_t *l1_disk; /* big endian */
 	uint64_t n_l1;
+	struct growth {
+		struct qk_space_run run;
+		uint64_t *words; /* NULL: none; owned */
+		uint64_t n;
+	} growth; /* of L1: the table is stable, the header may name it or the old one */
 };
 
 /* One publication. */
@@ -93,6 +98,7 @@ void qk_publish_free(struct qk_publish *p)
 {
 	if (p == NULL)
 		return;
+	free(p->growth.words);
 	free(p->l1_disk);
 	(void)pthread_mutex_destroy(&p->lock);
 	free(p);
@@ -435,34 +441,6 @@ enum qcow_status qk_publish_flush(struct qk_publish *p, struct qcow_error *err)
 	return status;
 }
 
-enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err)
-{
-	struct qk_rw *rw = p->image->rw;
-	enum qcow_status status = QCOW_OK;
-	for (unsigned i = 0; i < QK_STRIPES; i++)
-		qk_lock(&rw->stripes[i]);
-	qk_lock(&p->lock);
-	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK) {
-		qk_epoch_wait(rw->epoch);
-		if (rw->space != NULL)
-			status = qk_space_recover(rw->space, err);
-		if (rw->space != NULL)
-			p->is_lost = qk_space_flush_failed(rw->space) || p->is_lost;
-		if (status == QCOW_OK && rw->stage != NULL && p->is_lost)
-			forget_lost(p);
-		if (status == QCOW_OK)
-			status = publish(p, true, err);
-		if (status == QCOW_OK)
-			p->is_lost = false;
-		if (status == QCOW_OK)
-			qk_fence_lift(&rw->fence);
-	}
-	qk_unlock(&p->lock);
-	for (unsigned i = 0; i < QK_STRIPES; i++)
-		qk_unlock(&rw->stripes[i]);
-	return status;
-}
-
 /* ---- growth of L1 ---- */
 
 /* The new table with the old entries, at `run`, stable with its refcounts. */
@@ -513,6 +491,63 @@ static enum qcow_status follow_l1(
 	return old_n != 0 && old_off != 0 ? qk_space_drop(space, old_off, old_n, err) : QCOW_OK;
 }
 
+/* Switch to the table of p->growth. A failure that leaves the header uncertain puts the fence up, and a recovery goes on
+ * here; else the growth is given up, and what was taken for it leaks until the next open. */
+static enum qcow_status finish_growth(struct qk_publish *p, struct qcow_error *err)
+{
+	struct growth growth = p->growth;
+	struct qcow_error own = QCOW_ERROR_INIT;
+	enum qcow_status status = switch_l1(p, growth.run.off, (uint32_t)growth.n, err);
+	if (status == QCOW_OK)
+		status = fence(p,
+			qk_meta_l1_grow(p->image->meta, growth.run.off, growth.n, &own), &own, err);
+	if (status != QCOW_OK && qk_fence_check(&p->image->rw->fence, NULL) != QCOW_OK)
+		return status;
+	p->growth = (struct growth){0};
+	if (status != QCOW_OK) {
+		free(growth.words);
+		return status;
+	}
+	free(p->l1_disk);
+	p->l1_disk = growth.words;
+	p->n_l1 = growth.n;
+	return follow_l1(p, &growth.run, growth.n, err);
+}
+
+/* ---- recovery ---- */
+
+enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err)
+{
+	struct qk_rw *rw = p->image->rw;
+	enum qcow_status status = QCOW_OK;
+	for (unsigned i = 0; i < QK_STRIPES; i++)
+		qk_lock(&rw->stripes[i]);
+	qk_lock(&p->lock);
+	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK) {
+		qk_epoch_wait(rw->epoch);
+		if (rw->space != NULL)
+			status = qk_space_recover(rw->space, err);
+		if (rw->space != NULL)
+			p->is_lost = qk_space_flush_failed(rw->space) || p->is_lost;
+		if (status == QCOW_OK && p->growth.words != NULL)
+			status = finish_growth(p, err);
+		if (status == QCOW_OK && rw->stage != NULL && p->is_lost)
+			forget_lost(p);
+		if (status == QCOW_OK)
+			status = publish(p, true, err);
+		if (status == QCOW_OK)
+			p->is_lost = false;
+		if (status == QCOW_OK)
+			qk_fence_lift(&rw->fence);
+	}
+	qk_unlock(&p->lock);
+	for (unsigned i = 0; i < QK_STRIPES; i++)
+		qk_unlock(&rw->stripes[i]);
+	return status;
+}
+
+/* ---- the beginning of a growth ---- */
+
 /* Under the lock, with nothing staged. */
 static enum qcow_status grow(struct qk_publish *p, uint64_t n, struct qcow_error *err)
 {
@@ -529,19 +564,13 @@ static enum qcow_status grow(struct qk_publish *p, uint64_t n, struct qcow_error
 		qk_rw_follow_size(image);
 	if (status == QCOW_OK)
 		status = write_grown(p, &run, words, err);
-	if (status == QCOW_OK)
-		status = qk_meta_l1_grow(image->meta, run.off, n, err);
-	if (status == QCOW_OK)
-		status = switch_l1(p, run.off, (uint32_t)n, err);
 	if (status != QCOW_OK) {
-		/* taken for good: the header may name them */
+		/* taken for good: the refcounts may be on the disk */
 		free(words);
 		return status;
 	}
-	free(p->l1_disk);
-	p->l1_disk = words;
-	p->n_l1 = n;
-	return follow_l1(p, &run, n, err);
+	p->growth = (struct growth){run, words, n};
+	return finish_growth(p, err);
 }
 
 enum qcow_status qk_publish_grow_l1(struct qk_publish *p, uint64_t n, struct qcow_error *err)
