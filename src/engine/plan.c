@@ -27,7 +27,8 @@ struct qk_step qk_plan_step(const struct qk_plan *plan, uint32_t first, uint32_t
 	struct qk_step step = {.kind = kind_of(plan, first), .first = first, .n = 1};
 	if (step.kind != QK_STEP_ALLOCATE)
 		step.host = plan->entries[first].host_off;
-	else if (first > 0 && plan->entries[first - 1].type == QK_L2_NORMAL)
+	else if (first > 0 && plan->entries[first - 1].type == QK_L2_NORMAL &&
+		 plan->entries[first - 1].finding == 0)
 		step.host.v = plan->entries[first - 1].host_off.v + plan->cluster_size;
 	while (step.first + step.n < end && goes_on(plan, &step, step.first + step.n))
 		step.n++;

@@ -30,7 +30,7 @@ struct qk_step {
 };
 
 struct qk_plan {
-	const struct qk_l2_entry *entries; /* judged: without findings */
+	const struct qk_l2_entry *entries; /* judged: without findings, from the first step's on */
 	uint64_t owned; /* a bit for each that has a host cluster with one reference */
 	uint64_t cluster_size;
 	bool is_extended;

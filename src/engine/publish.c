@@ -499,8 +499,8 @@ static enum qcow_status finish_growth(struct qk_publish *p, struct qcow_error *e
 	struct qcow_error own = QCOW_ERROR_INIT;
 	enum qcow_status status = switch_l1(p, growth.run.off, (uint32_t)growth.n, err);
 	if (status == QCOW_OK)
-		status = fence(p,
-			qk_meta_l1_grow(p->image->meta, growth.run.off, growth.n, &own), &own, err);
+		status = fence(p, qk_meta_l1_grow(p->image->meta, growth.run.off, growth.n, &own),
+			&own, err);
 	if (status != QCOW_OK && qk_fence_check(&p->image->rw->fence, NULL) != QCOW_OK)
 		return status;
 	p->growth = (struct growth){0};

@@ -80,7 +80,7 @@ static enum qcow_status make_qcow2(
 	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
 	QK_TRY(qk_space_new(&rq, &rw->space, err));
 	qk_rw_follow_size(image);
-	return qk_stage_new(o->stage_bytes, &rw->stage, err);
+	return qk_stage_new(o->stage_bytes, image->geometry.cluster_size, &rw->stage, err);
 }
 
 static enum qcow_status make(

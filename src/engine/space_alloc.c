@@ -319,11 +319,11 @@ static enum qcow_status take(struct qk_space *sp, const struct qk_space_want *w,
 	struct qk_space_run *out, struct qcow_error *err)
 {
 	struct pick p = {0};
-	enum qcow_status status = QCOW_OK;
+	bool is_near = pick_near(sp, w, &p);
+	enum qcow_status status = is_near ? take_pick(sp, w, &p, err) : QCOW_OK;
 
-	if (pick_near(sp, w, &p)) {
-		status = take_pick(sp, w, &p, err);
-	} else {
+	/* where the file may not become longer there may be room in it */
+	if (!is_near || status == QCOW_E_NOSPC) {
 		QK_TRY(qk_space_usable(sp, err));
 		status = take_lowest(sp, w, &p, err);
 		if (status == QCOW_E_NOSPC && sp->skipped) {

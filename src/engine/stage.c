@@ -16,9 +16,10 @@
 #include "base/mem.h"
 #include "engine/locks.h"
 
-#define DEFAULT_BYTES QK_MIB(4)
-#define MIN_CHUNKS    16U
-#define MAX_BUCKETS   (UINT64_C(1) << 20)
+#define DEFAULT_BYTES  QK_MIB(4)
+#define MIN_CHUNKS     16U
+#define UNLINKED_BYTES QK_MIB(256) /* of the file, that wait for a publication */
+#define MAX_BUCKETS    (UINT64_C(1) << 20)
 
 /* ---- pairs ---- */
 
@@ -73,13 +74,16 @@ void qk_pairs_release(struct qk_pairs *pairs)
 
 /* ---- making ---- */
 
-enum qcow_status qk_stage_new(uint64_t bytes, struct qk_stage **out, struct qcow_error *err)
+enum qcow_status qk_stage_new(
+	uint64_t bytes, uint64_t cluster_size, struct qk_stage **out, struct qcow_error *err)
 {
 	struct qk_stage *stage = qk_calloc(1, sizeof(*stage));
 	if (stage == NULL)
 		return QK_FAIL_NOMEM(err);
-	uint64_t fit = (bytes != 0 ? bytes : DEFAULT_BYTES) / sizeof(struct qk_chunk);
-	stage->max_chunks = qk_max(fit, MIN_CHUNKS);
+	bytes = bytes != 0 ? bytes : DEFAULT_BYTES;
+	stage->max_chunks = qk_max(bytes / sizeof(struct qk_chunk), MIN_CHUNKS);
+	stage->max_unlinked = qk_max(QK_STAGE_ENTRIES,
+		qk_min(bytes / sizeof(struct qk_pair), UNLINKED_BYTES / cluster_size));
 	uint64_t n_buckets = MIN_CHUNKS;
 	while (n_buckets < stage->max_chunks && n_buckets < MAX_BUCKETS)
 		n_buckets *= 2;
@@ -289,6 +293,8 @@ enum qcow_status qk_stage_commit(
 		for (uint32_t i = 0; i < change->n_unlinked; i++)
 			pairs_push(&stage->open.unlinked, change->unlinked[i].a,
 				change->unlinked[i].b);
+		(void)atomic_fetch_add_explicit(
+			&stage->n_unlinked, change->n_unlinked, memory_order_relaxed);
 		set_words(stage, change);
 		mark_open(stage, chunk, bits_of(change->first, change->n));
 		chunk->named &= ~bits_of(change->first, change->n);
@@ -341,6 +347,7 @@ void qk_stage_swap(struct qk_stage *stage)
 	}
 	stage->publishing = stage->open;
 	stage->open = (struct qk_stage_generation){0};
+	atomic_store_explicit(&stage->n_unlinked, 0, memory_order_relaxed);
 	qk_unlock(&stage->lock);
 }
 

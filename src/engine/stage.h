@@ -73,15 +73,18 @@ struct qk_stage {
 	pthread_mutex_t lock;
 	_Atomic uint32_t sequence; /* odd while chunks are being removed, or wide entries changed */
 	_Atomic uint64_t n_chunks;
-	uint64_t max_chunks; /* a soft bound */
+	_Atomic uint64_t n_unlinked; /* pairs, since the last swap */
+	uint64_t max_chunks, max_unlinked; /* soft bounds */
 	struct qk_stage_generation open, publishing;
 	struct qk_chunk *unused;
 	uint64_t bucket_mask;
 	_Atomic(struct qk_chunk *) *buckets;
 };
 
-enum qcow_status qk_stage_new(
-	uint64_t bytes, struct qk_stage **out, struct qcow_error *err) QK_MUST_USE;
+/* bytes: of memory, for chunks and for what was unlinked (0: 4 MiB). Of clusters that wait for a publication there are
+ * not many more than 256 MiB. */
+enum qcow_status qk_stage_new(uint64_t bytes, uint64_t cluster_size, struct qk_stage **out,
+	struct qcow_error *err) QK_MUST_USE;
 void qk_stage_free(struct qk_stage *stage);
 
 /* ---- readers ---- */
@@ -104,9 +107,12 @@ enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_
 	struct qcow_error *err) QK_MUST_USE;
 void qk_stage_unpin(struct qk_stage *stage, struct qk_chunk *chunk);
 
+/* Publish before more is staged: there are many chunks, or clusters that could be used again. */
 static inline bool qk_stage_is_full(const struct qk_stage *stage)
 {
-	return atomic_load_explicit(&stage->n_chunks, memory_order_relaxed) >= stage->max_chunks;
+	return atomic_load_explicit(&stage->n_chunks, memory_order_relaxed) >= stage->max_chunks ||
+	       atomic_load_explicit(&stage->n_unlinked, memory_order_relaxed) >=
+		       stage->max_unlinked;
 }
 
 struct qk_stage_change {
