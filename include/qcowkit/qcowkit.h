@@ -205,9 +205,13 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * are cleared and a dirty image gets its refcounts rebuilt (options->dirty).
  * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
  * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
- * write yet (encryption, data files, enabled bitmaps); QCOW_E_CORRUPT with the finding for
+ * write yet (encryption, data files), and for an enabled bitmap with extra data that
+ * nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (256 MiB of bits
+ * for one, 1 GiB for all); QCOW_E_CORRUPT with the finding for
  * a refcount below its references, structures that share a cluster, a refcount table that contradicts itself, and
  * entries past the end of the file: what options->prove has looked at.
+ * Enabled bitmaps record every write, zero and discard. They are marked in use, durably, before the first, and
+ * stored by qcow_close; one that cannot be stored stays in use, of which the log tells.
  * QCOW_E_FORMAT (with a sentence naming field and value), QCOW_E_NOT_QCOW2 (format "qcow2" asked for, or
  * a QFI file of unknown version), QCOW_E_UNSUPPORTED, QCOW_E_POLICY, QCOW_E_LOOP, QCOW_E_NOENT (snapshot),
  * QCOW_E_KEY, QCOW_E_IO, QCOW_E_NOMEM, and what the resolver returns.

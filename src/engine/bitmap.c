@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "engine/image.h"
+#include "engine/track.h"
 #include "format/bitmapext.h"
 
 #define TABLE_WINDOW 512U /* entries: 4 KiB */
@@ -25,6 +26,7 @@
 
 struct qcow_bitmap_reader {
 	const struct qcow_image *image;
+	const struct qk_track_bitmap *tracked; /* bits set since the open, or NULL */
 	uint64_t size; /* of the disk */
 	unsigned granularity_bits;
 	uint64_t table_off;
@@ -71,11 +73,11 @@ enum qcow_status qk_bitmap_find(
 }
 
 /* Only content that is there, up to date and understood is worth an answer. */
-static enum qcow_status judge(const struct qcow_image *image, const struct qcow_bitmap *b,
-	unsigned finding, struct qcow_error *err)
+static enum qcow_status judge(const struct qcow_image *image, uint32_t index,
+	const struct qcow_bitmap *b, unsigned finding, struct qcow_error *err)
 {
 	uint64_t bytes = (uint64_t)b->table_entries * 8;
-	if (b->in_use)
+	if (b->in_use && qk_track_find(image, index) == NULL)
 		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_BITMAP_INCONSISTENT,
 			QCOW_NO_OFFSET, QCOW_NO_OFFSET,
 			"bitmap '%s' is marked in use: it was not saved, and its content is not "
@@ -107,8 +109,7 @@ struct opening {
 static bool open_reader(void *ctx, uint32_t index, const struct qcow_bitmap *b, unsigned finding)
 {
 	struct opening *opening = ctx;
-	(void)index;
-	opening->status = judge(opening->image, b, finding, opening->err);
+	opening->status = judge(opening->image, index, b, finding, opening->err);
 	if (opening->status != QCOW_OK)
 		return false;
 	struct qcow_bitmap_reader *r = qk_calloc(1, sizeof(*r));
@@ -117,6 +118,7 @@ static bool open_reader(void *ctx, uint32_t index, const struct qcow_bitmap *b, 
 		return false;
 	}
 	r->image = opening->image;
+	r->tracked = qk_track_find(opening->image, index);
 	r->size = opening->image->header.size;
 	r->granularity_bits = b->granularity_bits;
 	r->table_off = b->table_offset;
@@ -218,6 +220,21 @@ static enum qcow_status look(
 	return QCOW_OK;
 }
 
+/* The same, with the bits that were set since the image was opened for writing. */
+static enum qcow_status look_merged(
+	struct qcow_bitmap_reader *r, uint64_t bit, struct stretch *out, struct qcow_error *err)
+{
+	QK_TRY(look(r, bit, out, err));
+	if (r->tracked == NULL || out->is_dirty)
+		return QCOW_OK;
+	uint64_t end = qk_min(bit + out->n_bits, r->tracked->n_bits);
+	uint64_t n = qk_track_run(r->tracked, bit, end, &out->is_dirty);
+	if (bit + n < end || out->is_dirty)
+		out->n_bits = n;
+	out->work += n / 8;
+	return QCOW_OK;
+}
+
 enum qcow_status qk_bitmap_reader_next(struct qcow_bitmap_reader *reader, uint64_t off,
 	uint64_t len, struct qcow_bitmap_extent *out, struct qcow_error *err)
 {
@@ -230,11 +247,12 @@ enum qcow_status qk_bitmap_reader_next(struct qcow_bitmap_reader *reader, uint64
 			off, reader->size);
 	uint64_t bit = off >> shift;
 	uint64_t end = ((off + len - 1) >> shift) + 1;
-	QK_TRY(look(reader, bit, &run, err));
+	QK_TRY(look_merged(reader, bit, &run, err));
 	uint64_t work = run.work;
 	for (bit += run.n_bits; bit < end && work < WORK_BYTES; bit += more.n_bits) {
 		/* what comes before a damaged entry is an answer; the next call meets the damage */
-		if (look(reader, bit, &more, NULL) != QCOW_OK || more.is_dirty != run.is_dirty)
+		if (look_merged(reader, bit, &more, NULL) != QCOW_OK ||
+			more.is_dirty != run.is_dirty)
 			break;
 		work += more.work;
 	}

@@ -3,6 +3,7 @@
  * locks: the order in which the engine's locks are taken. While holding one, take only locks of larger
  * numbers, and none of the same number. doc/LOCKING.md says what each guards.
  *
+ *	0  track.lock		engine/track.c	setting the marks of bitmaps in use; held across I/O
  *	1  rw.stripes[i]	engine/group.c	remapping the clusters of one group; held across data I/O
  *	2  rw.tables_lock	engine/table.c	making an L2 table, growing L1; held across I/O
  *	3  publish lock		engine/publish.c one publication or flush at a time; held across I/O

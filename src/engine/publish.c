@@ -443,21 +443,28 @@ enum qcow_status qk_publish_flush(struct qk_publish *p, struct qcow_error *err)
 
 /* ---- growth of L1 ---- */
 
+/* Whatever was taken: its refcounts, and what was written to it. */
+static enum qcow_status make_taken_stable(struct qk_publish *p, struct qcow_error *err)
+{
+	struct qk_space *space = p->image->rw->space;
+	struct qcow_error own = QCOW_ERROR_INIT;
+	bool needs_link = false;
+	QK_TRY(fence_io(p, qk_space_publish_begin(space, &needs_link, &own), &own, err));
+	QK_TRY(barrier(p, err));
+	if (!needs_link)
+		return QCOW_OK;
+	QK_TRY(fence_io(p, qk_space_publish_link(space, &own), &own, err));
+	return barrier(p, err);
+}
+
 /* The new table with the old entries, at `run`, stable with its refcounts. */
 static enum qcow_status write_grown(struct qk_publish *p, const struct qk_space_run *run,
 	const uint64_t *words, struct qcow_error *err)
 {
 	struct qcow_image *image = p->image;
 	size_t bytes = (size_t)(run->n * image->geometry.cluster_size);
-	struct qcow_error own = QCOW_ERROR_INIT;
-	bool needs_link = false;
 	QK_TRY(qcow_store_write(image->store, words, bytes, run->off, err));
-	QK_TRY(fence_io(p, qk_space_publish_begin(image->rw->space, &needs_link, &own), &own, err));
-	QK_TRY(barrier(p, err));
-	if (!needs_link)
-		return QCOW_OK;
-	QK_TRY(fence_io(p, qk_space_publish_link(image->rw->space, &own), &own, err));
-	return barrier(p, err);
+	return make_taken_stable(p, err);
 }
 
 /* Header bytes 36-47: entries, offset. */
@@ -582,6 +589,27 @@ enum qcow_status qk_publish_grow_l1(struct qk_publish *p, uint64_t n, struct qco
 		status = publish(p, false, err);
 	if (status == QCOW_OK)
 		status = grow(p, n, err);
+	qk_unlock(&p->lock);
+	return status;
+}
+
+/* ---- metadata of others ---- */
+
+enum qcow_status qk_publish_through(struct qk_publish *p, bool has_targets,
+	enum qcow_status (*write)(void *ctx, struct qcow_error *err), void *ctx,
+	struct qcow_error *err)
+{
+	struct qcow_error own = QCOW_ERROR_INIT;
+	qk_lock(&p->lock);
+	enum qcow_status status = qk_fence_check(&p->image->rw->fence, err);
+	if (status == QCOW_OK && has_targets)
+		status = make_taken_stable(p, err);
+	if (status == QCOW_OK)
+		status = fence(p, write(ctx, &own), &own, err);
+	if (status == QCOW_OK)
+		status = barrier(p, err);
+	if (status == QCOW_OK && has_targets)
+		qk_space_publish_done(p->image->rw->space);
 	qk_unlock(&p->lock);
 	return status;
 }

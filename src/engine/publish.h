@@ -30,4 +30,11 @@ enum qcow_status qk_publish_recover(struct qk_publish *p, struct qcow_error *err
 enum qcow_status qk_publish_grow_l1(
 	struct qk_publish *p, uint64_t n, struct qcow_error *err) QK_MUST_USE;
 
+/* `write` changes metadata that is in use, alone and behind a barrier of its own. With `has_targets` everything that was
+ * taken before, refcounts and content, is stable first. Takes the publish lock; `write` takes none but the space's.
+ * Failures of `write` and of flushes fence. */
+enum qcow_status qk_publish_through(struct qk_publish *p, bool has_targets,
+	enum qcow_status (*write)(void *ctx, struct qcow_error *err), void *ctx,
+	struct qcow_error *err) QK_MUST_USE;
+
 #endif

@@ -13,20 +13,7 @@
 #include "engine/publish.h"
 #include "engine/space.h"
 #include "engine/stage.h"
-
-static enum qcow_status judge_bitmaps(struct qcow_image *image, struct qcow_error *err)
-{
-	for (uint32_t i = 0; i < image->bitmaps.n; i++) {
-		struct qcow_bitmap bitmap;
-		QK_TRY(qk_bitmap_get(image, i, &bitmap, NULL, err));
-		if (bitmap.is_auto && !bitmap.in_use)
-			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-				"bitmap '%s' is enabled: it would have to record every write, "
-				"which this version cannot do",
-				bitmap.name);
-	}
-	return QCOW_OK;
-}
+#include "engine/track.h"
 
 static enum qcow_status judge_features(struct qcow_image *image, struct qcow_error *err)
 {
@@ -36,7 +23,7 @@ static enum qcow_status judge_features(struct qcow_image *image, struct qcow_err
 	if (image->geometry.data_file)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"the image has a data file: this version cannot write to it");
-	return judge_bitmaps(image, err);
+	return QCOW_OK;
 }
 
 static enum qcow_status judge(
@@ -67,6 +54,8 @@ static enum qcow_status make_qcow2(
 		.file_size = image->file_size,
 		.prove = o->prove};
 	const struct qk_header was = image->header;
+	/* refuses before anything is written */
+	QK_TRY(qk_track_new(image, &rw->track, err));
 	QK_TRY(qk_space_prepare(&rq, &image->header, QK_AUTOCLEAR_BITMAPS | QK_AUTOCLEAR_RAW_DATA,
 		o->dirty == QCOW_DIRTY_REFUSE, err));
 	if (was.autoclear != image->header.autoclear)
@@ -118,7 +107,15 @@ static void settle(struct qcow_image *image)
 	struct qk_rw *rw = image->rw;
 	if (rw->publish == NULL || qk_publish_flush(rw->publish, NULL) != QCOW_OK)
 		return;
-	enum qcow_status status = rw->space != NULL ? qk_space_close(rw->space, NULL) : QCOW_OK;
+	if (rw->space == NULL)
+		return;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (qk_track_store(image, &err) != QCOW_OK)
+		qk_log(image, QCOW_LOG_WARNING, QCOW_FINDING_BITMAP_INCONSISTENT,
+			"enabled bitmaps could not be stored and stay in use: %s", err.message);
+	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK)
+		return;
+	enum qcow_status status = qk_space_close(rw->space, NULL);
 	(void)status;
 }
 
@@ -128,6 +125,7 @@ void qk_rw_close(struct qcow_image *image)
 	if (rw == NULL)
 		return;
 	settle(image);
+	qk_track_free(rw->track);
 	qk_publish_free(rw->publish);
 	qk_stage_free(rw->stage);
 	qk_space_free(rw->space);

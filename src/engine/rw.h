@@ -15,6 +15,7 @@
 struct qk_publish;
 struct qk_space;
 struct qk_stage;
+struct qk_track;
 
 #define QK_STRIPES 64U
 
@@ -27,6 +28,7 @@ struct qk_rw {
 	/* qcow2 only */
 	struct qk_space *space;
 	struct qk_stage *stage;
+	struct qk_track *track; /* NULL: no bitmap is enabled */
 	pthread_mutex_t tables_lock; /* making L2 tables, growing L1 */
 	pthread_mutex_t stripes[QK_STRIPES]; /* remapping clusters */
 };

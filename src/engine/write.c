@@ -10,6 +10,7 @@
 #include "engine/remap.h"
 #include "engine/rw.h"
 #include "engine/space.h"
+#include "engine/track.h"
 
 /* Buffers of one store call. */
 #define PIECES 64
@@ -50,12 +51,11 @@ static enum qcow_status find_runs(
 	return QCOW_OK;
 }
 
-enum qcow_status qk_write_begin(
+/* What is to be written is marked in the bitmaps. */
+static enum qcow_status begin_marked(
 	const struct qk_write_range *range, struct qk_write *out, struct qcow_error *err)
 {
 	struct qk_rw *rw = range->image->rw;
-	QK_ASSERT(W1, rw != NULL && range->len != 0 &&
-			      qk_in_range(range->off.v, range->len, range->image->size));
 	out->image = range->image;
 	out->off = range->off.v;
 	out->covered = 0;
@@ -70,6 +70,24 @@ enum qcow_status qk_write_begin(
 	if (status != QCOW_OK)
 		qk_epoch_leave(rw->epoch, out->epoch);
 	return status;
+}
+
+enum qcow_status qk_write_begin(
+	const struct qk_write_range *range, struct qk_write *out, struct qcow_error *err)
+{
+	struct qcow_image *image = range->image;
+	QK_ASSERT(W1, image->rw != NULL && range->len != 0 &&
+			      qk_in_range(range->off.v, range->len, image->size));
+	bool must_not = !range->may_block && qk_track_would_block(image);
+	if (!must_not)
+		QK_TRY(qk_track_mark(image, range->off.v, range->len, err));
+	QK_TRY(begin_marked(range, out, err));
+	if (must_not) {
+		out->n = 0;
+		out->covered = 0;
+		out->is_blocked = true;
+	}
+	return QCOW_OK;
 }
 
 void qk_write_end(struct qk_write *write)
@@ -101,7 +119,7 @@ static enum qcow_status write_in_place(const struct qk_write_range *range, struc
 {
 	struct qk_write write;
 	enum qcow_status status = QCOW_OK;
-	QK_TRY(qk_write_begin(range, &write, err));
+	QK_TRY(begin_marked(range, &write, err));
 	for (unsigned i = 0; i < write.n && status == QCOW_OK; i++)
 		status = write_run(&write.runs[i], from, err);
 	*done = write.covered;
@@ -115,6 +133,7 @@ enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int
 	struct qk_iov from = {iov, n_iov, 0};
 	struct qk_write_range range = {.image = image, .off.v = off, .may_block = true};
 	QK_ASSERT(W4, qk_iov_sum(iov, n_iov, &range.len));
+	QK_TRY(qk_track_mark(image, off, range.len, err));
 	while (range.len != 0) {
 		uint64_t done = 0;
 		QK_TRY(write_in_place(&range, &from, &done, err));

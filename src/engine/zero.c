@@ -19,6 +19,7 @@
 #include "engine/map.h"
 #include "engine/rw.h"
 #include "engine/subcluster.h"
+#include "engine/track.h"
 #include "engine/write.h"
 
 #define ZERO_BYTES 65536U
@@ -251,6 +252,7 @@ enum qcow_status qk_zero(struct qcow_image *image, uint64_t off, uint64_t len, u
 		.unmap = (flags & QCOW_IO_UNMAP) != 0,
 		.is_fast = (flags & QCOW_IO_FAST) != 0};
 	QK_TRY(qk_fence_check(&image->rw->fence, err));
+	QK_TRY(qk_track_mark(image, off, len, err));
 	return image->is_raw ? zero_raw(&z, off, len, err) : zero_qcow2(&z, off, len, err);
 }
 
@@ -271,6 +273,7 @@ enum qcow_status qk_discard(
 {
 	const struct zero z = {.image = image, .unmap = true};
 	QK_TRY(qk_fence_check(&image->rw->fence, err));
+	QK_TRY(qk_track_mark(image, off, len, err));
 	if (image->is_raw)
 		return discard_raw(image, off, len, err);
 	if (image->geometry.version < 3 && image->rw->has_below)

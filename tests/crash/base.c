@@ -151,6 +151,10 @@ struct qkc_base qkc_base_make(const struct qkc_plan *p)
 	run_steps(p->first, p->n_first, 0);
 	if (p->has_snapshot)
 		qkt_must("qemu-img snapshot -c s1 base.qcow2");
+	if (p->has_bitmaps)
+		qkt_must("qemu-img bitmap --add -g 512 base.qcow2 on && qemu-img bitmap --add "
+			 "--disable -g "
+			 "4096 base.qcow2 off && qemu-img bitmap --add -g 65536 base.qcow2 coarse");
 	run_steps(p->between, p->n_between, (unsigned)p->n_first);
 	size_t n = 0;
 	uint8_t *bytes = qkt_slurp(qkt_path("base.qcow2"), &n);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <dirtymap.h>
 #include <oracle.h>
 
 struct qkc_expect {
@@ -21,6 +22,8 @@ struct qkc_expect {
 	char **ids;
 	struct qkc_guest **snapshots;
 	uint64_t *backing; /* hashes */
+	uint32_t n_bitmaps;
+	bool **marks; /* a bitmap's: of each sector */
 	uint64_t n_backing;
 };
 
@@ -111,7 +114,44 @@ struct taker {
 	struct qkc_look *look;
 	struct qkc_guest *start;
 	const char *view;
+	bool is_disk; /* bitmaps speak of it */
 };
+
+/* What is not as it was at the start is marked in every enabled bitmap that is not in use. */
+static void judge_bitmaps(const struct job *job, uint64_t sector, uint64_t hash)
+{
+	static const struct qkc_moment never = {0};
+	struct qkt_dirtymap map;
+	const uint8_t *bytes = qkc_disk_bytes(job->d);
+	if (job->e->n_bitmaps == 0 || qkc_guest_allows(job->e->guest, &never, sector, hash))
+		return;
+	for (uint32_t i = 0; qkt_dirtymap_get(bytes, qkc_disk_size(job->d), i, &map); i++)
+		if (map.is_auto && !map.in_use && !qkt_dirtymap_at(&map, sector * QKC_SECTOR))
+			refuse("bitmap %" PRIu32
+			       " is not in use and does not know that sector %" PRIu64
+			       " was written",
+				i, sector);
+}
+
+/* None is gone; what was marked at the start is, and those that are not enabled are as they were. */
+static void judge_marks(const struct job *job)
+{
+	const struct qkc_expect *e = job->e;
+	const uint8_t *bytes = qkc_disk_bytes(job->d);
+	struct qkt_dirtymap map;
+	for (uint32_t i = 0; i < e->n_bitmaps; i++) {
+		if (!qkt_dirtymap_get(bytes, qkc_disk_size(job->d), i, &map))
+			refuse("bitmap %" PRIu32 " is gone", i);
+		if (!map.is_auto && map.in_use)
+			refuse("bitmap %" PRIu32 " is disabled and in use", i);
+		for (uint64_t s = 0; !map.in_use && s * QKC_SECTOR < e->disk_bytes; s++) {
+			bool was = e->marks[i][s] != 0;
+			bool is = qkt_dirtymap_at(&map, s * QKC_SECTOR);
+			if (was != is && (was || !map.is_auto))
+				refuse("bitmap %" PRIu32 " has changed at sector %" PRIu64, i, s);
+		}
+	}
+}
 
 static void take_value(struct taker *t, uint64_t sector, uint64_t hash)
 {
@@ -120,6 +160,8 @@ static void take_value(struct taker *t, uint64_t sector, uint64_t hash)
 	else if (!t->rule.allows(t->rule.ctx, sector, hash))
 		refuse("%s: sector %" PRIu64 " (offset %#" PRIx64 ") holds %s", t->view, sector,
 			sector * QKC_SECTOR, hash != 0 ? "what it may not" : "zeros");
+	else if (t->is_disk)
+		judge_bitmaps(t->job, sector, hash);
 	note(t->look, sector, hash);
 }
 
@@ -207,15 +249,30 @@ static void judge_views(struct job *job, struct image *img)
 {
 	static const struct qkc_moment never = {0};
 	const struct qkc_expect *e = job->e;
-	struct taker t = {.job = job, .rule = job->rule, .look = job->look, .view = "disk"};
+	struct taker t = {
+		.job = job, .rule = job->rule, .look = job->look, .view = "disk", .is_disk = true};
 	if (img->disk_bytes != e->disk_bytes || img->version != e->version ||
 		img->n_snapshots != e->n_snapshots || img->snapshots_error != NULL)
 		refuse("size, version or snapshots are not what they were");
 	take_view(&t, img, NULL);
+	judge_marks(job);
 	for (uint32_t i = 0; i < e->n_snapshots; i++) {
 		struct qkc_by_moment by = {e->snapshots[i], &never};
 		struct taker s = {.job = job, .rule = qkc_rule_at(&by), .view = "snapshot"};
 		take_view(&s, img, e->ids[i]);
+	}
+}
+
+static void take_marks(struct qkc_expect *e, const struct qkc_disk *d)
+{
+	struct qkt_dirtymap map;
+	uint64_t n = (e->disk_bytes + QKC_SECTOR - 1) / QKC_SECTOR;
+	for (; qkt_dirtymap_get(qkc_disk_bytes(d), qkc_disk_size(d), e->n_bitmaps, &map);
+		e->n_bitmaps++) {
+		e->marks = qkc_more(e->marks, e->n_bitmaps + 1, sizeof(*e->marks));
+		bool *marks = e->marks[e->n_bitmaps] = qkc_need((size_t)n, sizeof(bool));
+		for (uint64_t s = 0; s < n; s++)
+			marks[s] = qkt_dirtymap_at(&map, s * QKC_SECTOR);
 	}
 }
 
@@ -226,6 +283,7 @@ static void take_start(struct job *job, struct image *img)
 	e->cluster_bytes = img->cluster_bytes;
 	e->version = img->version;
 	e->guest = qkc_guest_new(img->disk_bytes);
+	take_marks(e, job->d);
 	struct taker t = {.job = job, .start = e->guest};
 	take_view(&t, img, NULL);
 	if (img->snapshots_error != NULL)
@@ -313,6 +371,9 @@ void qkc_expect_free(struct qkc_expect *e)
 		free(e->ids[i]);
 		qkc_guest_free(e->snapshots[i]);
 	}
+	for (uint32_t i = 0; i < e->n_bitmaps; i++)
+		free(e->marks[i]);
+	free(e->marks);
 	free(e->ids);
 	free(e->snapshots);
 	qkc_guest_free(e->guest);

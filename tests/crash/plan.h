@@ -53,6 +53,7 @@ struct qkc_plan {
 	struct qkc_config config;
 	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
 	bool has_snapshot, is_zstd, is_extended;
+	bool has_bitmaps; /* an enabled one and a disabled one, before `between` */
 	/* how the image is changed once QEMU has made it; for ours alone: */
 	bool is_dirty; /* the dirty bit is set, refcounts are zeros */
 	bool lacks_copied; /* COPIED is nowhere set */

@@ -4,6 +4,7 @@
  * each way in which other implementations are known to lose data. Clusters of the guest's disk are numbered.
  */
 #include "workloads.h"
+#include "workloads_bitmap.h"
 
 /* ---- one operation each ---- */
 
@@ -679,6 +680,13 @@ const struct qkc_workload qkc_workloads[] = {
 	{"zero, write, killed", zero_then_write_killed, 0, 20},
 	{"compressed, write, killed", compressed_then_write_killed, 0, 20},
 	{"discard of 2.5 GiB", discard_2g, 0, 100},
+	{"bitmaps", qkc_bitmaps, QKC_OURS | QKC_V3, 60},
+	{"bitmaps, opened again", qkc_bitmaps_reopened, QKC_OURS | QKC_V3, 100},
+	{"bitmaps, snapshot", qkc_bitmaps_snapshot, QKC_OURS | QKC_V3 | QKC_NO_WIDTH_1, 100},
+	{"bitmaps, a flush fails", qkc_bitmaps_flush_fails, QKC_OURS | QKC_V3, 100},
+	{"bitmaps, 1st flush fails", qkc_bitmaps_first_flush_fails, QKC_OURS | QKC_V3, 40},
+	{"bitmaps, close fails", qkc_bitmaps_close_fails, QKC_OURS | QKC_V3, 100},
+	{"bitmaps, device", qkc_bitmaps_device, QKC_OURS | QKC_V3, 100},
 	{"1st flush fails", failing_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"2nd flush fails", failing_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"3rd flush fails", failing_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},

@@ -176,6 +176,7 @@ static void retire(struct qkt_order *o, uint64_t begin)
 		else if (c != NULL)
 			retire_tracked(o, c, w);
 	}
+	qko_bitmaps_retire(o);
 	for (size_t i = 0; i < n; i++) {
 		bool gone = o->writes[i].retires ||
 			    (o->writes[i].is_size && o->writes[i].id < last_size);
@@ -203,7 +204,9 @@ static void judge_piece(
 		free(zeros);
 		return;
 	}
-	if (c->n_static != 0)
+	if (c->is_visible)
+		qko_judge_tracked(o, off);
+	if (c->n_static != 0 && !qko_bitmaps_write(o, id, off, len, bytes))
 		qko_report(o, QKT_O4,
 			"cluster 0x%" PRIx64 " of a bitmap or the encryption header is overwritten",
 			c->index * o->cs);

@@ -32,7 +32,8 @@ enum qkt_order_rule {
 	QKT_O7, /* bytes 72 to 103 of a version 2 header are changed */
 	QKT_O8, /* an entry that no reader would take: reserved bits, unaligned */
 	QKT_O9, /* COPIED on a cluster that has several references */
-	QKT_O10 /* one cluster in two roles */
+	QKT_O10, /* one cluster in two roles */
+	QKT_O11 /* the disk changes before its enabled bitmaps are in use, durably */
 };
 
 struct qkt_order_options {

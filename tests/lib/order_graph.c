@@ -11,90 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-void *qko_need(void *p)
-{
-	if (p != NULL)
-		return p;
-	(void)fprintf(stderr, "order checker: out of memory\n");
-	abort();
-}
-
-uint32_t qko_be32(const uint8_t *p)
-{
-	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
-uint64_t qko_be64(const uint8_t *p)
-{
-	return (uint64_t)qko_be32(p) << 32 | qko_be32(p + 4);
-}
-
-/* ---- clusters: a hash table, open addressing ---- */
-
-static size_t hash_at(const struct qkt_order *o, uint64_t index)
-{
-	size_t at = (size_t)(index * UINT64_C(0x9e3779b97f4a7c15) >> 20) & (o->n_hash - 1);
-	while (o->hash[at] != NULL && o->hash[at]->index != index)
-		at = (at + 1) & (o->n_hash - 1);
-	return at;
-}
-
-struct qko_cluster *qko_find(const struct qkt_order *o, uint64_t index)
-{
-	return o->n_hash != 0 ? o->hash[hash_at(o, index)] : NULL;
-}
-
-static void grow_hash(struct qkt_order *o)
-{
-	struct qko_cluster **old = o->hash;
-	size_t n_old = o->n_hash;
-	o->n_hash = n_old != 0 ? n_old * 2 : 256;
-	o->hash = qko_need(calloc(o->n_hash, sizeof(*o->hash)));
-	for (size_t i = 0; i < n_old; i++)
-		if (old[i] != NULL)
-			o->hash[hash_at(o, old[i]->index)] = old[i];
-	free(old);
-}
-
-struct qko_cluster *qko_get(struct qkt_order *o, uint64_t index)
-{
-	struct qko_cluster *c = qko_find(o, index);
-	if (c != NULL)
-		return c;
-	if (o->n_clusters * 2 >= o->n_hash)
-		grow_hash(o);
-	c = qko_need(calloc(1, sizeof(*c)));
-	c->index = index;
-	o->hash[hash_at(o, index)] = c;
-	o->n_clusters++;
-	return c;
-}
-
-void qko_untrack(struct qko_cluster *c)
-{
-	free(c->pending);
-	free(c->alive);
-	free(c->blank);
-	free(c->masks);
-	c->pending = NULL;
-	c->alive = NULL;
-	c->blank = NULL;
-	c->masks = NULL;
-	c->n_masks = 0;
-}
-
-/* Nothing can reach it any more: what is written from now on is of another life. */
-static void begin_life(struct qkt_order *o, struct qko_cluster *c)
-{
-	free(c->alive);
-	free(c->blank);
-	free(c->masks);
-	c->alive = NULL;
-	c->blank = NULL;
-	c->masks = NULL;
-	c->n_masks = 0;
-	c->life = o->seq + 1;
-}
+#define HEADER_BYTES 4096u /* of cluster 0 that are looked at: fields and extensions */
 
 bool qko_is_named(const struct qko_cluster *c)
 {
@@ -490,12 +407,14 @@ static void judge_header(struct qkt_order *o, struct qko_header *h)
 		judge_slots(o, h->l1);
 	for (uint32_t i = 0; i < h->n_snap_l1; i++)
 		judge_slots(o, h->snap_l1[i]);
+	qko_bitmaps_load(o, h);
 }
 
-static void push_header(struct qkt_order *o, uint64_t id)
+static void push_header(struct qkt_order *o, uint64_t id, uint64_t sector)
 {
 	o->headers = qko_need(realloc(o->headers, (o->n_headers + 1) * sizeof(*o->headers)));
 	o->headers[o->n_headers] = parse_header(o, o->header->cur, id);
+	o->headers[o->n_headers].sector = sector;
 	o->n_headers++;
 	judge_header(o, &o->headers[o->n_headers - 1]);
 }
@@ -513,6 +432,7 @@ static bool is_root_of(const struct qko_header *h, const struct qko_table *t)
 /* Headers before number `first` can no longer be the disk's. */
 static void drop_headers(struct qkt_order *o, size_t first)
 {
+	qko_bitmaps_drop(o, first);
 	for (size_t i = 0; i < first; i++)
 		free(o->headers[i].snap_l1);
 	o->n_headers -= first;
@@ -532,15 +452,31 @@ static void drop_headers(struct qkt_order *o, size_t first)
 	}
 }
 
+/* Of the writes of one of the header's sectors the next `n` are durable. */
+static void retire_headers(struct qkt_order *o, uint64_t sector, size_t n)
+{
+	size_t n_gone = 0;
+	for (size_t i = 1; i < o->n_headers && n != 0; i++) {
+		struct qko_header *h = &o->headers[i];
+		if (h->sector != sector || h->is_durable)
+			continue;
+		h->is_durable = true;
+		n--;
+	}
+	while (n_gone + 1 < o->n_headers && o->headers[n_gone + 1].is_durable)
+		n_gone++;
+	drop_headers(o, n_gone);
+}
+
 /* ---- changes ---- */
 
-static void header_written(struct qkt_order *o, uint64_t id, const uint8_t *before)
+static void header_written(struct qkt_order *o, uint64_t id, uint64_t sector, const uint8_t *before)
 {
 	const uint8_t *now = o->header->cur;
-	if (o->version == 2 && memcmp(before + 72, now + 72, 32) != 0)
+	if (sector == 0 && o->version == 2 && memcmp(before + 72, now + 72, 32) != 0)
 		qko_report(o, QKT_O7, "bytes 72 to 103 of a version 2 header are changed");
 	o->is_deferring = true;
-	push_header(o, id);
+	push_header(o, id, sector);
 	o->is_deferring = false;
 	qko_judge_all(o);
 }
@@ -563,8 +499,11 @@ static void sector_written(
 	if (is_same && t->older[sector] == NULL)
 		return;
 	bool is_entries = t->role == QKO_L1 || t->role == QKO_L2;
-	if (!is_same && !(is_entries && only_copied_cleared(cur, now)))
+	if (!is_same && !(is_entries && only_copied_cleared(cur, now))) {
 		qko_judge_table_write(o, t);
+		if (is_entries)
+			qko_judge_tracked(o, t->off + sector * QKO_SECTOR);
+	}
 	struct qko_version *v = qko_need(malloc(sizeof(*v)));
 	v->id = t->cur_id[sector];
 	v->newer = NULL;
@@ -576,7 +515,7 @@ static void sector_written(
 	memcpy(cur, now, QKO_SECTOR);
 	t->cur_id[sector] = id;
 	if (t->role == QKO_HEADER) {
-		header_written(o, id, v->bytes);
+		header_written(o, id, sector, v->bytes);
 		return;
 	}
 	if (t->role == QKO_RB)
@@ -634,7 +573,7 @@ static void settle(struct qkt_order *o, struct qko_cluster *c)
 	/* a thread that knows of a zero flag not issued yet may have written the whole cluster already */
 	c->is_owned = c->n_refs != 0 && (c->is_owned || (was_visible && o->opt.threads));
 	if ((was_visible && !c->is_visible && !c->is_owned) || c->n_refs == 0)
-		begin_life(o, c);
+		qko_begin_life(o, c);
 }
 
 static void unname(
@@ -674,7 +613,7 @@ static void release(struct qkt_order *o, struct qko_table *t)
 		if (c->table != t)
 			continue;
 		c->table = NULL;
-		begin_life(o, c);
+		qko_begin_life(o, c);
 	}
 	struct qko_target target;
 	for (uint64_t slot = 0; slot < n_slots(o, t); slot++)
@@ -729,7 +668,7 @@ static void retire_sector(struct qkt_order *o, struct qko_table *t, uint64_t sec
 		free(v);
 	}
 	if (t->role == QKO_HEADER)
-		drop_headers(o, n_gone);
+		retire_headers(o, sector, n_gone);
 }
 
 void qko_table_retire(struct qkt_order *o, struct qko_table *t, uint64_t off, uint64_t len)
@@ -756,14 +695,15 @@ void qko_load(struct qkt_order *o)
 	o->refcount_bits = o->version == 2 ? 16 : 1u << (b[99] & 7);
 	o->has_data_file = o->version >= 3 && (b[79] & 4) != 0;
 	o->is_extended = o->version >= 3 && (b[79] & 16) != 0;
-	o->header = load_table(o, QKO_HEADER, 0, QKO_SECTOR);
-	push_header(o, 0);
-	qko_load_extensions(o);
+	o->header = load_table(o, QKO_HEADER, 0, o->cs < HEADER_BYTES ? o->cs : HEADER_BYTES);
+	push_header(o, 0, 0);
+	qko_crypto_load(o);
 	o->is_loading = false;
 }
 
 void qko_unload(struct qkt_order *o)
 {
+	qko_bitmaps_drop(o, o->n_headers);
 	for (size_t i = 0; i < o->n_hash; i++) {
 		struct qko_cluster *c = o->hash[i];
 		if (c == NULL)

@@ -57,7 +57,8 @@ struct qko_cluster {
 	struct qko_table *table; /* the metadata here */
 	struct qko_ref *refs; /* slots that name it in some state */
 	uint32_t n_refs, room_refs, n_masks;
-	uint32_t n_static; /* bitmaps and the encryption header */
+	uint32_t n_static; /* references of bitmaps, in all headers, and of the encryption header */
+	uint32_t n_crypto; /* of the latter alone */
 	bool is_visible; /* named as plain data without the zero flag: what is written is not tracked */
 	bool is_owned; /* with threads: plain data of the slot once, whose zero flag may go again */
 	uint32_t shown; /* of extended entries: subclusters that some state shows */
@@ -83,9 +84,13 @@ struct qko_target {
 	uint32_t subclusters; /* allocated ones, extended L2 only */
 };
 
+struct qko_bitmaps;
+
 /* A header that a crash may leave. */
 struct qko_header {
 	uint64_t id;
+	uint64_t sector; /* that the write changed */
+	bool is_durable; /* that write */
 	bool is_valid;
 	bool is_dirty; /* or said to be corrupt: its refcounts are not to be believed */
 	uint64_t size, l1_off, l1_len, rt_off, rt_len, snap_off;
@@ -93,6 +98,7 @@ struct qko_header {
 	struct qko_table *l1, *rt, *snapshots;
 	struct qko_table **snap_l1;
 	uint32_t n_snap_l1;
+	struct qko_bitmaps *bitmaps; /* or NULL; headers that name one directory share it */
 };
 
 struct qko_write {
@@ -159,10 +165,27 @@ void qko_table_retire(struct qkt_order *o, struct qko_table *t, uint64_t off, ui
 /* Read everything that the durable header reaches. */
 void qko_load(struct qkt_order *o);
 void qko_unload(struct qkt_order *o);
-/* order_load.c: clusters of bitmaps, where they are to be trusted, and of the encryption header. */
-void qko_load_extensions(struct qkt_order *o);
 void qko_untrack(struct qko_cluster *c);
+/* What is written from now on is of another life. */
+void qko_begin_life(struct qkt_order *o, struct qko_cluster *c);
 bool qko_retires(const struct qkt_order *o, uint64_t id);
+
+/* ---- order_bitmap.c: persistent bitmaps ---- */
+
+/* Of the header as issued; judged. */
+void qko_bitmaps_load(struct qkt_order *o, struct qko_header *h);
+/* Of the first n headers. */
+void qko_bitmaps_drop(struct qkt_order *o, size_t n);
+uint64_t qko_bitmap_refs(const struct qko_header *h, uint64_t index);
+/* Does a write within the clusters of bitmaps only mark some of them in use? bytes NULL: zeros. */
+bool qko_bitmaps_write(
+	struct qkt_order *o, uint64_t id, uint64_t off, uint64_t len, const uint8_t *bytes);
+/* Writes marked `retires` are durable. */
+void qko_bitmaps_retire(struct qkt_order *o);
+/* The clusters of the encryption header, of the header as it is. */
+void qko_crypto_load(struct qkt_order *o);
+/* O11 */
+void qko_judge_tracked(struct qkt_order *o, uint64_t off);
 
 /* ---- order_judge.c: the rules ---- */
 

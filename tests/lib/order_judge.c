@@ -86,7 +86,7 @@ static uint64_t paths(struct qkt_order *o, const struct qko_cluster *c, const st
 
 uint64_t qko_refs(struct qkt_order *o, struct qko_cluster *c, const struct qko_header *h)
 {
-	uint64_t n = c->n_static + (c->index == 0 ? 1 : 0);
+	uint64_t n = c->n_crypto + (c->index == 0 ? 1 : 0) + qko_bitmap_refs(h, c->index);
 	n += lies_in(h->rt, o->cs, c->index) + lies_in(h->l1, o->cs, c->index) +
 	     lies_in(h->snapshots, o->cs, c->index);
 	for (uint32_t i = 0; i < c->n_refs; i++)

@@ -15,7 +15,8 @@ enum base {
 	V3,
 	V2,
 	SNAP, /* V3 with a snapshot that shares L2 table and data */
-	COMP /* V3, and guest cluster 3 is compressed at cluster 6 */
+	COMP, /* V3, and guest cluster 3 is compressed at cluster 6 */
+	BITMAP /* V3 with an enabled bitmap: directory, table and data at clusters 6 to 8 */
 };
 
 /* cluster 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2, 5 data of guest cluster 0,
@@ -80,7 +81,7 @@ static void flush(struct t *t)
 
 static void make_header(struct qcow_store *s, enum base base)
 {
-	uint8_t h[112] = "QFI\xfb";
+	uint8_t h[160] = "QFI\xfb";
 	put(h + 4, base == V2 ? 2 : 3, 4);
 	put(h + 20, 12, 4);
 	put(h + 24, CS * 512 * 2, 8);
@@ -91,6 +92,14 @@ static void make_header(struct qcow_store *s, enum base base)
 	if (base == SNAP) {
 		put(h + 60, 1, 4);
 		put(h + 64, 7 * CS, 8);
+	}
+	if (base == BITMAP) {
+		h[95] = 1;
+		put(h + 112, 0x23852875, 4);
+		put(h + 116, 24, 4);
+		put(h + 120, 1, 4);
+		put(h + 128, 32, 8);
+		put(h + 136, 6 * CS, 8);
 	}
 	if (base != V2) {
 		put(h + 96, 4, 4);
@@ -118,6 +127,28 @@ static void make_snapshot(struct qcow_store *s)
 	l2(s, 0, 5 * CS);
 }
 
+static void make_directory(struct qcow_store *s, uint64_t off, uint64_t table, unsigned flags)
+{
+	uint8_t e[32] = {0};
+	put(e, table, 8);
+	put(e + 8, 1, 4);
+	put(e + 12, flags, 4);
+	e[16] = 1;
+	e[17] = 16;
+	e[19] = 1;
+	e[24] = 'b';
+	w(s, off, e, sizeof(e));
+}
+
+static void make_bitmap(struct qcow_store *s)
+{
+	make_directory(s, 6 * CS, 7 * CS, 2);
+	w64(s, 7 * CS, 8 * CS);
+	fill(s, 8 * CS, CS, 0);
+	for (unsigned i = 6; i < 9; i++)
+		rc(s, i, 1);
+}
+
 static void make(struct t *t, enum base base)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -139,6 +170,8 @@ static void make(struct t *t, enum base base)
 	}
 	if (base == SNAP)
 		make_snapshot(s);
+	if (base == BITMAP)
+		make_bitmap(s);
 	assert_ok(qcow_store_truncate(s, 64 * CS, &err), err);
 	t->f = qkt_fault_new();
 	t->o = qkt_order_new(&opt);
@@ -555,6 +588,96 @@ static void wrong_zero_flag_cleared_early(struct t *t)
 	l2(t->s, 0, 5 * CS | COPIED);
 }
 
+/* ---- bitmaps ---- */
+
+static void mark_in_use(struct t *t, uint64_t directory)
+{
+	const uint8_t flags[4] = {0, 0, 0, 3};
+	w(t->s, directory + 12, flags, sizeof(flags));
+}
+
+static void use_bitmap(struct t *t)
+{
+	mark_in_use(t, 6 * CS);
+	flush(t);
+}
+
+/* New directory, table and data at clusters 20 to 22. */
+static void store_bitmap(struct t *t)
+{
+	make_directory(t->s, 20 * CS, 21 * CS, 2);
+	w64(t->s, 21 * CS, 22 * CS);
+	fill(t->s, 22 * CS, CS, 1);
+	for (unsigned i = 20; i < 23; i++)
+		rc(t->s, i, 1);
+}
+
+static void right_bitmap(struct t *t)
+{
+	use_bitmap(t);
+	fill(t->s, 5 * CS, 512, 1);
+	take(t, 9);
+	flush(t);
+	l2(t->s, 1, 9 * CS | COPIED);
+	store_bitmap(t);
+	flush(t);
+	w64(t->s, 136, 20 * CS);
+	flush(t);
+	for (unsigned i = 6; i < 9; i++)
+		rc(t->s, i, 0);
+	flush(t);
+	take(t, 7);
+	flush(t);
+	mark_in_use(t, 20 * CS);
+	flush(t);
+	l2(t->s, 2, 7 * CS | COPIED);
+}
+
+static void wrong_bitmap_not_in_use(struct t *t)
+{
+	fill(t->s, 5 * CS, 512, 1);
+}
+
+static void wrong_bitmap_mark_not_durable(struct t *t)
+{
+	take(t, 9);
+	flush(t);
+	mark_in_use(t, 6 * CS);
+	l2(t->s, 1, 9 * CS | COPIED);
+}
+
+static void wrong_bitmap_changed_in_place(struct t *t)
+{
+	use_bitmap(t);
+	fill(t->s, 8 * CS, 512, 1);
+}
+
+static void wrong_bitmap_not_durable(struct t *t)
+{
+	use_bitmap(t);
+	store_bitmap(t);
+	w64(t->s, 136, 20 * CS);
+}
+
+static void wrong_bitmap_freed_early(struct t *t)
+{
+	use_bitmap(t);
+	store_bitmap(t);
+	flush(t);
+	w64(t->s, 136, 20 * CS);
+	rc(t->s, 7, 0);
+}
+
+static void wrong_write_after_bitmap_is_stored(struct t *t)
+{
+	use_bitmap(t);
+	store_bitmap(t);
+	flush(t);
+	w64(t->s, 136, 20 * CS);
+	flush(t);
+	fill(t->s, 5 * CS, 512, 1);
+}
+
 static const struct sequence {
 	const char *name;
 	void (*run)(struct t *);
@@ -610,6 +733,13 @@ static const struct sequence {
 	S(wrong_copied_twice, V3, QKT_O9),
 	S(wrong_data_is_table, V3, QKT_O10),
 	S(wrong_zero_flag_cleared_early, V3, QKT_O1),
+	S(right_bitmap, BITMAP, QKT_O_NONE),
+	S(wrong_bitmap_not_in_use, BITMAP, QKT_O11),
+	S(wrong_bitmap_mark_not_durable, BITMAP, QKT_O11),
+	S(wrong_bitmap_changed_in_place, BITMAP, QKT_O4),
+	S(wrong_bitmap_not_durable, BITMAP, QKT_O1),
+	S(wrong_bitmap_freed_early, BITMAP, QKT_O2),
+	S(wrong_write_after_bitmap_is_stored, BITMAP, QKT_O11),
 #undef S
 };
 
