@@ -16,12 +16,14 @@ def covering_array(factors, is_valid, seed):
         for _ in range(200):
             row = dict(part)
             for name in rng.sample(rest, len(rest)):
-                values = [v for v in factors[name] if is_valid({**row, name: v})]
-                if not values:
+                for value in rng.sample(factors[name], len(factors[name])):
+                    row[name] = value
+                    if is_valid(row):
+                        break
+                else:
                     break
-                row[name] = rng.choice(values)
             else:
-                return row
+                return {name: row[name] for name in names}
         return None
 
     wanted = set()
