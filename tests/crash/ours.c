@@ -168,6 +168,9 @@ static bool run_steps(struct running *r, enum qkc_outcome *outcomes, char *why)
 			qkc_end_flags(r->plan->steps[i - 1].act, outcomes[i - 1] == QKC_STEP_DONE),
 			NULL);
 	}
+	/* a call of the close fails: that is no clean close */
+	const struct qkc_step *last = &r->plan->steps[r->plan->n_steps - 1];
+	r->has_failed = r->has_failed || (last->act == QKC_DO_FAIL && last->off != QKC_FAIL_NONE);
 	qcow_close(r->image);
 	return why[0] == '\0';
 }
