@@ -76,6 +76,9 @@ static const struct config configs[] = {
 		"&&"
 		"qemu-img snapshot -c s img",
 		4 << 20, "3M", 400, 0},
+	{"subclusters bitmap", "extended_l2=on",
+		"qemu-img bitmap --add img b && qemu-io -c 'write -P 7 1M 100k' img", 8 << 20, NULL,
+		200, 0},
 	{"subclusters compressed", "extended_l2=on,cluster_size=16k",
 		"qemu-io -c 'write -P 7 0 3M' img && qemu-img convert -c -O qcow2 -o "
 		"extended_l2=on,cluster_size=16k img i2 && mv i2 img",
@@ -287,8 +290,6 @@ static void what_cannot_be_written_is_refused(void **state)
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
 	refuse("qemu-img create -f qcow2 -o data_file=data img 1M", &o, QCOW_FILE_WRITE,
 		QCOW_E_UNSUPPORTED, "data file");
-	refuse("qemu-img create -f qcow2 img 1M && qemu-img bitmap --add img b", &o,
-		QCOW_FILE_WRITE, QCOW_E_UNSUPPORTED, "bitmap 'b' is enabled");
 	refuse("qemu-img create -f qcow2 img 1M", &o, 0, QCOW_E_READONLY, "reading only");
 	o.secret = (struct qcow_secret){"x", 1};
 	refuse("qemu-img create --object secret,id=s,data=x -f qcow2 "
