@@ -7,6 +7,8 @@
  */
 #include "cli/cli.h"
 
+#include <qcowkit/ops.h>
+
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -496,9 +498,31 @@ static enum qcow_status validate(struct job *job, struct qcow_error *err)
 	return QCOW_OK;
 }
 
+/* Preallocation is refused where a device cannot hold it, before anything is written to it. */
+static enum qcow_status check_room(struct job *job, struct qcow_error *err)
+{
+	struct qcow_measure_result measured = {0};
+	struct qcow_store_caps caps = {0};
+	uint64_t room = 0;
+
+	qcow_store_caps(job->store, &caps);
+	if (caps.can_grow || job->data != NULL || strcmp(job->format, "qcow2") != 0 ||
+		job->opts.create.preallocation == QCOW_PREALLOC_OFF)
+		return QCOW_OK;
+	QK_TRY(qcow_store_size(job->store, &room, err));
+	QK_TRY(qcow_measure(NULL, job->format, &job->opts.create, &measured, err));
+	if (measured.fully_allocated <= room)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_NOSPC,
+		"the device has %" PRIu64 " bytes, the image needs %" PRIu64
+		": No space left on device",
+		room, measured.fully_allocated);
+}
+
 static enum qcow_status write_image(
 	struct job *job, const struct qcow_progress *progress, struct qcow_error *err)
 {
+	QK_TRY(check_room(job, err));
 	if (strcmp(job->format, "raw") != 0) {
 		job->opts.create.progress = *progress;
 		job->opts.create.durable = true;

@@ -205,14 +205,44 @@ static struct qk_policy choose_policy(const struct request *request)
 	return policy;
 }
 
-/* Bytes that the target's file system must have whatever the source holds. */
+/* Does the target's file hold a new qcow2 image, data and all? */
+static bool makes_qcow2(const struct request *request)
+{
+	return !request->is_raw && !request->is_luks && request->target_data == NULL &&
+	       request->options->target_image == NULL;
+}
+
+/* Bytes that the target must have room for whatever the source holds. */
 static uint64_t least_bytes(const struct request *request, const struct qk_copy *copy)
 {
+	struct qcow_measure_result measured = {0};
 	enum qcow_preallocation prealloc = request->options->create.preallocation;
 	bool is_full = prealloc == QCOW_PREALLOC_FALLOC || prealloc == QCOW_PREALLOC_FULL;
 	bool stores_zeros = copy->policy.sparse_bytes == 0 && !copy->policy.compress &&
 			    request->options->backing == NULL;
-	return is_full || stores_zeros ? copy->source.size : 0;
+	if (!is_full && !stores_zeros)
+		return 0;
+	if (makes_qcow2(request) &&
+		qcow_measure(NULL, "qcow2", &request->create, &measured, NULL) == QCOW_OK)
+		return measured.fully_allocated;
+	return copy->source.size;
+}
+
+/* Refuse a target that is certainly too small, before anything is written to it. A raw one is refused where it
+ * is opened. */
+static enum qcow_status check_fit(
+	const struct request *request, struct qk_copy *copy, struct qcow_error *err)
+{
+	struct qk_fit fit = {
+		.store = request->target_data != NULL ? request->target_data : request->target,
+		.at_least = least_bytes(request, copy),
+		.cluster_bytes = makes_qcow2(request) ? request->create.cluster_size : 0,
+	};
+	struct qcow_store_caps caps;
+	if (fit.store == NULL)
+		return QCOW_OK;
+	qcow_store_caps(fit.store, &caps);
+	return request->is_raw && !caps.can_grow ? QCOW_OK : qk_fit_check(copy, &fit, err);
 }
 
 /* Can the file be that long at all? Only where nothing is lost by asking: an empty one. */
@@ -296,7 +326,7 @@ static enum qcow_status run(struct request *request, struct qk_copy *copy, struc
 							       : request->target;
 	copy->clone_dev = probe_clone(request, data);
 	QK_TRY(try_length(request, copy->source.size, err));
-	QK_TRY(qk_fit_check(copy, data, least_bytes(request, copy), err));
+	QK_TRY(check_fit(request, copy, err));
 	QK_TRY(open_sink(request, copy, err));
 	enum qcow_status status = qk_copy_run(copy, err);
 	if (status == QCOW_OK)

@@ -2,7 +2,8 @@
 /*
  * fit: see fit.h. Certain is: a file system that stores a byte for a byte (it neither compresses nor
  * shares blocks by itself), and more bytes of non-zero units than it has blocks left, with the blocks
- * that the target holds already counted as free.
+ * that the target holds already counted as free. Or a device, which has its size and no more: there the
+ * clusters of metadata count that no image can do without.
  */
 #include "ops/fit.h"
 
@@ -19,9 +20,18 @@
 #define XFS_SUPER_MAGIC 0x58465342
 #endif
 
+static bool is_fixed(struct qcow_store *store)
+{
+	struct qcow_store_caps caps = {0};
+	qcow_store_caps(store, &caps);
+	return !caps.can_grow;
+}
+
 /* Free bytes for the target; false where that says nothing. */
 static bool find_free(struct qcow_store *store, uint64_t *free_bytes)
 {
+	if (is_fixed(store))
+		return qcow_store_size(store, free_bytes, NULL) == QCOW_OK;
 	struct statfs fs;
 	struct stat st;
 	int fd = qcow_store_fd(store);
@@ -123,9 +133,24 @@ static enum qcow_status count_data(
 	return QCOW_OK;
 }
 
+/* Clusters of metadata that come with so much data, in bytes. */
+static uint64_t metadata_bytes(const struct qk_fit *fit, uint64_t data)
+{
+	if (fit->cluster_bytes == 0 || !is_fixed(fit->store))
+		return 0;
+	/* header, refcount table, refcount block, L1 table; and a table maps at most so many clusters */
+	uint64_t n_tables = qk_div_up(data / fit->cluster_bytes, fit->cluster_bytes / 8);
+	return (4 + n_tables) * fit->cluster_bytes;
+}
+
 static enum qcow_status refuse(
 	struct qcow_store *store, uint64_t needed, uint64_t free_bytes, struct qcow_error *err)
 {
+	if (is_fixed(store))
+		return QK_FAIL(err, QCOW_E_NOSPC,
+			"%s: the image needs at least %" PRIu64 " bytes, the device has %" PRIu64
+			": No space left on device",
+			qcow_store_name(store), needed, free_bytes);
 	return QK_FAIL(err, QCOW_E_NOSPC,
 		"%s: the disk needs at least %" PRIu64 " bytes, its file system has %" PRIu64
 		" free: No space left on device",
@@ -133,25 +158,28 @@ static enum qcow_status refuse(
 }
 
 enum qcow_status qk_fit_check(
-	struct qk_copy *copy, struct qcow_store *store, uint64_t at_least, struct qcow_error *err)
+	struct qk_copy *copy, const struct qk_fit *fit, struct qcow_error *err)
 {
 	uint64_t free_bytes = 0, needed = 0;
-	if (!find_free(store, &free_bytes))
+	if (!find_free(fit->store, &free_bytes))
 		return QCOW_OK;
-	if (at_least > free_bytes)
-		return refuse(store, at_least, free_bytes, err);
+	if (fit->at_least > free_bytes)
+		return refuse(fit->store, fit->at_least, free_bytes, err);
 	bool is_open = copy->policy.compress || copy->clone_dev != 0 || copy->source.salvage ||
 		       copy->rate_bytes_per_sec != 0 || copy->policy.compare != NULL;
-	if (is_open || copy->source.size <= free_bytes)
+	uint64_t reserved = metadata_bytes(fit, copy->source.size);
+	if (is_open || (reserved <= free_bytes && copy->source.size <= free_bytes - reserved))
 		return QCOW_OK;
 	/* A source that cannot be read is the copy's to report. */
-	if (count_extents(copy, free_bytes, &needed, NULL) != QCOW_OK || needed <= free_bytes)
+	if (count_extents(copy, free_bytes, &needed, NULL) != QCOW_OK ||
+		needed + metadata_bytes(fit, needed) <= free_bytes)
 		return QCOW_OK;
 	enum qcow_status status = count_data(copy, free_bytes, &needed, err);
 	if (status == QCOW_E_CANCELLED)
 		return status;
 	qk_err_clear(err);
+	needed += metadata_bytes(fit, needed);
 	if (status != QCOW_OK || needed <= free_bytes)
 		return QCOW_OK;
-	return refuse(store, needed, free_bytes, err);
+	return refuse(fit->store, needed, free_bytes, err);
 }

@@ -473,7 +473,49 @@ block_devices_are_targets_and_sources() {
 		ok "$qcow" convert -O raw d.raw "$loop" && cmp -n 8388608 d.raw "$loop" &&
 		ok "$qcow" convert -O qcow2 d.raw "$loop" && image_is d.raw "$loop" &&
 		ok "$qcow" convert -f qcow2 -O raw "$loop" back.raw && cmp d.raw back.raw &&
-		truncate -s 20M large.raw && refused 'No space left' "$qcow" convert -O raw large.raw "$loop"
+		truncate -s 20M large.raw && refused 'No space left' "$qcow" convert -O raw large.raw "$loop" &&
+		ok "$qcow" convert -O qcow2 d.raw "$loop" && peers_read d.raw "$loop" &&
+		ok "$qcow" create -q -f qcow2 "$loop" 8M && ok "$qcow" check -q "$loop" &&
+		ok "$qcow" convert -n -O qcow2 d.raw "$loop" && image_is d.raw "$loop" &&
+		ok "$qcow" convert -c -O qcow2 d.raw "$loop" && peers_read d.raw "$loop" &&
+		ok "$qcow" create -q -f qcow2 -o preallocation=full "$loop" 8M && truncate -s 8M zeros.raw &&
+		image_is zeros.raw "$loop"
+	} || rc=1
+	losetup -d "$loop"
+	return $rc
+}
+
+# what every QEMU reads from image $2 is the raw disk $1
+peers_read() {
+	local peer
+	image_is "$1" "$2" || return 1
+	for peer in "${peers[@]}"; do
+		"$peer" convert -f qcow2 -O raw "$2" theirs.raw && cmp "$1" theirs.raw || { fail "$peer reads $2"; return 1; }
+	done
+}
+
+too_small_devices_are_refused_before_anything_is_written() {
+	[[ $(id -u) == 0 && -e /dev/loop-control ]] || { skip "needs root and loop devices"; return; }
+	head -c 12582912 /dev/zero >dev.img
+	local loop rc=0
+	loop=$(losetup -f --show dev.img 2>losetup.log) || { skip "needs root and loop devices"; return; }
+	printf 'what was there' | dd of="$loop" conv=notrunc,fsync status=none
+	head -c 12582912 /dev/urandom >same.raw
+	head -c 12255232 /dev/urandom >fits.raw # 187 clusters, and 5 of metadata: the device to the byte
+	head -c 12320768 /dev/urandom >over.raw # one more
+	local needs='the image needs at least 12910592 bytes, the device has 12582912: No space left on device'
+	{
+		refused 'the device has 12582912 bytes, the image needs 67436544: No space left on device' \
+			"$qcow" create -q -f qcow2 -o preallocation=full "$loop" 64M &&
+		refused 'the image needs 67436544' "$qcow" create -q -f qcow2 -o preallocation=metadata "$loop" 64M &&
+		refused "$needs" "$qcow" convert -O qcow2 same.raw "$loop" &&
+		refused "$needs" "$qcow" convert -S 0 -O qcow2 same.raw "$loop" &&
+		refused "$needs" "$qcow" convert -O qcow2 -o preallocation=full same.raw "$loop" &&
+		refused 'needs at least 12648448 bytes' "$qcow" convert -O qcow2 over.raw "$loop" &&
+		[[ $(head -c 14 "$loop") == 'what was there' ]] &&
+		ok "$qcow" convert -O qcow2 fits.raw "$loop" && image_is fits.raw "$loop" &&
+		# a disk of the same length that is mostly zeros fits
+		truncate -s 64M sparse.raw && ok "$qcow" convert -O qcow2 sparse.raw "$loop" && image_is sparse.raw "$loop"
 	} || rc=1
 	losetup -d "$loop"
 	return $rc
@@ -510,7 +552,7 @@ reflinks_share_blocks_on_xfs() {
 
 tests=("$@")
 ((${#tests[@]})) || mapfile -t tests < <(sed -n 's/^\([a-z][a-z0-9_]*\)() {$/\1/p' "$self" |
-	grep -vxE 'fail|skip|ok|refused|image_is|make_disk|mount_image|can_mount')
+	grep -vxE 'fail|skip|ok|refused|image_is|peers_read|make_disk|mount_image|can_mount')
 passed=0 failed=0 skipped=0
 for t in "${tests[@]}"; do
 	mkdir "$dir/$t" && cd "$dir/$t" || exit 1
