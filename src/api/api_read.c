@@ -11,6 +11,7 @@
 #include "engine/iov.h"
 #include "engine/map.h"
 #include "engine/read.h"
+#include "engine/rw.h"
 
 static enum qcow_status check_range(
 	const struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
@@ -54,5 +55,11 @@ enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len, 
 		.len = len,
 		.max_depth = max_depth,
 		.may_block = true};
-	return qk_map_extent(&rq, out, err);
+	if (image->rw == NULL)
+		return qk_map_extent(&rq, out, err);
+	/* as a read: a table that is being replaced is not given away under the walk */
+	unsigned epoch = qk_epoch_enter(image->rw->epoch);
+	enum qcow_status status = qk_map_extent(&rq, out, err);
+	qk_epoch_leave(image->rw->epoch, epoch);
+	return status;
 }

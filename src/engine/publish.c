@@ -118,11 +118,14 @@ static enum qcow_status fence(struct qk_publish *p, enum qcow_status status,
 	return qk_fence_raise(&p->image->rw->fence, status, own);
 }
 
-/* The same, but for what has not touched anything in use. */
+/* The same, but for what has not touched anything in use. A flush that failed in there is like any other. */
 static enum qcow_status fence_io(struct qk_publish *p, enum qcow_status status,
 	const struct qcow_error *own, struct qcow_error *err)
 {
-	if (status != QCOW_E_NOSPC && status != QCOW_E_NOMEM)
+	if (status == QCOW_OK)
+		return QCOW_OK;
+	p->is_lost = qk_space_flush_failed(p->image->rw->space) || p->is_lost;
+	if (p->is_lost || (status != QCOW_E_NOSPC && status != QCOW_E_NOMEM))
 		return fence(p, status, own, err);
 	if (err != NULL)
 		*err = *own;

@@ -71,7 +71,11 @@ static enum qcow_status zero_data(
 			.max_depth = UINT32_MAX,
 			.may_block = true};
 		struct qk_run run;
-		QK_TRY(qk_map_find(&rq, &run, err));
+		/* in an epoch: a table that is being replaced is not given away under the walk */
+		unsigned epoch = qk_epoch_enter(z->image->rw->epoch);
+		enum qcow_status status = qk_map_find(&rq, &run, err);
+		qk_epoch_leave(z->image->rw->epoch, epoch);
+		QK_TRY(status);
 		if (!is_zero_run(&run) && z->is_fast)
 			return QK_FAIL_AT(err, QCOW_E_NOTSUP, 0, QCOW_NO_OFFSET, off,
 				"zeros would have to be written as data");
@@ -188,7 +192,10 @@ static enum qcow_status zero_clusters(
 	uint64_t cluster_size = z->image->geometry.cluster_size;
 	while (len != 0) {
 		struct qk_run run;
-		QK_TRY(qk_lookup(z->image, (qk_goff){off}, len, true, &run, err));
+		unsigned epoch = qk_epoch_enter(z->image->rw->epoch);
+		enum qcow_status status = qk_lookup(z->image, (qk_goff){off}, len, true, &run, err);
+		qk_epoch_leave(z->image->rw->epoch, epoch);
+		QK_TRY(status);
 		uint64_t done = done_already(z, &run, off, len);
 		if (done == 0)
 			QK_TRY(zero_group(z, off, len, &done, err));

@@ -94,6 +94,40 @@ static void a_file_that_may_not_grow_is_filled(void **state)
 	qkt_must("qemu-img check -q image");
 }
 
+/* The nth flush says that the disk is full: whichever it was, nothing goes on before a recovery. */
+static bool full_flush_fences(uint64_t nth)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	bool failed = false;
+	qkt_must("rm -f image && qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 "
+		 "image 2M");
+	assert_ok(qkt_image_open(&im, qkt_path("image"), NULL, &err), err);
+	qkt_fault_arm(im.fault, QKT_FLUSH, nth, QKT_ENOSPC, false);
+	for (uint64_t off = 0; off < 40 * 49152 && !failed; off += 49152) {
+		static const uint8_t b[49152] = {1};
+		failed = qcow_pwrite(im.image, b, sizeof(b), off, QCOW_IO_FUA, &err) != QCOW_OK;
+	}
+	assert_true(failed == (qkt_fault_hits(im.fault) != 0));
+	if (failed) {
+		assert_status(qcow_flush(im.image, &err), QCOW_E_NOSPC, err);
+		assert_ok(qcow_recover(im.image, &err), err);
+	}
+	write_at(&im, 0, 2, 512);
+	assert_ok(qcow_flush(im.image, &err), err);
+	qkt_image_close(&im);
+	return failed;
+}
+
+static void a_flush_without_room_fences(void **state)
+{
+	(void)state;
+	uint64_t n = 1;
+	while (full_flush_fences(n))
+		n += n < 60 ? 1 : 17;
+	assert_true(n > 30);
+}
+
 int main(void)
 {
 	qkt_need_program("qemu-img", "qemu-utils");
@@ -102,6 +136,7 @@ int main(void)
 		cmocka_unit_test(discarded_clusters_come_back_without_a_flush),
 		cmocka_unit_test(an_entry_far_away_attracts_nothing),
 		cmocka_unit_test(a_file_that_may_not_grow_is_filled),
+		cmocka_unit_test(a_flush_without_room_fences),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
