@@ -205,9 +205,10 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * are cleared and a dirty image gets its refcounts rebuilt (options->dirty).
  * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
  * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
- * write yet (encryption, data files), and for an enabled bitmap with extra data that
+ * write yet (data files, extended L2 entries of encrypted images), and for an enabled bitmap with extra data that
  * nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (256 MiB of bits
- * for one, 1 GiB for all); QCOW_E_CORRUPT with the finding for
+ * for one, 1 GiB for all); QCOW_E_KEY without the key of an
+ * encrypted image; QCOW_E_CORRUPT with the finding for
  * a refcount below its references, structures that share a cluster, a refcount table that contradicts itself, and
  * entries past the end of the file: what options->prove has looked at.
  * Enabled bitmaps record every write, zero and discard. They are marked in use, durably, before the first, and
@@ -415,6 +416,13 @@ QCOW_EXPORT enum qcow_status qcow_pwrite(struct qcow_image *image, const void *b
 
 /* The same from `n_iov` buffers, one after the other. */
 QCOW_EXPORT enum qcow_status qcow_pwritev(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
+
+/* Write whole clusters (`off` and `len` are multiples of the cluster size, or the range ends with the disk) compressed by
+ * the image's method; a cluster that does not get smaller is written as it is. What was there before is
+ * replaced, and the space of it is free after the next flush. flags: QCOW_IO_FUA. QCOW_E_INVAL: not whole clusters;
+ * QCOW_E_UNSUPPORTED: an image that has no compressed clusters (raw, encrypted, with a data file). */
+QCOW_EXPORT enum qcow_status qcow_write_compressed(struct qcow_image *image, const void *buf, size_t len,
 	uint64_t off, unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
 
 /* [off, off + len) reads as zeros afterwards, whatever a backing file holds. Whole clusters become zero clusters

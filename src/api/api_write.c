@@ -8,6 +8,7 @@
 #include <inttypes.h>
 
 #include "base/err.h"
+#include "engine/compress.h"
 #include "engine/image.h"
 #include "engine/iov.h"
 #include "engine/publish.h"
@@ -60,6 +61,28 @@ enum qcow_status qcow_pwrite(struct qcow_image *image, const void *buf, size_t l
 {
 	const struct iovec iov = {(void *)(uintptr_t)buf, len};
 	return qcow_pwritev(image, &iov, 1, off, flags, err);
+}
+
+static enum qcow_status check_whole(
+	const struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	uint64_t cluster = image->is_raw ? 1 : image->geometry.cluster_size;
+	if (qk_is_aligned(off, cluster) &&
+		(qk_is_aligned(len, cluster) || off + len == image->size))
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_INVAL, 0, QCOW_NO_OFFSET, off,
+		"compressed writes are whole clusters of %" PRIu64
+		" bytes, or end with the disk: not %" PRIu64 " bytes at %" PRIu64,
+		cluster, len, off);
+}
+
+enum qcow_status qcow_write_compressed(struct qcow_image *image, const void *buf, size_t len,
+	uint64_t off, unsigned flags, struct qcow_error *err)
+{
+	QK_TRY(check_call(image, off, len, flags & ~(unsigned)QCOW_IO_FUA, err));
+	QK_TRY(check_whole(image, off, len, err));
+	QK_TRY(qk_write_compressed(image, buf, len, off, err));
+	return finish(image, flags, err);
 }
 
 enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,

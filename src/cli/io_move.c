@@ -170,8 +170,8 @@ enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, cons
 	if (flags->vm_state)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "writing VM state is not built in");
 	if (flags->compress)
-		return QK_FAIL(
-			err, QCOW_E_UNSUPPORTED, "writing compressed clusters is not built in");
+		return qcow_write_compressed(io->image, buf, (size_t)len, off,
+			engine_flags(io, flags) & (unsigned)QCOW_IO_FUA, err);
 	if (flags->zero)
 		return qcow_zero(io->image, off, len, engine_flags(io, flags), err);
 	QK_TRY(guard_sector_0(io, buf, len, off, err));

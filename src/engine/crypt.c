@@ -2,7 +2,8 @@
 /*
  * crypt: see crypt.h. Owns the key of a disk and the contexts that threads use in turn.
  *
- * Invariants: Y1 host and guest offsets agree modulo a sector; Y2 idle contexts are at most MAX_IDLE.
+ * Invariants: Y1 host and guest offsets agree modulo a sector; Y2 idle contexts are at most MAX_IDLE; Y3 whole sectors are
+ * written, and what stays in the buffer of an idle context is encrypted.
  * Locking: `lock` guards the idle contexts, a leaf; reads, writes and ciphers run without it.
  */
 #include "engine/crypt.h"
@@ -18,8 +19,8 @@
 #define SECTOR_MASK  ((uint64_t)QK_CRYPT_SECTOR - 1)
 
 /* What one thread needs. */
-struct context {
-	struct context *next;
+struct qk_crypt_context {
+	struct qk_crypt_context *next;
 	struct qk_cipher *cipher;
 	uint8_t *bounce; /* BOUNCE_BYTES, made by the first write */
 };
@@ -29,11 +30,11 @@ struct qk_crypt {
 	bool by_guest;
 	uint8_t *key; /* of secmem */
 	pthread_mutex_t lock;
-	struct context *idle;
+	struct qk_crypt_context *idle;
 	unsigned n_idle;
 };
 
-static void free_context(struct context *c)
+static void free_context(struct qk_crypt_context *c)
 {
 	if (c == NULL)
 		return;
@@ -45,10 +46,10 @@ static void free_context(struct context *c)
 }
 
 static enum qcow_status get_context(
-	struct qk_crypt *crypt, struct context **out, struct qcow_error *err)
+	struct qk_crypt *crypt, struct qk_crypt_context **out, struct qcow_error *err)
 {
 	(void)pthread_mutex_lock(&crypt->lock);
-	struct context *c = crypt->idle;
+	struct qk_crypt_context *c = crypt->idle;
 	if (c != NULL) {
 		crypt->idle = c->next;
 		crypt->n_idle--;
@@ -68,7 +69,7 @@ static enum qcow_status get_context(
 	return QCOW_OK;
 }
 
-static void put_context(struct qk_crypt *crypt, struct context *c)
+static void put_context(struct qk_crypt *crypt, struct qk_crypt_context *c)
 {
 	(void)pthread_mutex_lock(&crypt->lock);
 	bool is_kept = crypt->n_idle < MAX_IDLE;
@@ -86,7 +87,7 @@ enum qcow_status qk_crypt_new(const struct qk_cipher_spec *spec, const uint8_t *
 	struct qk_crypt **out, struct qcow_error *err)
 {
 	struct qk_crypt *crypt = qk_calloc(1, sizeof(*crypt));
-	struct context *first = NULL;
+	struct qk_crypt_context *first = NULL;
 
 	if (crypt == NULL)
 		return QK_FAIL_NOMEM(err);
@@ -115,7 +116,7 @@ void qk_crypt_free(struct qk_crypt *crypt)
 	if (crypt == NULL)
 		return;
 	while (crypt->idle != NULL) {
-		struct context *c = crypt->idle;
+		struct qk_crypt_context *c = crypt->idle;
 		crypt->idle = c->next;
 		free_context(c);
 	}
@@ -139,7 +140,7 @@ static struct qk_crypt_place advance(struct qk_crypt_place at, uint64_t n)
 /* ---- reading ---- */
 
 /* [into, into + len) of the one sector that starts at `at`. */
-static enum qcow_status read_part(const struct qk_crypt *crypt, struct context *c,
+static enum qcow_status read_part(const struct qk_crypt *crypt, struct qk_crypt_context *c,
 	const struct qk_crypt_place *at, struct qk_span out, uint64_t into, struct qcow_error *err)
 {
 	uint8_t sector[QK_CRYPT_SECTOR];
@@ -151,7 +152,7 @@ static enum qcow_status read_part(const struct qk_crypt *crypt, struct context *
 	return QCOW_OK;
 }
 
-static enum qcow_status read_with(const struct qk_crypt *crypt, struct context *c,
+static enum qcow_status read_with(const struct qk_crypt *crypt, struct qk_crypt_context *c,
 	struct qk_crypt_place at, struct qk_span out, struct qcow_error *err)
 {
 	uint64_t into = at.host.v & SECTOR_MASK;
@@ -181,7 +182,7 @@ static enum qcow_status read_with(const struct qk_crypt *crypt, struct context *
 enum qcow_status qk_crypt_read(struct qk_crypt *crypt, const struct qk_crypt_place *at,
 	uint8_t *buf, size_t len, struct qcow_error *err)
 {
-	struct context *c = NULL;
+	struct qk_crypt_context *c = NULL;
 
 	QK_ASSERT(Y1, ((at->host.v ^ at->guest.v) & SECTOR_MASK) == 0);
 	QK_TRY(get_context(crypt, &c, err));
@@ -192,35 +193,71 @@ enum qcow_status qk_crypt_read(struct qk_crypt *crypt, const struct qk_crypt_pla
 
 /* ---- writing ---- */
 
-static enum qcow_status write_with(const struct qk_crypt *crypt, struct context *c,
-	struct qk_crypt_place at, struct qk_span in, struct qcow_error *err)
+static enum qcow_status write_bounce(struct qk_crypt_sink *sink, struct qcow_error *err)
 {
-	if (c->bounce == NULL)
-		c->bounce = qk_malloc_aligned(4096, BOUNCE_BYTES);
-	if (c->bounce == NULL)
-		return QK_FAIL_NOMEM(err);
+	struct qk_crypt_context *c = sink->context;
+	size_t n = sink->n;
+	QK_ASSERT(Y3, qk_is_aligned(n, QK_CRYPT_SECTOR));
+	if (n == 0)
+		return QCOW_OK;
+	sink->n = 0;
+	QK_TRY(qk_cipher_encrypt(c->cipher, c->bounce, n, sector_of(sink->crypt, &sink->at), err));
+	QK_TRY(qcow_store_write(sink->at.store, c->bounce, n, sink->at.host.v, err));
+	sink->at = advance(sink->at, n);
+	return QCOW_OK;
+}
+
+enum qcow_status qk_crypt_sink_open(struct qk_crypt *crypt, const struct qk_crypt_place *at,
+	struct qk_crypt_sink *out, struct qcow_error *err)
+{
+	QK_ASSERT(Y1, (at->host.v & SECTOR_MASK) == 0 && (at->guest.v & SECTOR_MASK) == 0);
+	*out = (struct qk_crypt_sink){.crypt = crypt, .at = *at};
+	QK_TRY(get_context(crypt, &out->context, err));
+	if (out->context->bounce == NULL)
+		out->context->bounce = qk_malloc_aligned(4096, BOUNCE_BYTES);
+	if (out->context->bounce != NULL)
+		return QCOW_OK;
+	put_context(crypt, out->context);
+	return QK_FAIL_NOMEM(err);
+}
+
+enum qcow_status qk_crypt_sink_put(
+	struct qk_crypt_sink *sink, struct qk_span in, struct qcow_error *err)
+{
 	while (in.n != 0) {
-		size_t n = (size_t)qk_min(in.n, BOUNCE_BYTES);
-		size_t whole = (size_t)qk_div_up(n, QK_CRYPT_SECTOR) * QK_CRYPT_SECTOR;
-		memcpy(c->bounce, in.p, n);
-		memset(c->bounce + n, 0, whole - n);
-		QK_TRY(qk_cipher_encrypt(c->cipher, c->bounce, whole, sector_of(crypt, &at), err));
-		QK_TRY(qcow_store_write(at.store, c->bounce, whole, at.host.v, err));
-		at = advance(at, n);
+		size_t n = (size_t)qk_min(in.n, BOUNCE_BYTES - sink->n);
+		memcpy(sink->context->bounce + sink->n, in.p, n);
+		sink->n += n;
 		in.p += n;
 		in.n -= n;
+		if (sink->n == BOUNCE_BYTES)
+			QK_TRY(write_bounce(sink, err));
 	}
 	return QCOW_OK;
+}
+
+enum qcow_status qk_crypt_sink_close(
+	struct qk_crypt_sink *sink, enum qcow_status status, struct qcow_error *err)
+{
+	if (status == QCOW_OK)
+		status = write_bounce(sink, err);
+	/* what failed may be plain still */
+	if (status != QCOW_OK)
+		explicit_bzero(sink->context->bounce, BOUNCE_BYTES);
+	put_context(sink->crypt, sink->context);
+	return status;
 }
 
 enum qcow_status qk_crypt_write(struct qk_crypt *crypt, const struct qk_crypt_place *at,
 	const uint8_t *buf, size_t len, struct qcow_error *err)
 {
-	struct context *c = NULL;
+	static const uint8_t zeros[QK_CRYPT_SECTOR];
+	const struct qk_span fill = {zeros, (size_t)((0 - (uint64_t)len) & SECTOR_MASK)};
+	struct qk_crypt_sink sink;
 
-	QK_ASSERT(Y1, (at->host.v & SECTOR_MASK) == 0 && (at->guest.v & SECTOR_MASK) == 0);
-	QK_TRY(get_context(crypt, &c, err));
-	enum qcow_status status = write_with(crypt, c, *at, (struct qk_span){buf, len}, err);
-	put_context(crypt, c);
-	return status;
+	QK_TRY(qk_crypt_sink_open(crypt, at, &sink, err));
+	enum qcow_status status = qk_crypt_sink_put(&sink, (struct qk_span){buf, len}, err);
+	if (status == QCOW_OK)
+		status = qk_crypt_sink_put(&sink, fill, err);
+	return qk_crypt_sink_close(&sink, status, err);
 }

@@ -38,6 +38,23 @@ enum qcow_status qk_crypt_read(struct qk_crypt *crypt, const struct qk_crypt_pla
 enum qcow_status qk_crypt_write(struct qk_crypt *crypt, const struct qk_crypt_place *at,
 	const uint8_t *buf, size_t len, struct qcow_error *err) QK_MUST_USE;
 
+/* Writing in pieces of any length, which are gathered in a bounded buffer that is wiped. In all they are whole sectors,
+ * from a sector's start. One thread; errors as qk_crypt_write. */
+struct qk_crypt_context;
+struct qk_crypt_sink {
+	struct qk_crypt *crypt;
+	struct qk_crypt_context *context;
+	struct qk_crypt_place at; /* of the first byte in the buffer */
+	size_t n; /* bytes in it */
+};
+enum qcow_status qk_crypt_sink_open(struct qk_crypt *crypt, const struct qk_crypt_place *at,
+	struct qk_crypt_sink *out, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_crypt_sink_put(
+	struct qk_crypt_sink *sink, struct qk_span in, struct qcow_error *err) QK_MUST_USE;
+/* Write what is left, where `status` is QCOW_OK; its answer, or `status`. */
+enum qcow_status qk_crypt_sink_close(
+	struct qk_crypt_sink *sink, enum qcow_status status, struct qcow_error *err) QK_MUST_USE;
+
 /* ---- crypt_luks.c ---- */
 
 /* Where a LUKS header is, and who wants to open it. */

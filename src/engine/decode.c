@@ -292,3 +292,26 @@ enum qcow_status qk_decode_read(
 	unpin_entry(d, e, is_good);
 	return status;
 }
+
+void qk_decode_forget(struct qk_decode *d, uint64_t host_off, uint64_t len)
+{
+	(void)pthread_mutex_lock(&d->cache_lock);
+	for (unsigned i = 0; i < d->n_entries; i++) {
+		struct entry *e = &d->entries[i];
+		/* what is being loaded was found after the last that is to be forgotten had gone */
+		if (e->state == ENTRY_READY && e->host_off < host_off + len &&
+			host_off < e->host_off + e->compressed_bytes)
+			e->state = ENTRY_EMPTY;
+	}
+	(void)pthread_mutex_unlock(&d->cache_lock);
+}
+
+enum qcow_status qk_decode_compress(
+	struct qk_decode *d, const void *in, void *out, size_t *out_len, struct qcow_error *err)
+{
+	struct decoder *dec = NULL;
+	QK_TRY(get_decoder(d, &dec, err));
+	enum qcow_status status = qk_codec_compress(dec->codec, in, out, out_len, err);
+	put_decoder(d, dec);
+	return status;
+}

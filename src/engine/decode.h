@@ -8,6 +8,7 @@
 
 #include <qcowkit/qcowkit.h>
 
+#include "base/err.h"
 #include "engine/lookup.h"
 
 struct qk_decode;
@@ -22,5 +23,13 @@ void qk_decode_free(struct qk_decode *decode);
  * wait for one decode. QCOW_E_CORRUPT with COMPRESSED_STREAM and offsets, QCOW_E_IO, QCOW_E_NOMEM. */
 enum qcow_status qk_decode_read(
 	struct qk_decode *decode, const struct qk_run *run, void *buf, struct qcow_error *err);
+
+/* The clusters at [host_off, host_off + len) hold something else from now on, or will: no reader has a run there that is
+ * to go away. What is still read there stays right. */
+void qk_decode_forget(struct qk_decode *decode, uint64_t host_off, uint64_t len);
+
+/* Compress a cluster from `in` to `out` (a cluster). *out_len is 0 where it would not get smaller. QCOW_E_NOMEM. */
+enum qcow_status qk_decode_compress(struct qk_decode *decode, const void *in, void *out,
+	size_t *out_len, struct qcow_error *err) QK_MUST_USE;
 
 #endif

@@ -8,9 +8,10 @@
  *	2  rw.tables_lock	engine/table.c	making an L2 table, growing L1; held across I/O
  *	3  publish lock		engine/publish.c one publication or flush at a time; held across I/O
  *	4  stage.lock		engine/stage.c	mappings that are not published; never across I/O
- *	5  space lock		engine/space.c	refcounts and what is free
+ *	5  compress.lock	engine/compress.c where the next compressed cluster goes; then
+ *	   space lock		engine/space.c	refcounts and what is free
  *	6  tablist.lock, meta.l1_lock, meta.sets_lock, set.lock, decode.cache_lock, decode.pool_lock, hostmap.lock,
- *	   fence.lock, epoch.lock: leaves among each other
+ *	   fence.lock, epoch.lock, rw.parts_lock: leaves among each other
  *	7  the locks of a store
  *
  * An epoch (engine/epoch.h) is no lock, but who waits for the epochs must be in none, and who is in one takes

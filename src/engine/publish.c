@@ -28,6 +28,8 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/compress.h"
+#include "engine/decode.h"
 #include "engine/image.h"
 #include "engine/locks.h"
 #include "engine/meta.h"
@@ -375,10 +377,18 @@ static enum qcow_status write_generation(struct job *job, struct qcow_error *err
 
 /* ---- what was unlinked ---- */
 
+/* Streams may share a cluster: what was decoded, and where the next one would go, is forgotten first. */
+static enum qcow_status drop_run(struct qk_publish *p, uint64_t off, uint64_t n)
+{
+	struct qcow_image *image = p->image;
+	qk_compress_forget(image, off, n);
+	qk_decode_forget(image->decode, off, n * image->geometry.cluster_size);
+	return qk_space_drop(image->rw->space, off, n, NULL);
+}
+
 /* Drop the pairs from the first on, neighbours together, and mark what was dropped. */
 static enum qcow_status drop_pairs(struct qk_publish *p, struct qk_pairs *pairs)
 {
-	struct qk_space *space = p->image->rw->space;
 	uint64_t cluster_size = p->image->geometry.cluster_size;
 	for (struct qk_pairs_block *block = pairs->first; block != NULL; block = block->next) {
 		for (uint32_t i = 0; i < block->n;) {
@@ -387,7 +397,7 @@ static enum qcow_status drop_pairs(struct qk_publish *p, struct qk_pairs *pairs)
 			while (k < block->n && block->v[k].a == block->v[i].a + n * cluster_size)
 				n += block->v[k++].b;
 			if (n != 0)
-				QK_TRY(qk_space_drop(space, block->v[i].a, n, NULL));
+				QK_TRY(drop_run(p, block->v[i].a, n));
 			while (i < k)
 				block->v[i++].b = 0;
 		}
@@ -416,6 +426,7 @@ static enum qcow_status publish(struct qk_publish *p, bool is_recovery, struct q
 	struct job job = {.p = p, .stage = p->image->rw->stage, .is_recovery = is_recovery};
 	if (job.stage == NULL)
 		return barrier(p, err);
+	qk_compress_seal(p->image);
 	qk_stage_swap(job.stage);
 	enum qcow_status status = write_generation(&job, err);
 	if (status == QCOW_OK)

@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "base/err.h"
-#include "engine/crypt.h"
 #include "engine/decode.h"
 #include "engine/image.h"
 #include "engine/map.h"
+#include "engine/put.h"
 
 static enum qcow_status read_plain(const struct qk_run *run, uint8_t *buf, struct qcow_error *err)
 {
@@ -23,7 +23,7 @@ static enum qcow_status read_plain(const struct qk_run *run, uint8_t *buf, struc
 			run->guest.v, layer->data_file_name != NULL ? layer->data_file_name : "");
 	if (layer->crypt != NULL) {
 		const struct qk_crypt_place at = {run->store, run->host_off, run->guest};
-		return qk_crypt_read(layer->crypt, &at, buf, (size_t)run->len, err);
+		return qk_put_read(run->layer, &at, buf, (size_t)run->len, err);
 	}
 	/* the end of a file may cut its last cluster short, a data file may end anywhere */
 	bool is_inside = run->store == layer->store &&

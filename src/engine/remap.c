@@ -23,14 +23,12 @@
 #include "engine/image.h"
 #include "engine/map.h"
 #include "engine/plan.h"
+#include "engine/put.h"
 #include "engine/read.h"
 #include "engine/rw.h"
 #include "engine/space.h"
 #include "engine/subcluster.h"
 #include "engine/table.h"
-
-/* Buffers of one store call. */
-#define PIECES 64
 
 /* A write within one group, in progress. */
 struct remap {
@@ -119,30 +117,31 @@ static uint32_t written_subclusters(const struct remap *r, const struct part *pa
 	return qk_sub_mask(&r->group.image->geometry, from, to);
 }
 
-static enum qcow_status write_pieces(struct remap *r, const struct part *part,
-	const struct fill *head, const struct fill *tail, struct qcow_error *err)
+/* Where byte `into` of the part lies. */
+static struct qk_put put_of(struct remap *r, const struct part *part, uint64_t into)
 {
-	struct qcow_store *store = r->group.image->store;
-	uint64_t at = part->host_off + part->lead - head->n;
-	uint64_t left = part->payload;
-	struct iovec iov[PIECES];
-	int n = 0;
-	if (head->p != NULL)
-		iov[n++] = (struct iovec){head->p, head->n};
-	while (left != 0 || n != 0) {
-		uint64_t taken = 0;
-		int n_taken = 0;
-		qk_iov_take(r->from, left, iov + n, PIECES - 1 - n, &n_taken, &taken);
-		left -= taken;
-		n += n_taken;
-		if (left == 0 && tail->p != NULL)
-			iov[n++] = (struct iovec){tail->p, tail->n};
-		QK_TRY(qcow_store_writev(store, iov, n, at, err));
-		for (int i = 0; i < n; i++)
-			at += iov[i].iov_len;
-		n = 0;
-	}
-	return QCOW_OK;
+	const struct qk_put put = {.image = r->group.image,
+		.at = {r->group.image->store, {part->host_off + into},
+			{guest_of(r, part->first) + into}},
+		.from = r->from,
+		.len = part->payload};
+	return put;
+}
+
+static enum qcow_status put_part(struct remap *r, const struct part *part, const struct fill *head,
+	const struct fill *tail, struct qcow_error *err)
+{
+	struct qk_put put = put_of(r, part, part->lead - head->n);
+	put.head = (struct qk_span){head->p, head->n};
+	put.tail = (struct qk_span){tail->p, tail->n};
+	return qk_put(&put, err);
+}
+
+static void release_fill(const struct remap *r, struct fill *fill)
+{
+	if (fill->p != NULL && r->group.image->crypt != NULL)
+		explicit_bzero(fill->p, fill->n);
+	free(fill->p);
 }
 
 /* Write payload, head and tail to the host clusters of `part`. */
@@ -159,9 +158,9 @@ static enum qcow_status write_part(struct remap *r, const struct part *part, str
 		status = get_fill(
 			image, r->off + part->payload, part->tail, part->reads_zero, &tail, err);
 	if (status == QCOW_OK)
-		status = write_pieces(r, part, &head, &tail, err);
-	free(head.p);
-	free(tail.p);
+		status = put_part(r, part, &head, &tail, err);
+	release_fill(r, &head);
+	release_fill(r, &tail);
 	return status;
 }
 
@@ -249,7 +248,8 @@ static enum qcow_status write_allocating(
 	QK_ASSERT(W5, run.n != 0 && run.n <= step->n);
 	*part = make_part(r, step, (uint32_t)run.n);
 	part->host_off = run.off;
-	part->reads_zero = run.reads_zero;
+	/* zeros of the host are no zeros when decrypted */
+	part->reads_zero = run.reads_zero && image->crypt == NULL;
 	enum qcow_status status = copy_kept(r, part, err);
 	if (status == QCOW_OK)
 		status = write_part(r, part, err);
@@ -263,11 +263,10 @@ static enum qcow_status write_allocating(
 /* Plain clusters with one reference: the payload alone. */
 static enum qcow_status write_over(struct remap *r, const struct part *part, struct qcow_error *err)
 {
-	static const struct fill none = {0};
-	uint64_t at = part->host_off + part->lead;
+	const struct qk_put put = put_of(r, part, part->lead);
 	QK_TRY(qk_space_check_overlap(
-		r->group.image->rw->space, QK_SPACE_DATA, at, part->payload, err));
-	return write_pieces(r, part, &none, &none, err);
+		r->group.image->rw->space, QK_SPACE_DATA, put.at.host.v, part->payload, err));
+	return qk_put_part(&put, err);
 }
 
 static enum qcow_status do_step(struct remap *r, const struct qk_step *step, struct qcow_error *err)

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 
 #include "base/mem.h"
+#include "engine/compress.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
 #include "engine/log.h"
@@ -17,9 +18,13 @@
 
 static enum qcow_status judge_features(struct qcow_image *image, struct qcow_error *err)
 {
-	if (image->is_luks || image->is_encrypted)
+	if (image->is_locked)
+		return QK_FAIL(err, QCOW_E_KEY,
+			"the image is encrypted, and it cannot be written without its key");
+	if (image->is_encrypted && !image->is_raw && image->geometry.extended_l2)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the image is encrypted: this version cannot write to it");
+			"the image is encrypted and has extended L2 entries: this version cannot "
+			"write to it");
 	if (image->geometry.data_file)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"the image has a data file: this version cannot write to it");
@@ -69,6 +74,7 @@ static enum qcow_status make_qcow2(
 	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
 	QK_TRY(qk_space_new(&rq, &rw->space, err));
 	qk_rw_follow_size(image);
+	QK_TRY(qk_compress_new(&rw->compress, err));
 	return qk_stage_new(o->stage_bytes, image->geometry.cluster_size, &rw->stage, err);
 }
 
@@ -80,6 +86,7 @@ static enum qcow_status make(
 		return QK_FAIL_NOMEM(err);
 	/* none of these can fail with default attributes on the platforms that we build for */
 	qk_fence_init(&rw->fence);
+	(void)pthread_mutex_init(&rw->parts_lock, NULL);
 	(void)pthread_mutex_init(&rw->tables_lock, NULL);
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_init(&rw->stripes[i], NULL);
@@ -128,11 +135,13 @@ void qk_rw_close(struct qcow_image *image)
 	qk_track_free(rw->track);
 	qk_publish_free(rw->publish);
 	qk_stage_free(rw->stage);
+	qk_compress_free(rw->compress);
 	qk_space_free(rw->space);
 	qk_epoch_free(rw->epoch);
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_destroy(&rw->stripes[i]);
 	(void)pthread_mutex_destroy(&rw->tables_lock);
+	(void)pthread_mutex_destroy(&rw->parts_lock);
 	qk_fence_release(&rw->fence);
 	free(rw);
 	image->rw = NULL;

@@ -12,6 +12,7 @@
 #include "engine/fence.h"
 #include "format/header.h"
 
+struct qk_compress;
 struct qk_publish;
 struct qk_space;
 struct qk_stage;
@@ -25,10 +26,15 @@ struct qk_rw {
 	struct qk_publish *publish;
 	bool has_below; /* what this layer does not hold may be held by another */
 
+	/* encrypted images, see put.c */
+	_Atomic uint32_t n_parts; /* parts of sectors being written */
+	pthread_mutex_t parts_lock;
+
 	/* qcow2 only */
 	struct qk_space *space;
 	struct qk_stage *stage;
 	struct qk_track *track; /* NULL: no bitmap is enabled */
+	struct qk_compress *compress;
 	pthread_mutex_t tables_lock; /* making L2 tables, growing L1 */
 	pthread_mutex_t stripes[QK_STRIPES]; /* remapping clusters */
 };

@@ -7,13 +7,11 @@
 #include "base/err.h"
 #include "engine/image.h"
 #include "engine/iov.h"
+#include "engine/put.h"
 #include "engine/remap.h"
 #include "engine/rw.h"
 #include "engine/space.h"
 #include "engine/track.h"
-
-/* Buffers of one store call. */
-#define PIECES 64
 
 /* A bad image may name metadata as data. */
 static enum qcow_status check_overlap(
@@ -51,6 +49,14 @@ static enum qcow_status find_runs(
 	return QCOW_OK;
 }
 
+/* The sectors that the range covers whole, from its start on. */
+static uint64_t whole_sectors(const struct qk_write_range *range)
+{
+	if (!qk_is_aligned(range->off.v, QK_CRYPT_SECTOR))
+		return 0;
+	return qk_align_down(range->len, QK_CRYPT_SECTOR);
+}
+
 /* What is to be written is marked in the bitmaps. */
 static enum qcow_status begin_marked(
 	const struct qk_write_range *range, struct qk_write *out, struct qcow_error *err)
@@ -86,6 +92,11 @@ enum qcow_status qk_write_begin(
 		out->n = 0;
 		out->covered = 0;
 		out->is_blocked = true;
+	} else if (image->crypt != NULL) {
+		/* not the caller's to move: they would lie there as they are */
+		out->n = 0;
+		out->covered = 0;
+		out->needs_remap = true;
 	}
 	return QCOW_OK;
 }
@@ -97,20 +108,14 @@ void qk_write_end(struct qk_write *write)
 	write->image = NULL;
 }
 
-static enum qcow_status write_run(
-	const struct qk_run *run, struct qk_iov *from, struct qcow_error *err)
+static enum qcow_status write_run(struct qcow_image *image, const struct qk_run *run,
+	struct qk_iov *from, struct qcow_error *err)
 {
-	struct iovec iov[PIECES];
-	uint64_t done = 0;
-	while (done < run->len) {
-		uint64_t taken = 0;
-		int n = 0;
-		qk_iov_take(from, run->len - done, iov, PIECES, &n, &taken);
-		QK_ASSERT(W3, taken != 0);
-		QK_TRY(qcow_store_writev(run->store, iov, n, run->host_off.v + done, err));
-		done += taken;
-	}
-	return QCOW_OK;
+	const struct qk_put put = {.image = image,
+		.at = {run->store, run->host_off, run->guest},
+		.from = from,
+		.len = run->len};
+	return qk_put_in_epoch(&put, err);
 }
 
 /* What can be written in place from `range` on; *done bytes, maybe none. */
@@ -118,13 +123,43 @@ static enum qcow_status write_in_place(const struct qk_write_range *range, struc
 	uint64_t *done, struct qcow_error *err)
 {
 	struct qk_write write;
+	struct qk_write_range part = *range;
 	enum qcow_status status = QCOW_OK;
-	QK_TRY(begin_marked(range, &write, err));
+	if (range->image->crypt != NULL)
+		part.len = whole_sectors(range);
+	*done = 0;
+	if (part.len == 0)
+		return QCOW_OK;
+	QK_TRY(begin_marked(&part, &write, err));
 	for (unsigned i = 0; i < write.n && status == QCOW_OK; i++)
-		status = write_run(&write.runs[i], from, err);
+		status = write_run(range->image, &write.runs[i], from, err);
 	*done = write.covered;
 	qk_write_end(&write);
 	return status;
+}
+
+/* A part of an encrypted sector of a raw image. */
+static enum qcow_status write_raw_part(const struct qk_write_range *range, struct qk_iov *from,
+	uint64_t *done, struct qcow_error *err)
+{
+	struct qcow_image *image = range->image;
+	uint64_t in_sector = QK_CRYPT_SECTOR - range->off.v % QK_CRYPT_SECTOR;
+	const struct qk_put put = {.image = image,
+		.at = {image->store, {image->raw_offset + range->off.v}, range->off},
+		.from = from,
+		.len = qk_min(range->len, in_sector)};
+	QK_TRY(qk_fence_check(&image->rw->fence, err));
+	*done = put.len;
+	return qk_put_part(&put, err);
+}
+
+/* What cannot be written in place without looking at more than the entry. */
+static enum qcow_status write_rest(const struct qk_write_range *range, struct qk_iov *from,
+	uint64_t *done, struct qcow_error *err)
+{
+	if (range->image->is_raw)
+		return write_raw_part(range, from, done, err);
+	return qk_remap_write(range->image, range->off, range->len, from, done, err);
 }
 
 enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int n_iov,
@@ -138,7 +173,7 @@ enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int
 		uint64_t done = 0;
 		QK_TRY(write_in_place(&range, &from, &done, err));
 		if (done == 0)
-			QK_TRY(qk_remap_write(image, range.off, range.len, &from, &done, err));
+			QK_TRY(write_rest(&range, &from, &done, err));
 		QK_ASSERT(W6, done != 0 && done <= range.len);
 		range.off.v += done;
 		range.len -= done;

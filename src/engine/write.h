@@ -14,7 +14,7 @@
  * Split-phase writing in place: begin says where the bytes belong, the caller moves them (all of them, or it says so),
  * end releases. Runs are QK_RUN_PLAIN and cover [off, off + covered). covered 0: the first byte cannot be
  * written in place (needs_remap: use qk_write), or the metadata is not cached and may_block was false
- * (is_blocked). Nothing that the runs name is handed out again before the end.
+ * (is_blocked). Of an encrypted image nothing is covered. Nothing that the runs name is handed out again before the end.
  * Errors as qk_lookup, the fence's, QCOW_E_CORRUPT where a run lies on metadata.
  */
 #define QK_WRITE_RUNS 16U

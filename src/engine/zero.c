@@ -249,6 +249,8 @@ static enum qcow_status zero_raw(
 {
 	if (z->is_fast)
 		return QK_FAIL(err, QCOW_E_NOTSUP, "a raw image may have to write zeros as data");
+	if (z->image->crypt != NULL)
+		return write_zeros(z->image, off, len, err);
 	return qcow_store_zero(z->image->store, z->image->raw_offset + off, len, 0, err);
 }
 
@@ -263,13 +265,13 @@ enum qcow_status qk_zero(struct qcow_image *image, uint64_t off, uint64_t len, u
 	return image->is_raw ? zero_raw(&z, off, len, err) : zero_qcow2(&z, off, len, err);
 }
 
-/* The file may end within the last sector of the disk. */
+/* The file may end within the last sector of the disk. A hole in an encrypted file would read as noise. */
 static enum qcow_status discard_raw(
 	struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	uint64_t start = image->raw_offset + off;
 	uint64_t end = qk_min(start + len, image->file_size);
-	if (start >= end)
+	if (start >= end || image->crypt != NULL)
 		return QCOW_OK;
 	enum qcow_status status = qcow_store_punch(image->store, start, end - start, err);
 	return status == QCOW_E_NOTSUP ? QCOW_OK : status;

@@ -57,7 +57,17 @@ static void add_command(FILE *script, const struct qkc_step *s, unsigned number)
 		s->len);
 }
 
-static void run_steps(const struct qkc_step *steps, size_t n, unsigned number)
+/* How QEMU is told of the image. */
+static const char *image_of(const struct qkc_plan *p)
+{
+	return p->is_aes
+		       ? "--object secret,id=k,data=" QKC_PASSPHRASE
+			 " --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=base.qcow2"
+		       : "base.qcow2";
+}
+
+static void run_steps(
+	const struct qkc_plan *p, const struct qkc_step *steps, size_t n, unsigned number)
 {
 	if (n == 0)
 		return;
@@ -65,8 +75,9 @@ static void run_steps(const struct qkc_step *steps, size_t n, unsigned number)
 	for (size_t i = 0; i < n; i++)
 		add_command(script, &steps[i], number + (unsigned)i);
 	(void)fclose(script);
-	qkt_must("qemu-io base.qcow2 <script >qemu-io.out && ! grep -i -e failed -e error "
-		 "qemu-io.out");
+	qkt_must("qemu-io %s <script >qemu-io.out && ! grep -i -e failed -e error "
+		 "qemu-io.out",
+		image_of(p));
 }
 
 static void make_backing(struct qkc_base *b, const struct qkc_plan *p)
@@ -142,20 +153,22 @@ struct qkc_base qkc_base_make(const struct qkc_plan *p)
 	struct qkc_base b = {.plan = p};
 	if (p->backing_bytes != 0)
 		make_backing(&b, p);
-	qkt_must("rm -f base.qcow2 && qemu-img create -q -f qcow2 -o "
-		 "compat=%s,cluster_size=%u,refcount_bits=%u%s%s %s base.qcow2 %" PRIu64,
+	qkt_must("rm -f base.qcow2 && qemu-img create -q --object secret,id=k,data=" QKC_PASSPHRASE
+		 " -f qcow2 -o "
+		 "compat=%s,cluster_size=%u,refcount_bits=%u%s%s%s %s base.qcow2 %" PRIu64,
 		p->config.version == 3 ? "1.1" : "0.10", 1u << p->config.cluster_bits,
 		p->config.refcount_bits, p->is_zstd ? ",compression_type=zstd" : "",
+		p->is_aes ? ",encrypt.format=aes,encrypt.key-secret=k" : "",
 		p->is_extended ? ",extended_l2=on" : "",
 		p->backing_bytes != 0 ? "-b back.raw -F raw" : "", p->disk_bytes);
-	run_steps(p->first, p->n_first, 0);
+	run_steps(p, p->first, p->n_first, 0);
 	if (p->has_snapshot)
-		qkt_must("qemu-img snapshot -c s1 base.qcow2");
+		qkt_must("qemu-img snapshot -c s1 %s", image_of(p));
 	if (p->has_bitmaps)
 		qkt_must("qemu-img bitmap --add -g 512 base.qcow2 on && qemu-img bitmap --add "
 			 "--disable -g "
 			 "4096 base.qcow2 off && qemu-img bitmap --add -g 65536 base.qcow2 coarse");
-	run_steps(p->between, p->n_between, (unsigned)p->n_first);
+	run_steps(p, p->between, p->n_between, (unsigned)p->n_first);
 	size_t n = 0;
 	uint8_t *bytes = qkt_slurp(qkt_path("base.qcow2"), &n);
 	damage(p, bytes);

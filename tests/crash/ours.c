@@ -39,6 +39,8 @@ static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_st
 	options.format = "qcow2";
 	options.stage_bytes = base->plan->stage_bytes;
 	options.cache_bytes = base->plan->cache_bytes;
+	if (base->plan->is_aes)
+		options.secret = (struct qcow_secret){QKC_PASSPHRASE, strlen(QKC_PASSPHRASE)};
 	if (base->backing != NULL) {
 		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
 		raw.format = "raw";
@@ -61,8 +63,11 @@ static enum qcow_status write_step(
 {
 	uint8_t *buf = qkc_need((size_t)s->len, 1);
 	qkc_content(number, s->off, buf, s->len);
-	enum qcow_status st = qcow_pwrite(image, buf, (size_t)s->len, s->off,
-		s->act == QKC_DO_WRITE_FUA ? QCOW_IO_FUA : 0, err);
+	enum qcow_status st = s->act == QKC_DO_WRITE_COMPRESSED
+				      ? qcow_write_compressed(
+						image, buf, (size_t)s->len, s->off, 0, err)
+				      : qcow_pwrite(image, buf, (size_t)s->len, s->off,
+						s->act == QKC_DO_WRITE_FUA ? QCOW_IO_FUA : 0, err);
 	free(buf);
 	return st;
 }
@@ -73,6 +78,7 @@ static enum qcow_status do_step(
 	switch (s->act) {
 	case QKC_DO_WRITE:
 	case QKC_DO_WRITE_FUA:
+	case QKC_DO_WRITE_COMPRESSED:
 		return write_step(image, s, number, err);
 	case QKC_DO_ZERO:
 		return qcow_zero(image, s->off, s->len, 0, err);

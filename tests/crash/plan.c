@@ -88,7 +88,7 @@ static void vary_lengths(struct qkc_plan *p)
 	for (size_t i = 0; i < p->n_steps; i++) {
 		struct qkc_step *s = &p->steps[i];
 		uint64_t more = s->len / 2 / QKC_SECTOR * QKC_SECTOR;
-		if (s->act >= QKC_DO_ZERO || qkt_rng_below(&p->rng, 3) != 0)
+		if (s->act >= QKC_DO_WRITE_COMPRESSED || qkt_rng_below(&p->rng, 3) != 0)
 			continue;
 		if (s->off % cluster + s->len + more <= cluster && s->len % QKC_SECTOR == 0)
 			s->len += more;

@@ -45,6 +45,8 @@ struct qkc_step {
 	uint64_t off, len; /* multiples of 512 */
 };
 
+#define QKC_PASSPHRASE "abc123"
+
 struct qkc_config {
 	unsigned version, cluster_bits, refcount_bits;
 };
@@ -54,6 +56,7 @@ struct qkc_plan {
 	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
 	bool has_snapshot, is_zstd, is_extended;
 	bool has_bitmaps; /* an enabled one and a disabled one, before `between` */
+	bool is_aes; /* encrypted by crypt_method 1 with QKC_PASSPHRASE */
 	/* how the image is changed once QEMU has made it; for ours alone: */
 	bool is_dirty; /* the dirty bit is set, refcounts are zeros */
 	bool lacks_copied; /* COPIED is nowhere set */

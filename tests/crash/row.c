@@ -139,7 +139,11 @@ static bool show_qemu(struct context *c, const struct qkc_disk *d, char *why)
 	(*left)--;
 	c->out->n_qemu++;
 	qkc_disk_save(d, qkt_path("state.qcow2"));
-	int rc = qkt_run("qemu-img check -U -q state.qcow2");
+	int rc = qkt_run("qemu-img check -U -q %s",
+		!c->plan->is_aes ? "state.qcow2"
+				 : "--object secret,id=k,data=" QKC_PASSPHRASE
+				   " --image-opts driver=qcow2,encrypt.key-secret=k,"
+				   "file.filename=state.qcow2");
 	if (rc == 0 || rc == 3)
 		return true;
 	(void)snprintf(why, QKC_WHY_BYTES, "qemu-img check: status %d: %.150s", rc, qkt_stdout());

@@ -21,7 +21,7 @@ static void in_place(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 0);
 }
 
-static void allocate(struct qkc_plan *p)
+void qkc_allocate(struct qkc_plan *p)
 {
 	part(p, QKC_DO_WRITE, 0);
 	whole(p, QKC_DO_WRITE, 2, 1);
@@ -59,7 +59,7 @@ static void l2_copy(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 6);
 }
 
-static void data_copy(struct qkc_plan *p)
+void qkc_data_copy(struct qkc_plan *p)
 {
 	first(p, QKC_DO_WRITE, 0, 4);
 	p->has_snapshot = true;
@@ -269,35 +269,13 @@ static void reopened(struct qkc_plan *p)
 
 /* ---- sequences by chance ---- */
 
-static void some_steps(struct qkc_plan *p, unsigned n, unsigned kinds)
-{
-	for (unsigned i = 0; i < n; i++) {
-		uint64_t cluster = below(p, 12);
-		if (below(p, 8) == 0)
-			cluster += l2_span(p);
-		if (below(p, 4) == 0)
-			flush(p);
-		else if (below(p, 2) == 0)
-			part(p, some_act(p, kinds), cluster);
-		else
-			whole(p, some_act(p, kinds), cluster, 1 + below(p, 3));
-	}
-}
-
-static void some_first(struct qkc_plan *p)
-{
-	for (unsigned i = 0; i < 4; i++)
-		first(p, QKC_DO_WRITE, below(p, 12), 1 + below(p, 3));
-	first(p, QKC_DO_ZERO, below(p, 12), 1);
-}
-
 static void random_plain(struct qkc_plan *p)
 {
 	some_first(p);
 	some_steps(p, 12, 3);
 }
 
-static void random_all(struct qkc_plan *p)
+void qkc_random_all(struct qkc_plan *p)
 {
 	some_first(p);
 	some_steps(p, 14, 7);
@@ -318,7 +296,7 @@ static void random_compressed(struct qkc_plan *p)
 	some_steps(p, 12, 7);
 }
 
-static void random_backing(struct qkc_plan *p)
+void qkc_random_backing(struct qkc_plan *p)
 {
 	p->backing_bytes = 11 * cluster_bytes(p) + 512;
 	some_first(p);
@@ -594,7 +572,7 @@ static void small_memory(struct qkc_plan *p)
 {
 	p->stage_bytes = 1;
 	p->cache_bytes = 1;
-	random_all(p);
+	qkc_random_all(p);
 	part(p, QKC_DO_WRITE, 2 * l2_span(p));
 	part(p, QKC_DO_WRITE, l2_span(p) + 40 % l2_span(p));
 }
@@ -629,10 +607,10 @@ static void across_tables_shared(struct qkc_plan *p)
 
 const struct qkc_workload qkc_workloads[] = {
 	{"write in place", in_place, 0, 100},
-	{"allocate", allocate, 0, 100},
+	{"allocate", qkc_allocate, 0, 100},
 	{"new L2 table", new_l2, 0, 100},
 	{"L2 copy after snapshot", l2_copy, QKC_NO_WIDTH_1, 100},
-	{"data copy-on-write", data_copy, QKC_NO_WIDTH_1, 100},
+	{"data copy-on-write", qkc_data_copy, QKC_NO_WIDTH_1, 100},
 	{"new refcount block", new_block, QKC_SMALL_CLUSTERS, 100},
 	{"refcount table growth", table_growth, QKC_TINY_CLUSTERS | QKC_NO_WIDTH_1, 100},
 	{"discard", discard, 0, 100},
@@ -658,10 +636,21 @@ const struct qkc_workload qkc_workloads[] = {
 	{"small stage, snapshot", small_memory_snapshot, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"disk of an odd size", odd_size, QKC_OURS, 100},
 	{"random, plain", random_plain, 0, 100},
-	{"random, all", random_all, 0, 100},
+	{"random, all", qkc_random_all, 0, 100},
 	{"random, snapshot", random_snapshot, QKC_NO_WIDTH_1, 100},
 	{"random, compressed", random_compressed, 0, 100},
-	{"random, backing file", random_backing, 0, 100},
+	{"random, backing file", qkc_random_backing, 0, 100},
+	{"compressed writes", qkc_compressed, QKC_OURS, 100},
+	{"compressed writes, zstd", qkc_compressed_zstd, QKC_OURS | QKC_V3, 100},
+	{"compressed writes, shared", qkc_compressed_shared, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"random, compressed writes", qkc_random_compressed_writes, QKC_OURS, 100},
+	{"random, compressed, backing", qkc_random_compressed_backing, QKC_OURS, 100},
+	{"compressed, a flush fails", qkc_compressed_flush_fails, QKC_OURS, 60},
+	{"compressed, a write fails", qkc_compressed_write_fails, QKC_OURS, 60},
+	{"encrypted", qkc_encrypted, QKC_OURS, 100},
+	{"encrypted, copy-on-write", qkc_encrypted_copy, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"encrypted, random", qkc_encrypted_random, QKC_OURS, 100},
+	{"encrypted, backing file", qkc_encrypted_backing, QKC_OURS, 100},
 	{"random, mixed", random_mixed, 0, 100},
 	{"subclusters, allocate", qkc_sub_allocate, QKC_EXTENDED, 100},
 	{"subclusters, zero", qkc_sub_zero, QKC_EXTENDED, 100},

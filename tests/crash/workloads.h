@@ -70,6 +70,49 @@ static inline enum qkc_act some_act(struct qkc_plan *p, unsigned kinds)
 	return acts[below(p, kinds)];
 }
 
+static inline void some_steps(struct qkc_plan *p, unsigned n, unsigned kinds)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t cluster = below(p, 12);
+		if (below(p, 8) == 0)
+			cluster += l2_span(p);
+		if (below(p, 4) == 0)
+			flush(p);
+		else if (below(p, 2) == 0)
+			part(p, some_act(p, kinds), cluster);
+		else
+			whole(p, some_act(p, kinds), cluster, 1 + below(p, 3));
+	}
+}
+
+static inline void some_first(struct qkc_plan *p)
+{
+	for (unsigned i = 0; i < 4; i++)
+		first(p, QKC_DO_WRITE, below(p, 12), 1 + below(p, 3));
+	first(p, QKC_DO_ZERO, below(p, 12), 1);
+}
+
+/* ---- workloads.c ---- */
+
+void qkc_allocate(struct qkc_plan *p);
+void qkc_data_copy(struct qkc_plan *p);
+void qkc_random_all(struct qkc_plan *p);
+void qkc_random_backing(struct qkc_plan *p);
+
+/* ---- workloads_coded.c ---- */
+
+void qkc_compressed(struct qkc_plan *p);
+void qkc_compressed_zstd(struct qkc_plan *p);
+void qkc_compressed_shared(struct qkc_plan *p);
+void qkc_random_compressed_writes(struct qkc_plan *p);
+void qkc_random_compressed_backing(struct qkc_plan *p);
+void qkc_compressed_flush_fails(struct qkc_plan *p);
+void qkc_compressed_write_fails(struct qkc_plan *p);
+void qkc_encrypted(struct qkc_plan *p);
+void qkc_encrypted_copy(struct qkc_plan *p);
+void qkc_encrypted_backing(struct qkc_plan *p);
+void qkc_encrypted_random(struct qkc_plan *p);
+
 /* ---- subclusters.c ---- */
 
 void qkc_sub_allocate(struct qkc_plan *p);
