@@ -237,7 +237,7 @@ enum qcow_status qk_stage_add(struct qk_stage *stage, uint64_t key, uint64_t l2_
 	chunk->publishing = 0;
 	chunk->named = 0;
 	for (uint32_t i = 0; i < QK_STAGE_WORDS; i++) {
-		chunk->disk[i] = disk[i];
+		chunk->disk[i] = chunk->settled[i] = disk[i];
 		atomic_store_explicit(&chunk->words[i], disk[i], memory_order_release);
 	}
 	_Atomic(struct qk_chunk *) *bucket = bucket_of(stage, key);
@@ -351,6 +351,15 @@ void qk_stage_swap(struct qk_stage *stage)
 	qk_unlock(&stage->lock);
 }
 
+/* The disk names the entries of the publication, or may. */
+static void settle(struct qk_chunk *chunk)
+{
+	for (uint64_t left = chunk->publishing; left != 0; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(left);
+		chunk->settled[i] = chunk->disk[i];
+	}
+}
+
 void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked)
 {
 	qk_lock(&stage->lock);
@@ -361,6 +370,7 @@ void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked)
 	struct qk_chunk *chunk = stage->publishing.chunks;
 	while (chunk != NULL) {
 		struct qk_chunk *next = chunk->next_publishing;
+		settle(chunk);
 		chunk->publishing = 0;
 		chunk->named = 0;
 		if (is_idle(chunk))
@@ -379,8 +389,10 @@ void qk_stage_reopen(struct qk_stage *stage, bool is_named)
 	struct qk_chunk *chunk = from->chunks;
 	while (chunk != NULL) {
 		struct qk_chunk *next = chunk->next_publishing;
-		if (is_named)
+		if (is_named) {
+			settle(chunk);
 			chunk->named |= chunk->publishing & ~chunk->open;
+		}
 		mark_open(stage, chunk, chunk->publishing);
 		chunk->publishing = 0;
 		chunk = next;
@@ -398,7 +410,7 @@ static bool revert_chunk(struct qk_chunk *chunk)
 	bool reverted = (chunk->open & ~chunk->named) != 0;
 	for (uint64_t left = chunk->open & ~chunk->named; left != 0; left &= left - 1) {
 		unsigned i = (unsigned)__builtin_ctzll(left);
-		atomic_store_explicit(&chunk->words[i], chunk->disk[i], memory_order_release);
+		atomic_store_explicit(&chunk->words[i], chunk->settled[i], memory_order_release);
 	}
 	chunk->named = chunk->open;
 	return reverted;

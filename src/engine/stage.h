@@ -41,6 +41,8 @@ struct qk_chunk {
 	uint64_t open, publishing; /* a bit a word that changed in that generation */
 	uint64_t named; /* of those: the disk may name it already, a publication failed half way */
 	struct qk_chunk *next_open, *next_publishing;
+	/* what the disk may name at most: as the last publication left them whose targets were stable */
+	uint64_t settled[QK_STAGE_WORDS];
 	/* written at the swap, read by the publisher */
 	uint64_t disk[QK_STAGE_WORDS]; /* big endian */
 	_Atomic uint64_t words[QK_STAGE_WORDS]; /* big endian, as in a slice of meta.h */
@@ -147,7 +149,7 @@ void qk_stage_published(struct qk_stage *stage, struct qk_pairs *unlinked);
 /* It was not: all of it is open again. is_named: the disk may name some of it, and all it points to is stable. */
 void qk_stage_reopen(struct qk_stage *stage, bool is_named);
 /* Forget what is open, but for what the disk may name: chunks with `named` entries whose table is_kept; their other
- * entries are again as in `disk`. Nothing is publishing, no chunk is pinned. True where anything was forgotten. */
+ * entries are again as in `settled`. Nothing is publishing, no chunk is pinned. True where anything was forgotten. */
 bool qk_stage_forget(struct qk_stage *stage,
 	bool (*is_kept)(void *ctx, const struct qk_chunk *chunk), void *ctx);
 /* These clusters wait for the next publication (again). */
