@@ -375,6 +375,10 @@ struct cli_target {
 enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand,
 	unsigned file_flags, struct cli_target *out) QK_MUST_USE;
 
+/* Make the entry of the new file `path` in its folder durable; a folder that cannot be read is let be. False:
+ * reported. */
+bool cli_sync_folder(struct cli *cli, const char *path);
+
 /* The format that a target's option string names, "raw" where it names none. NULL: out of memory. Free it. */
 char *cli_target_driver(struct cli *cli, const struct cli_operand *operand);
 

@@ -328,19 +328,12 @@ static bool run_to_stdout(struct convert_job *job)
 	return true;
 }
 
-/* QEMU's convert does not sync unless a cache mode is asked for; ours does unless told not to. */
-static bool wants_sync(const struct convert_job *job)
-{
-	const char *cache = cli_arg(job->args, "target-cache");
-	return cache != NULL ? strcmp(cache, "unsafe") != 0 : !job->cli->qemu;
-}
-
 static bool sync_target(struct convert_job *job, struct qcow_error *err)
 {
-	if (!wants_sync(job) || job->target_image != NULL)
+	/* what is built (create.durable) or written to as an image is synced where that ends */
+	if (!convert_wants_sync(job) || job->target_image != NULL ||
+		strcmp(job->format, "raw") != 0)
 		return true;
-	if (job->data != NULL && qcow_store_flush(job->data, err) != QCOW_OK)
-		return false;
 	return qcow_store_flush(job->target, err) == QCOW_OK;
 }
 
@@ -366,7 +359,7 @@ static bool run_to_target(struct convert_job *job)
 	if (progress == NULL)
 		return false;
 	job->options.create = job->opts.create;
-	job->options.create.durable = wants_sync(job);
+	job->options.create.durable = convert_wants_sync(job);
 	if (job->opts.has_size)
 		job->options.create.virtual_size = job->opts.size;
 	job->options.progress = shown;

@@ -422,7 +422,7 @@ static bool open_file(
 		return false;
 	*out = target.store;
 	*made = !exists;
-	return true;
+	return exists || cli_sync_folder(job->cli, path);
 }
 
 static bool open_data_file(struct job *job)

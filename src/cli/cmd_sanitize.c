@@ -126,7 +126,7 @@ static bool open_target(struct sanitize *s, struct cli_keeper *keeper)
 		return false;
 	}
 	cli_keeper_note(keeper, 0, path, true);
-	return true;
+	return cli_sync_folder(s->cli, path);
 }
 
 /* ---- the work ---- */
@@ -142,8 +142,7 @@ static bool copy(struct sanitize *s)
 	struct cli_progress *progress = cli_progress_begin(s->cli, s->args, &options.progress);
 	if (progress == NULL)
 		return false;
-	bool ok = qcow_convert(s->target, NULL, &options, NULL, &err) == QCOW_OK &&
-		  qcow_store_flush(s->target, &err) == QCOW_OK;
+	bool ok = qcow_convert(s->target, NULL, &options, NULL, &err) == QCOW_OK;
 	cli_progress_end(progress, ok);
 	if (!ok)
 		(void)cli_fail(s->cli, &err, "error while converting to %s", s->args->operands[1]);

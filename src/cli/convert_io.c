@@ -304,6 +304,13 @@ static bool take_header(struct convert_job *job, const struct cli_target *target
 	return false;
 }
 
+/* QEMU's convert does not sync unless a cache mode is asked for; ours does unless told not to. */
+bool convert_wants_sync(const struct convert_job *job)
+{
+	const char *cache = cli_arg(job->args, "target-cache");
+	return cache != NULL ? strcmp(cache, "unsafe") != 0 : !job->cli->qemu;
+}
+
 static bool open_file(struct convert_job *job, const struct cli_operand *operand, const char *path,
 	struct qcow_store **out, bool *made)
 {
@@ -322,7 +329,7 @@ static bool open_file(struct convert_job *job, const struct cli_operand *operand
 		return false;
 	*made = !exists;
 	cli_keeper_note(job->keeper, made == &job->made_data, path, *made);
-	return true;
+	return !*made || !convert_wants_sync(job) || cli_sync_folder(job->cli, path);
 }
 
 static bool open_data_file(struct convert_job *job)

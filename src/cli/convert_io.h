@@ -41,6 +41,9 @@ bool convert_open_sources(struct convert_job *job);
 /* Open the backing image of -B and fill in its name and format. False: reported. */
 bool convert_open_backing(struct convert_job *job, const char *name);
 
+/* Is what is made to be durable when the program ends? */
+bool convert_wants_sync(const struct convert_job *job);
+
 /* Open or make the target, and the data file that -o data_file names; refuses a target that is also a
  * source or part of one. False: reported. */
 bool convert_open_target(struct convert_job *job);

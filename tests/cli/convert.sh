@@ -521,6 +521,24 @@ too_small_devices_are_refused_before_anything_is_written() {
 	return $rc
 }
 
+new_files_and_their_names_are_synced() {
+	command -v strace >/dev/null && strace -o /dev/null true 2>/dev/null || { skip "strace cannot trace here"; return; }
+	make_disk 2 d.raw
+	mkdir new
+	synced() { # COMMAND...: what it syncs, in order: d the folder, f the file
+		ok strace -f -y -o trace -e trace=fsync,fdatasync "$@" || return 1
+		grep -oE 'f(data)?sync\([0-9]+<[^>]*' trace | sed -E "s|.*/new\$|d|; s|.*/new/.*|f|" | tr -d '\n'
+	}
+	is() { [[ $1 == $2 ]] || fail "synced '$1', not '$2': $(cat trace)"; }
+	is "$(synced "$qcow" convert -O raw d.raw new/a.raw)" df || return 1
+	is "$(synced "$qcow" convert -O raw d.raw new/a.raw)" f || return 1
+	# the file emptied, all but the header, the header: each once
+	is "$(synced "$qcow" convert -O qcow2 d.raw new/a.qcow2)" dfff || return 1
+	is "$(synced "$qcow" convert -t unsafe -O qcow2 d.raw new/b.qcow2)" '' || return 1
+	is "$(synced "$qcow" sanitize new/a.qcow2 new/c.qcow2)" dfff || return 1
+	is "$(synced "$qcow" create -q -f qcow2 new/d.qcow2 1M)" dfff
+}
+
 reflinks_share_blocks_on_xfs() {
 	can_mount xfs || { skip "needs root, loop devices and mkfs.xfs"; return; }
 	mount_image xfs 512 xfs -m reflink=1 || { skip "needs a kernel that mounts XFS"; return; }
