@@ -161,6 +161,23 @@ static bool count_item(void *ctx, const struct qcow_walk_item *item)
 	return true;
 }
 
+static bool count_bitmap(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap)
+{
+	unsigned *n = (unsigned *)ctx;
+
+	*n += strcmp(bitmap->name, "since-monday") == 0 && index == 0;
+	return true;
+}
+
+static bool count_snapshot(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot)
+{
+	unsigned *n = (unsigned *)ctx;
+
+	(void)index, (void)snapshot;
+	*n += 1;
+	return true;
+}
+
 static void tour_looking(void)
 {
 	struct qcow_image *image = open_chain(0), *base = qcow_backing(image);
@@ -172,7 +189,7 @@ static void tour_looking(void)
 	struct qcow_bitmap_extent extent;
 	struct iovec iov;
 	char bytes[512];
-	unsigned items = 0;
+	unsigned items = 0, bitmaps = 0, snapshots = 0;
 	uint32_t i, index;
 
 	expect(base != NULL && qcow_backing(base) == NULL, "a chain of two");
@@ -192,6 +209,9 @@ static void tour_looking(void)
 	must(qcow_walk(image, QCOW_WALK_ENTRIES | QCOW_WALK_REFCOUNTS, count_item, &items, &err));
 	expect(items > 4, "header, tables, refcounts");
 
+	must(qcow_each_bitmap(base, count_bitmap, &bitmaps, &err));
+	must(qcow_each_snapshot(base, count_snapshot, &snapshots, &err));
+	expect(bitmaps == 1 && snapshots == 0, "what the lists hold");
 	must(qcow_bitmap_find(base, "since-monday", &index, &err));
 	must(qcow_get_bitmap(base, index, &bitmap, &err));
 	must(qcow_bitmap_open(base, index, &reader, &err));
@@ -208,8 +228,10 @@ static void tour_writing(void)
 {
 	struct qcow_image *image = open_chain(QCOW_OPEN_WRITE);
 	struct iovec iov;
+	static char cluster[65536];
 	char bytes[4096];
 
+	memset(cluster, 'z', sizeof(cluster));
 	memset(bytes, 'w', sizeof(bytes));
 	iov.iov_base = bytes;
 	iov.iov_len = sizeof(bytes);
@@ -217,6 +239,7 @@ static void tour_writing(void)
 	must(qcow_pwritev(image, &iov, 1, 65536, QCOW_IO_FUA, &err));
 	must(qcow_zero(image, 131072, 65536, QCOW_IO_UNMAP, &err));
 	must(qcow_discard(image, 65536, 65536, 0, &err));
+	must(qcow_write_compressed(image, cluster, sizeof(cluster), 196608, 0, &err));
 	must(qcow_flush(image, &err));
 	must(qcow_recover(image, &err)); /* nothing failed: nothing to do */
 	must(qcow_pread(image, bytes, sizeof(bytes), 65536, &err));
@@ -243,6 +266,9 @@ static void tour_whole_images(void)
 	struct qcow_measure_result size;
 	struct qcow_vet_options vet = QCOW_VET_OPTIONS_INIT;
 	struct qcow_vet_result verdict;
+	struct qcow_compare_options compare = QCOW_COMPARE_OPTIONS_INIT;
+	struct qcow_compare_result same;
+	struct qcow_image *copy;
 	struct qcow_store *target;
 	FILE *stream;
 	uint64_t bytes;
@@ -254,7 +280,10 @@ static void tour_whole_images(void)
 	must(qcow_convert(target, NULL, &convert, &done, &err));
 	must(qcow_store_size(target, &bytes, &err));
 	expect(bytes <= size.required && done.bytes_read >= 65536, "as long as measured");
-	qcow_store_close(target);
+	must(qcow_open(target, NULL, &copy, &err));
+	must(qcow_compare(image, copy, &compare, &same, &err));
+	expect(same.difference == QCOW_DIFFERENCE_NONE, "the same disk");
+	qcow_close(copy); /* and the target with it */
 
 	stream = tmpfile();
 	expect(stream != NULL, "a temporary file");

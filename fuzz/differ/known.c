@@ -21,6 +21,8 @@ static struct known {
 		"it wants every entry of the snapshot table to be one that it could write", 0},
 	{"oracle", "it refuses the image", "bitmap_directory_offset",
 		"bitmaps are not needed to read", 0},
+	{"oracle", "it refuses the image", "an offset or size of 2^62 and more",
+		"it adds to offsets without looking for overflow, so it takes none that large", 0},
 	{"QEMU", "it fails a range", "the disk ends within the sector",
 		"QEMU reads whole sectors of the disk, and leaves out the last part of one", 0},
 	{"QEMU", "it fails a range", "compressed",

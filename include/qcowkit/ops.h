@@ -110,7 +110,20 @@ struct qcow_compare_options {
 	void *ctx;
 	struct qcow_progress progress;
 };
-#define QCOW_COMPARE_OPTIONS_INIT {.struct_size = sizeof(struct qcow_compare_options)}
+#ifdef __cplusplus
+static inline struct qcow_compare_options qcow_compare_options_init(void)
+{
+	struct qcow_compare_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_COMPARE_OPTIONS_INIT qcow_compare_options_init()
+#else
+#define QCOW_COMPARE_OPTIONS_INIT                                                                  \
+	{                                                                                          \
+		.struct_size = sizeof(struct qcow_compare_options)                                 \
+	}
+#endif
 
 struct qcow_compare_result {
 	enum qcow_difference difference;

@@ -342,7 +342,7 @@ interrupted_convert_removes_only_what_it_made() {
 	for signal in INT TERM HUP; do
 		rm -f out.qcow2
 		set -m # else a shell's background jobs ignore SIGINT
-		"$qcow" convert -r 2M -O qcow2 d.raw out.qcow2 2>stderr &
+		env --default-signal=HUP "$qcow" convert -r 2M -O qcow2 d.raw out.qcow2 2>stderr & # nohup ignores it
 		pid=$!
 		set +m
 		sleep 0.7
