@@ -213,13 +213,11 @@ static json_t *dot_path(const char *path)
 static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_error *err)
 {
 	size_t n = 0;
-	if (cli_path_protocol(path, &n)) {
+	bool has_protocol = cli_path_protocol(path, &n);
+	bool is_blkdebug = has_protocol && n == strlen("blkdebug") &&
+			   strncmp(path, "blkdebug", n) == 0;
+	if (has_protocol && !is_blkdebug) {
 		bool is_file = n == strlen("file") && strncmp(path, "file", n) == 0;
-		bool is_blkdebug = n == strlen("blkdebug") && strncmp(path, "blkdebug", n) == 0;
-		if (is_blkdebug) {
-			*out = json_pack("{s:s}", "filename", path);
-			return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
-		}
 		if (!is_file)
 			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 				"the protocol '%.*s' is not built in; a file of that name is "
@@ -228,7 +226,7 @@ static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_e
 		path += n + 1;
 	}
 	/* what "file:" leaves may look like another protocol: then it is shown as the path that it is */
-	bool ambiguous = cli_path_protocol(path, &n);
+	bool ambiguous = !is_blkdebug && cli_path_protocol(path, &n);
 	json_t *spec = json_object();
 	json_t *name = ambiguous ? dot_path(path) : json_string_nocheck(path);
 	if (spec == NULL || json_object_set_new(spec, "filename", name) != 0) {
@@ -282,7 +280,7 @@ enum qcow_status cli_spec_split_blkdebug(
 		if (colon == NULL)
 			return QK_FAIL(err, QCOW_E_INVAL,
 				"blkdebug requires both config file and image path");
-		json_t *config = json_stringn(path, (size_t)(colon - path));
+		json_t *config = json_stringn_nocheck(path, (size_t)(colon - path));
 		if (config == NULL ||
 			(colon != path && json_object_set(spec, "config", config) != 0)) {
 			json_decref(config);
@@ -294,7 +292,7 @@ enum qcow_status cli_spec_split_blkdebug(
 	if (strncmp(path, prefix, strlen(prefix)) == 0)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "blkdebug over blkdebug is not built in");
 	if (json_object_get(image, "filename") == NULL && json_object_get(image, "file") == NULL &&
-		json_object_set_new(image, "filename", json_string(path)) != 0)
+		json_object_set_new(image, "filename", json_string_nocheck(path)) != 0)
 		return QK_FAIL_NOMEM(err);
 	return QCOW_OK;
 }
