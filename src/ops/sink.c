@@ -9,6 +9,23 @@
 #include "base/err.h"
 #include "base/num.h"
 
+enum qcow_status qk_sink_data_at_offset(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
+	struct qk_put put, struct qcow_error *err)
+{
+	(void)sink;
+	put.host_off = off;
+	return qk_chunk_add_put(chunk, put, err);
+}
+
+enum qcow_status qk_sink_zero_at_offset(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
+	uint64_t len, struct qcow_error *err)
+{
+	if (!sink->must_zero)
+		return QCOW_OK;
+	return qk_chunk_add_put(
+		chunk, (struct qk_put){.kind = QK_PUT_ZERO, .host_off = off, .len = len}, err);
+}
+
 static enum qcow_status place_packed(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t unit,
 	uint64_t after, struct qcow_error *err)
 {
@@ -121,7 +138,8 @@ enum qcow_status qk_sink_store(
 
 enum qcow_status qk_sink_finish(struct qk_sink *sink, struct qcow_error *err)
 {
-	enum qcow_status status = sink->ops->finish(sink, err);
+	enum qcow_status status = sink->ops->finish != NULL ? sink->ops->finish(sink, err)
+							    : QCOW_OK;
 	free(sink->zeros);
 	*sink = (struct qk_sink){0};
 	return status;
@@ -129,7 +147,7 @@ enum qcow_status qk_sink_finish(struct qk_sink *sink, struct qcow_error *err)
 
 void qk_sink_abandon(struct qk_sink *sink)
 {
-	if (sink->ops != NULL)
+	if (sink->ops != NULL && sink->ops->abandon != NULL)
 		sink->ops->abandon(sink);
 	free(sink->zeros);
 	*sink = (struct qk_sink){0};

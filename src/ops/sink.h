@@ -19,6 +19,7 @@ struct qk_sink_ops {
 		uint64_t len, struct qcow_error *err);
 	enum qcow_status (*packed)(struct qk_sink *sink, uint64_t off, const void *data, size_t len,
 		struct qcow_error *err);
+	/* NULL: nothing is left to do */
 	enum qcow_status (*finish)(struct qk_sink *sink, struct qcow_error *err);
 	void (*abandon)(struct qk_sink *sink);
 };
@@ -41,6 +42,12 @@ struct qk_sink {
 };
 
 #define QK_SINK_ZEROS_BYTES ((size_t)256 << 10)
+
+/* `data` and `zero` of targets in which guest offsets are where things go. Zeros are said where must_zero is set. */
+enum qcow_status qk_sink_data_at_offset(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
+	struct qk_put put, struct qcow_error *err);
+enum qcow_status qk_sink_zero_at_offset(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
+	uint64_t len, struct qcow_error *err);
 
 /* A new qcow2 image in `target`. Errors as qcow_builder_new. */
 enum qcow_status qk_sink_open_qcow2(struct qk_sink *sink, struct qcow_store *target,

@@ -9,23 +9,6 @@
 #include "base/err.h"
 #include "base/num.h"
 
-static enum qcow_status place_data(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
-	struct qk_put put, struct qcow_error *err)
-{
-	(void)sink;
-	put.host_off = off;
-	return qk_chunk_add_put(chunk, put, err);
-}
-
-static enum qcow_status place_zero(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
-	uint64_t len, struct qcow_error *err)
-{
-	if (!sink->must_zero)
-		return QCOW_OK;
-	return qk_chunk_add_put(
-		chunk, (struct qk_put){.kind = QK_PUT_ZERO, .host_off = off, .len = len}, err);
-}
-
 static enum qcow_status refuse_packed(
 	struct qk_sink *sink, uint64_t off, const void *data, size_t len, struct qcow_error *err)
 {
@@ -36,24 +19,10 @@ static enum qcow_status refuse_packed(
 	return QK_FAIL(err, QCOW_E_INVAL, "a raw disk holds no compressed clusters");
 }
 
-static enum qcow_status finish(struct qk_sink *sink, struct qcow_error *err)
-{
-	(void)sink;
-	(void)err;
-	return QCOW_OK;
-}
-
-static void abandon(struct qk_sink *sink)
-{
-	(void)sink;
-}
-
 static const struct qk_sink_ops raw_ops = {
-	.data = place_data,
-	.zero = place_zero,
+	.data = qk_sink_data_at_offset,
+	.zero = qk_sink_zero_at_offset,
 	.packed = refuse_packed,
-	.finish = finish,
-	.abandon = abandon,
 };
 
 /* Empty the file and give it its length; preallocate where that is asked for. */

@@ -46,23 +46,9 @@ static enum qcow_status place_zero(struct qk_sink *sink, struct qk_chunk *chunk,
 	return QCOW_OK;
 }
 
-static enum qcow_status finish(struct qk_sink *sink, struct qcow_error *err)
-{
-	(void)sink;
-	(void)err;
-	return QCOW_OK;
-}
-
-static void abandon(struct qk_sink *sink)
-{
-	(void)sink;
-}
-
 static const struct qk_sink_ops stream_ops = {
 	.data = place_data,
 	.zero = place_zero,
-	.finish = finish,
-	.abandon = abandon,
 };
 
 enum qcow_status qk_sink_open_stream(struct qk_sink *sink, int fd, struct qcow_error *err)
