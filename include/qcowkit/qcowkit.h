@@ -205,7 +205,7 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * are cleared and a dirty image gets its refcounts rebuilt (options->dirty).
  * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
  * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
- * write yet (data files, extended L2 entries of encrypted images), and for an enabled bitmap with extra data that
+ * write yet (data files), and for an enabled bitmap with extra data that
  * nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (256 MiB of bits
  * for one, 1 GiB for all); QCOW_E_KEY without the key of an
  * encrypted image; QCOW_E_CORRUPT with the finding for

@@ -175,3 +175,30 @@ enum qcow_status qk_put_part(const struct qk_put *put, struct qcow_error *err)
 	}
 	return rest.len != 0 ? put_sector(&rest, err) : QCOW_OK;
 }
+
+enum qcow_status qk_put_over(const struct qk_put *put, struct qcow_error *err)
+{
+	struct qk_put rest = *put, part;
+	uint64_t into = put->at.host.v & SECTOR_MASK;
+	if (put->image->crypt == NULL)
+		return put_plain(put, err);
+	if (into != 0) {
+		QK_ASSERT(W3, put->head.n == 0);
+		part = cut(&rest, qk_min(rest.len, QK_CRYPT_SECTOR - into));
+		QK_TRY(put_sector(&part, err));
+	}
+	if (rest.head.n + rest.len + rest.tail.n == 0)
+		return QCOW_OK;
+	uint64_t left = (rest.head.n + rest.len + rest.tail.n) & SECTOR_MASK;
+	QK_ASSERT(W3, left == 0 || (rest.tail.n == 0 && left <= rest.len));
+	part = rest;
+	part.len -= left;
+	QK_TRY(put_encrypted(&part, err));
+	if (left == 0)
+		return QCOW_OK;
+	part.at.host.v += part.head.n + part.len;
+	part.at.guest.v += part.head.n + part.len;
+	part.head.n = 0;
+	part.len = left;
+	return put_sector(&part, err);
+}

@@ -34,6 +34,10 @@ enum qcow_status qk_put_in_epoch(const struct qk_put *put, struct qcow_error *er
  * the cluster where there are stripes; without, `put` ends within its first sector. */
 enum qcow_status qk_put_part(const struct qk_put *put, struct qcow_error *err) QK_MUST_USE;
 
+/* The same with head and tail, which end with sectors: only where there is none may the payload begin or end within a
+ * sector, which is there already. */
+enum qcow_status qk_put_over(const struct qk_put *put, struct qcow_error *err) QK_MUST_USE;
+
 /* qk_crypt_read beside those: the caller is in an epoch of `image`, if that is open for writing. */
 enum qcow_status qk_put_read(struct qcow_image *image, const struct qk_crypt_place *at,
 	uint8_t *buf, size_t len, struct qcow_error *err) QK_MUST_USE;

@@ -42,6 +42,7 @@ struct part {
 	uint32_t first, n; /* entries */
 	uint64_t host_off;
 	bool reads_zero;
+	bool in_place; /* what is allocated in them is seen by readers */
 	uint64_t lead; /* bytes from the first cluster's begin to the payload */
 	uint64_t head, payload, tail; /* bytes; head <= lead */
 };
@@ -96,13 +97,13 @@ static struct part make_part(const struct remap *r, const struct qk_step *step, 
 	part.head = part.lead;
 	part.payload = qk_min(r->end, end) - r->off;
 	part.tail = end - r->off - part.payload;
+	part.in_place = step->kind != QK_STEP_ALLOCATE;
 	if (!g->extended_l2)
 		return part;
-	bool in_place = step->kind != QK_STEP_ALLOCATE;
 	struct qk_l2_entry e = qk_group_entry(&r->group, first);
-	part.head = qk_sub_head(g, &e, in_place, r->off & (g->cluster_size - 1));
+	part.head = qk_sub_head(g, &e, part.in_place, r->off & (g->cluster_size - 1));
 	e = qk_group_entry(&r->group, first + n - 1);
-	part.tail = qk_sub_tail(g, &e, in_place, g->cluster_size - part.tail);
+	part.tail = qk_sub_tail(g, &e, part.in_place, g->cluster_size - part.tail);
 	return part;
 }
 
@@ -128,12 +129,23 @@ static struct qk_put put_of(struct remap *r, const struct part *part, uint64_t i
 	return put;
 }
 
+/* Where a part of a sector is written in place, the subcluster is allocated, and nothing comes before or behind. */
 static enum qcow_status put_part(struct remap *r, const struct part *part, const struct fill *head,
 	const struct fill *tail, struct qcow_error *err)
 {
 	struct qk_put put = put_of(r, part, part->lead - head->n);
 	put.head = (struct qk_span){head->p, head->n};
 	put.tail = (struct qk_span){tail->p, tail->n};
+	return part->in_place ? qk_put_over(&put, err) : qk_put(&put, err);
+}
+
+/* What was read, to byte `into` of the part. */
+static enum qcow_status put_fill(struct remap *r, const struct part *part, uint64_t into,
+	const struct fill *fill, struct qcow_error *err)
+{
+	struct qk_put put = put_of(r, part, into);
+	put.head = (struct qk_span){fill->p, fill->n};
+	put.len = 0;
 	return qk_put(&put, err);
 }
 
@@ -182,9 +194,8 @@ static enum qcow_status copy_apart(
 		enum qcow_status status = get_fill(image, guest_of(r, part->first + i) + from, len,
 			part->reads_zero, &fill, err);
 		if (status == QCOW_OK && fill.p != NULL)
-			status = qcow_store_write(
-				image->store, fill.p, fill.n, host_off + from, err);
-		free(fill.p);
+			status = put_fill(r, part, i * g->cluster_size + from, &fill, err);
+		release_fill(r, &fill);
 		QK_TRY(status);
 	}
 	return QCOW_OK;

@@ -21,10 +21,6 @@ static enum qcow_status judge_features(struct qcow_image *image, struct qcow_err
 	if (image->is_locked)
 		return QK_FAIL(err, QCOW_E_KEY,
 			"the image is encrypted, and it cannot be written without its key");
-	if (image->is_encrypted && !image->is_raw && image->geometry.extended_l2)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the image is encrypted and has extended L2 entries: this version cannot "
-			"write to it");
 	if (image->geometry.data_file)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"the image has a data file: this version cannot write to it");

@@ -660,6 +660,8 @@ const struct qkc_workload qkc_workloads[] = {
 	{"subclusters, compressed", qkc_sub_compressed, QKC_EXTENDED, 100},
 	{"subclusters, random", qkc_sub_random, QKC_EXTENDED, 100},
 	{"subclusters, random, backing", qkc_sub_random_backing, QKC_EXTENDED, 100},
+	{"encrypted subclusters", qkc_encrypted_sub_random, QKC_OURS | QKC_EXTENDED, 100},
+	{"encrypted subclusters, backing", qkc_encrypted_sub_backing, QKC_OURS | QKC_EXTENDED, 100},
 	{"subclusters, random, snapshot", qkc_sub_random_snapshot, QKC_EXTENDED | QKC_NO_WIDTH_1,
 		100},
 	{"subclusters, a flush fails", qkc_sub_failing_flush,

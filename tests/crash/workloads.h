@@ -112,6 +112,8 @@ void qkc_encrypted(struct qkc_plan *p);
 void qkc_encrypted_copy(struct qkc_plan *p);
 void qkc_encrypted_backing(struct qkc_plan *p);
 void qkc_encrypted_random(struct qkc_plan *p);
+void qkc_encrypted_sub_random(struct qkc_plan *p);
+void qkc_encrypted_sub_backing(struct qkc_plan *p);
 
 /* ---- subclusters.c ---- */
 

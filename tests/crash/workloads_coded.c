@@ -114,3 +114,15 @@ void qkc_encrypted_random(struct qkc_plan *p)
 	p->is_aes = true;
 	qkc_random_all(p);
 }
+
+void qkc_encrypted_sub_random(struct qkc_plan *p)
+{
+	p->is_aes = true;
+	qkc_sub_random(p);
+}
+
+void qkc_encrypted_sub_backing(struct qkc_plan *p)
+{
+	p->is_aes = true;
+	qkc_sub_random_backing(p);
+}

@@ -62,6 +62,17 @@ static const struct config configs[] = {
 	{"luks over luks", "luks", "cluster_size=4k", NULL, BASE_LUKS, 8 << 20, 120},
 	{"aes over luks", "aes", "cluster_size=4k", NULL, BASE_LUKS, 8 << 20, 120},
 	{"plain over luks", NULL, "cluster_size=4k", NULL, BASE_LUKS, 8 << 20, 120},
+	{"luks extended", "luks", "extended_l2=on,cluster_size=16k",
+		"qemu-io " SECRET
+		" --image-opts -c 'write -P 7 1M 3M' -c 'write -P 8 5M 1k' " IMAGE(
+			"luks") " && qemu-img snapshot " SECRET
+				" --image-opts -c s " IMAGE("luks") "",
+		NULL, 8 << 20, 200},
+	{"aes extended", "aes", "extended_l2=on", NULL, NULL, 8 << 20, 200},
+	{"aes extended over plain", "aes", "extended_l2=on,cluster_size=16k",
+		"qemu-io " SECRET " --image-opts -c 'write -P 7 1000 3M' -c 'write -z 1M 7k' "
+		"-c 'write -z -u 5M 1M' " IMAGE("aes"),
+		"head -c 5000192 /dev/urandom >base", 8 << 20, 200},
 	{"raw luks", "raw luks", "", NULL, NULL, 4 << 20, 120},
 };
 
@@ -351,7 +362,8 @@ static void writers_of_one_sector_keep_each_others_bytes(void **state)
 	(void)state;
 	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
 		const struct config *c = &configs[i];
-		if (strcmp(c->name, "aes") != 0 && strcmp(c->name, "luks c512") != 0 && !is_raw(c))
+		if (strcmp(c->name, "aes") != 0 && strcmp(c->name, "luks c512") != 0 &&
+			strcmp(c->name, "luks extended") != 0 && !is_raw(c))
 			continue;
 		make_image(c);
 		struct bench b = {.fault = qkt_fault_new()};

@@ -294,10 +294,6 @@ static void what_cannot_be_written_is_refused(void **state)
 	refuse("qemu-img create --object secret,id=s,data=x -f qcow2 "
 	       "-o encrypt.format=aes,encrypt.key-secret=s img 1M",
 		&o, QCOW_FILE_WRITE, QCOW_E_KEY, "encrypted");
-	o.secret = (struct qcow_secret){"x", 1};
-	refuse("qemu-img create --object secret,id=s,data=x -f qcow2 "
-	       "-o extended_l2=on,encrypt.format=aes,encrypt.key-secret=s img 1M",
-		&o, QCOW_FILE_WRITE, QCOW_E_UNSUPPORTED, "extended L2");
 	o.snapshot = "s";
 	refuse("qemu-img create -f qcow2 img 1M && qemu-img snapshot -c s img", &o, QCOW_FILE_WRITE,
 		QCOW_E_READONLY, "snapshot");
