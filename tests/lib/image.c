@@ -114,6 +114,7 @@ enum qcow_status qkt_image_open_store(struct qkt_image *im, struct qcow_store *s
 	open.stage_bytes = opt->stage_bytes;
 	open.prove = opt->prove;
 	open.flags = opt->read_only ? 0 : QCOW_OPEN_WRITE;
+	open.flags |= opt->no_backing ? QCOW_OPEN_NO_BACKING : 0;
 	if (opt->is_fixed)
 		store = qkt_fixed_wrap(store);
 	im->fault = qkt_fault_new();

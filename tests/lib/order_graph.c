@@ -470,10 +470,38 @@ static void retire_headers(struct qkt_order *o, uint64_t sector, size_t n)
 
 /* ---- changes ---- */
 
+/* Where the extensions of a version 2 header end, behind the END marker. */
+static uint64_t find_v2_end(const struct qkt_order *o, const uint8_t *b)
+{
+	uint64_t name_off = qko_be64(b + 8), at = 72;
+	uint64_t limit = name_off != 0 && name_off < o->header->len ? name_off : o->header->len;
+	while (limit >= 8 && at <= limit - 8) {
+		uint64_t type = qko_be32(b + at), len = qko_be32(b + at + 4);
+		if (type == 0)
+			return len == 0 ? at + 8 : 72;
+		if (len > limit - at - 8)
+			return 72;
+		at += 8 + (len + 7) / 8 * 8;
+	}
+	return limit;
+}
+
+/* Version 2 has no fields from byte 72 on: what changes there is an extension, the name, or becomes zero. */
+static bool is_v2_change(const struct qkt_order *o, const uint8_t *before, const uint8_t *now)
+{
+	uint64_t end = find_v2_end(o, now), name_off = qko_be64(now + 8);
+	for (uint64_t i = 72; i < 104; i++) {
+		bool is_name = i >= name_off && i - name_off < qko_be32(now + 16);
+		if (before[i] != now[i] && now[i] != 0 && i >= end && !is_name)
+			return false;
+	}
+	return true;
+}
+
 static void header_written(struct qkt_order *o, uint64_t id, uint64_t sector, const uint8_t *before)
 {
 	const uint8_t *now = o->header->cur;
-	if (sector == 0 && o->version == 2 && memcmp(before + 72, now + 72, 32) != 0)
+	if (sector == 0 && o->version == 2 && !is_v2_change(o, before, now))
 		qko_report(o, QKT_O7, "bytes 72 to 103 of a version 2 header are changed");
 	o->is_deferring = true;
 	push_header(o, id, sector);
