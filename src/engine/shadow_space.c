@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * shadow_space: the space of an open image as a source of counts and clusters for a second refcount structure (shadow.h).
+ * Writes nothing. What is asked of it takes the space lock for a part of one block at a time.
+ */
+#include "engine/shadow.h"
+
+#include "engine/space_private.h"
+
+/* Clusters that the structure in use takes, and those that nobody was given yet, are free after the switch. */
+static bool counts_on(const struct qk_space *sp, uint64_t cluster)
+{
+	if (cluster - sp->reserved < sp->reserved_end - sp->reserved)
+		return false;
+	enum qk_space_kind kind = qk_space_map_find(sp, cluster);
+	return kind != QK_SPACE_REFTABLE && kind != QK_SPACE_REFBLOCK;
+}
+
+/* Clusters [first, first + n) of one area. */
+static enum qcow_status count_part(
+	struct qk_space *sp, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
+{
+	uint64_t idx = first >> sp->g->rb_bits;
+	struct qk_refblock *b = NULL;
+
+	if (idx >= sp->table_entries || sp->table[idx] == 0)
+		return QCOW_OK;
+	QK_TRY(qk_refblock_get(sp, idx, &b, err));
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t count = qk_refblock_at(sp, b, first + i);
+		out[i] = count != 0 && counts_on(sp, first + i) ? count : 0;
+	}
+	qk_refblock_put(b);
+	return QCOW_OK;
+}
+
+static enum qcow_status counts(
+	void *ctx, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
+{
+	struct qk_space *sp = ctx;
+	enum qcow_status status = QCOW_OK;
+
+	(void)pthread_mutex_lock(&sp->lock);
+	qk_space_settle_deferred(sp);
+	for (uint64_t at = 0; at < n && status == QCOW_OK;) {
+		uint64_t left = sp->g->rb_entries - ((first + at) & (sp->g->rb_entries - 1));
+		uint64_t part = qk_min(n - at, left);
+		status = count_part(sp, first + at, part, out + at, err);
+		at += part;
+	}
+	(void)pthread_mutex_unlock(&sp->lock);
+	return status;
+}
+
+static enum qcow_status take(void *ctx, uint64_t n, uint64_t min_n, uint64_t *first,
+	uint64_t *n_taken, struct qcow_error *err)
+{
+	struct qk_space *sp = ctx;
+	struct qk_space_run run = {0};
+
+	/* as data: the space must not take them for its own structure */
+	QK_TRY(qk_space_take(sp,
+		&(struct qk_space_want){.n = n, .min_n = min_n, .kind = QK_SPACE_DATA}, &run, err));
+	*first = run.off >> sp->g->cluster_bits;
+	*n_taken = run.n;
+	return QCOW_OK;
+}
+
+static void give_back(void *ctx, uint64_t first, uint64_t n)
+{
+	struct qk_space *sp = ctx;
+
+	qk_space_give_back(sp, first << sp->g->cluster_bits, n);
+}
+
+void qk_shadow_of_space(struct qk_space *sp, struct qk_shadow_source *out)
+{
+	*out = (struct qk_shadow_source){sp, counts, take, give_back};
+}
+
+uint64_t qk_shadow_space_end(struct qk_space *sp)
+{
+	(void)pthread_mutex_lock(&sp->lock);
+	uint64_t end = sp->table_entries;
+	while (end != 0 && sp->table[end - 1] == 0)
+		end--;
+	end <<= sp->g->rb_bits;
+	(void)pthread_mutex_unlock(&sp->lock);
+	return end;
+}
