@@ -23,10 +23,18 @@ static bool inflate_whole(const uint8_t *in, size_t n, uint8_t *out, size_t clus
 	return ok;
 }
 
+/* Does a frame ask for a window over 8 MiB, which need not be granted (RFC 8878, 3.1.1.1.2)? Its header says so in the
+ * byte after the descriptor, unless it is a single segment. */
+static bool has_large_window(const uint8_t *in, size_t n)
+{
+	return n > 5 && (in[4] & 0x20) == 0 && in[5] > (23 - 10) << 3;
+}
+
 static bool unzstd_whole(const uint8_t *in, size_t n, uint8_t *out, size_t cluster)
 {
 	size_t frame = ZSTD_findFrameCompressedSize(in, n);
-	return !ZSTD_isError(frame) && ZSTD_decompress(out, cluster, in, frame) == cluster;
+	return !ZSTD_isError(frame) && !has_large_window(in, n) &&
+	       ZSTD_decompress(out, cluster, in, frame) == cluster;
 }
 
 /* What was decoded, compressed and decoded again. */

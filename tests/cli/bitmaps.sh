@@ -11,12 +11,17 @@ have_new_qemu && nbd+=("${QEMU_IMG_NEW%/*}/qemu-nbd")
 
 # theirs QEMU-NBD IMAGE BITMAP: the runs "START LENGTH DIRTY" that the export shows, neighbours joined
 theirs() {
-	"$1" -r -t -f qcow2 -k "$work/nbd" -B "$3" --fork --pid-file="$work/pid" "$2" || return 1
-	nbdinfo --map="qemu:dirty-bitmap:$3" "nbd+unix:///?socket=$work/nbd" | awk '
-		$3 != d && n { put(); n = 0 } !n { s = $1 } { n += $2; d = $3 } END { put() }
-		function put() { printf "%.0f %.0f %d\n", s, n, d }'
-	kill "$(<"$work/pid")"
-	while [[ -e $work/nbd ]]; do sleep 0.01; done
+	local pid place
+	place=$(mktemp -d "$work/nbd.XXXXXX")
+	"$1" -r -t -f qcow2 -k "$place/nbd" -B "$3" --fork --pid-file="$place/pid" "$2" 2>theirs.err || return 1
+	nbdinfo --map="qemu:dirty-bitmap:$3" "nbd+unix:///?socket=$place/nbd" >runs 2>theirs.err
+	pid=$(<"$place/pid")
+	kill "$pid"
+	# its lock on the image ends with it
+	while grep -qs '^State:[[:space:]][^ZX]' "/proc/$pid/status"; do sleep 0.01; done
+	[[ -s runs ]] || return 1
+	awk '$3 != d && n { put(); n = 0 } !n { s = $1 } { n += $2; d = $3 } END { put() }
+		function put() { printf "%.0f %.0f %d\n", s, n, d }' runs
 }
 agree() { # NAME IMAGE BITMAP
 	local peer
@@ -27,7 +32,11 @@ agree() { # NAME IMAGE BITMAP
 		    print(e["start"], e["length"], int(e["dirty"]))
 	END
 	for peer in "${nbd[@]}"; do
-		if ! theirs "$peer" "$2" "$3" >theirs; then bad "$1" "$peer does not serve it"; return; fi
+		# a server of the peer's that does not come up on a busy machine is asked once more
+		if ! theirs "$peer" "$2" "$3" >theirs && ! theirs "$peer" "$2" "$3" >theirs; then
+			bad "$1" "$peer does not serve it: $(<theirs.err)"
+			return
+		fi
 		same "$1 ($("$peer" --version | awk '{ print $2; exit }'))" theirs ours
 	done
 }

@@ -83,15 +83,18 @@ finish() {
 create() { "$QEMU_IMG" create -q -f qcow2 "$@" >/dev/null || bad "create $*"; }
 io() { "$QEMU_IO" "$@" >/dev/null || bad "qemu-io $*"; }
 
-# create with encryption; QEMU times its key derivation and gives up on a machine that is too busy
-create_luks() {
+# patient COMMAND...: QEMU times its key derivation and gives up on a machine that is busy: then again, for a while
+patient() {
 	local try
-	for try in 1 2 3 4 5 6 7 8 9 10; do
-		"$QEMU_IMG" create -q -f qcow2 --object secret,id=s,data=abc \
-			-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=$((try * 20)) \
-			"$@" >/dev/null 2>&1 && return 0
+	for try in {1..40}; do
+		"$@" >patient.out 2>&1 && return 0
+		grep -q 'accurate CPU' patient.out || return 1
 	done
-	bad "create $*"
+	return 1
+}
+create_luks() {
+	patient "$QEMU_IMG" create -q -f qcow2 --object secret,id=s,data=abc \
+		-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=20 "$@" || bad "create $*" "$(<patient.out)"
 }
 
 # Images of every kind that the commands look at, by the distribution's QEMU.

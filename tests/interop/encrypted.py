@@ -116,7 +116,7 @@ class Run:
 
     def made(self, *argv):
         """True, or False where QEMU cannot measure its own speed on a busy machine"""
-        for _ in range(6):
+        for _ in range(40):
             r = subprocess.run(argv, capture_output=True, cwd=self.folder, stdin=subprocess.DEVNULL, timeout=300)
             if r.returncode == 0:
                 return True

@@ -25,7 +25,7 @@ struct config {
 
 /* QEMU measures the speed of the machine, and gives up where it is very busy. */
 #define AGAIN "try() { "
-#define TRIES "for i in 1 2 3 4 5 6 7 8 9; do ! try || break; done"
+#define TRIES "for i in $(seq 40); do ! try || break; done"
 
 #define IMAGE(f) "driver=qcow2,encrypt.format=" f ",encrypt.key-secret=s,file.filename=img"
 #define BASE_LUKS                                                                              \
