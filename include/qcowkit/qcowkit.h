@@ -206,7 +206,7 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
  * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
  * write yet (data files), and for an enabled bitmap with extra data that
- * nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (256 MiB of bits
+ * nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (512 MiB of bits
  * for one, 1 GiB for all); QCOW_E_KEY without the key of an
  * encrypted image; QCOW_E_CORRUPT with the finding for
  * a refcount below its references, structures that share a cluster, a refcount table that contradicts itself, and

@@ -5,13 +5,14 @@
  *
  * Invariants: V1 a table entry is looked at only below table_entries, and table_entries is what the size of the
  * disk needs; V2 table[] holds entries table_base to table_base + table_n, data[] the bytes of the file from
- * data_off on.
+ * data_off on; V3 stretches of bits begin with a byte.
  */
 #include "engine/bitmap.h"
 
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/bits.h"
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "engine/image.h"
@@ -99,6 +100,22 @@ static enum qcow_status judge(const struct qcow_image *image, uint32_t index,
 	return QCOW_OK;
 }
 
+enum qcow_status qk_bitmap_reader_on(struct qcow_image *image, const struct qk_bitmap_place *place,
+	struct qcow_bitmap_reader **out, struct qcow_error *err)
+{
+	struct qcow_bitmap_reader *r = qk_calloc(1, sizeof(*r));
+	if (r == NULL)
+		return QK_FAIL_NOMEM(err);
+	r->image = image;
+	r->size = image->header.size;
+	r->granularity_bits = place->granularity_bits;
+	r->table_off = place->table_off;
+	r->table_entries = place->table_entries;
+	r->data_off = NOTHING;
+	*out = r;
+	return QCOW_OK;
+}
+
 struct opening {
 	struct qcow_image *image;
 	struct qcow_bitmap_reader *reader;
@@ -112,19 +129,13 @@ static bool open_reader(void *ctx, uint32_t index, const struct qcow_bitmap *b, 
 	opening->status = judge(opening->image, index, b, finding, opening->err);
 	if (opening->status != QCOW_OK)
 		return false;
-	struct qcow_bitmap_reader *r = qk_calloc(1, sizeof(*r));
-	if (r == NULL) {
-		opening->status = QK_FAIL_NOMEM(opening->err);
+	const struct qk_bitmap_place place = {
+		b->granularity_bits, b->table_entries, b->table_offset};
+	opening->status = qk_bitmap_reader_on(
+		opening->image, &place, &opening->reader, opening->err);
+	if (opening->status != QCOW_OK)
 		return false;
-	}
-	r->image = opening->image;
-	r->tracked = qk_track_find(opening->image, index);
-	r->size = opening->image->header.size;
-	r->granularity_bits = b->granularity_bits;
-	r->table_off = b->table_offset;
-	r->table_entries = b->table_entries;
-	r->data_off = NOTHING;
-	opening->reader = r;
+	opening->reader->tracked = qk_track_find(opening->image, index);
 	return false;
 }
 
@@ -169,25 +180,19 @@ static enum qcow_status load_entry(struct qcow_bitmap_reader *r, uint64_t index,
 		index, raw, r->image->file_size);
 }
 
-/* How many of the bits [at, end) of p are `is_set`, up to the first that is not. Bit 0 of a byte is first. */
-static uint64_t count_equal(const uint8_t *p, uint64_t at, uint64_t end, bool is_set)
+/* Make the piece of data that holds bit `at` of the cluster visible; *base gets its first bit. */
+static enum qcow_status load_data(struct qcow_bitmap_reader *r, qk_hoff cluster, uint64_t at,
+	uint64_t *base, struct qcow_error *err)
 {
-	static const uint8_t all[2] = {0x00, 0xff};
-	uint64_t bit = at;
-
-	while (bit < end) {
-		uint8_t differs = (uint8_t)((p[bit / 8] ^ all[is_set]) >> (bit % 8));
-		if (differs != 0) {
-			bit += (unsigned)__builtin_ctz(differs);
-			break;
-		}
-		bit += 8 - bit % 8;
-		/* eight bytes at a time where they are alike */
-		for (uint64_t word = is_set ? UINT64_MAX : 0; bit + 64 <= end; bit += 64)
-			if (memcmp(p + bit / 8, &word, 8) != 0)
-				break;
-	}
-	return qk_min(bit, end) - at;
+	uint64_t piece = qk_min(DATA_BYTES, r->image->geometry.cluster_size);
+	uint64_t off = cluster.v + qk_align_down(at / 8, piece);
+	*base = (off - cluster.v) * 8;
+	if (r->data_off == off)
+		return QCOW_OK;
+	r->data_off = NOTHING;
+	QK_TRY(qcow_store_read_padded(r->image->store, r->data, piece, off, err));
+	r->data_off = off;
+	return QCOW_OK;
 }
 
 /* The run at `bit`, as far as one table entry and one piece of data show it. */
@@ -197,6 +202,7 @@ static enum qcow_status look(
 	uint64_t cluster_size = r->image->geometry.cluster_size;
 	uint64_t per_cluster = cluster_size * 8;
 	uint64_t at = bit % per_cluster; /* in the cluster */
+	uint64_t base = 0;
 	struct qk_bitmap_table_entry e;
 
 	out->work = 0;
@@ -206,16 +212,12 @@ static enum qcow_status look(
 		out->n_bits = per_cluster - at;
 		return QCOW_OK;
 	}
-	uint64_t piece = qk_min(DATA_BYTES, cluster_size);
-	uint64_t off = e.off.v + qk_align_down(at / 8, piece);
-	if (r->data_off != off) {
-		r->data_off = NOTHING;
-		QK_TRY(qcow_store_read_padded(r->image->store, r->data, piece, off, err));
-		r->data_off = off;
-	}
-	at -= (off - e.off.v) * 8;
+	QK_TRY(load_data(r, e.off, at, &base, err));
+	at -= base;
 	out->is_dirty = (r->data[at / 8] >> (at % 8) & 1) != 0;
-	out->n_bits = count_equal(r->data, at, piece * 8, out->is_dirty);
+	out->n_bits = qk_bits_find(
+			      r->data, at, qk_min(DATA_BYTES, cluster_size) * 8, !out->is_dirty) -
+		      at;
 	out->work += out->n_bits / 8;
 	return QCOW_OK;
 }
@@ -259,5 +261,73 @@ enum qcow_status qk_bitmap_reader_next(struct qcow_bitmap_reader *reader, uint64
 	/* the last bit may stand for more than the disk has; below it nothing overflows */
 	uint64_t stop = bit >= end ? off + len : bit << shift;
 	*out = (struct qcow_bitmap_extent){off, stop - off, run.is_dirty};
+	return QCOW_OK;
+}
+
+/* ---- whole stretches of bits ---- */
+
+static uint64_t count_bits(const struct qcow_bitmap_reader *r)
+{
+	return qk_div_up(r->size, UINT64_C(1) << r->granularity_bits);
+}
+
+unsigned qk_bitmap_reader_granularity(const struct qcow_bitmap_reader *r)
+{
+	return r->granularity_bits;
+}
+
+enum qcow_status qk_bitmap_reader_skip(
+	struct qcow_bitmap_reader *r, uint64_t bit, uint64_t *out, struct qcow_error *err)
+{
+	uint64_t per_cluster = r->image->geometry.cluster_size * 8, n_bits = count_bits(r);
+	uint64_t work = 0;
+	for (; bit < n_bits; bit = (bit / per_cluster + 1) * per_cluster) {
+		struct qk_bitmap_table_entry e;
+		uint64_t end = qk_min((bit / per_cluster + 1) * per_cluster, n_bits);
+		bool is_set = false;
+		QK_TRY(load_entry(r, bit / per_cluster, &e, &work, err));
+		if (e.off.v != 0 || e.all_ones)
+			break;
+		uint64_t run = r->tracked != NULL ? qk_track_run(r->tracked, bit, end, &is_set) : 0;
+		if (is_set || (run != 0 && bit + run < end)) {
+			bit += is_set ? 0 : run;
+			break;
+		}
+	}
+	*out = qk_min(bit, n_bits);
+	return QCOW_OK;
+}
+
+/* Bits [bit, end), which one piece of data holds at most. *done: how many. */
+static enum qcow_status or_piece(struct qcow_bitmap_reader *r, uint64_t bit, uint64_t end,
+	uint8_t *p, uint64_t *done, struct qcow_error *err)
+{
+	uint64_t cluster_size = r->image->geometry.cluster_size, per_cluster = cluster_size * 8;
+	uint64_t at = bit % per_cluster, base = 0, work = 0;
+	struct qk_bitmap_table_entry e;
+	QK_TRY(load_entry(r, bit / per_cluster, &e, &work, err));
+	uint64_t n = qk_min(end - bit, per_cluster - at);
+	if (e.off.v != 0) {
+		QK_TRY(load_data(r, e.off, at, &base, err));
+		n = qk_min(n, base + qk_min(DATA_BYTES, cluster_size) * 8 - at);
+		qk_bits_or(p, r->data + (at - base) / 8, (size_t)(n / 8));
+		if (n % 8 != 0)
+			p[n / 8] |= r->data[(at - base + n) / 8] & (uint8_t)((1U << (n % 8)) - 1);
+	} else if (e.all_ones) {
+		qk_bits_set(p, 0, n);
+	}
+	*done = n;
+	return QCOW_OK;
+}
+
+enum qcow_status qk_bitmap_reader_or(struct qcow_bitmap_reader *r, uint64_t first, uint64_t n,
+	uint8_t *p, struct qcow_error *err)
+{
+	uint64_t end = qk_min(first + n, count_bits(r)), done = 0;
+	QK_ASSERT(V3, first % 8 == 0);
+	for (uint64_t bit = first; bit < end; bit += done)
+		QK_TRY(or_piece(r, bit, end, p + (bit - first) / 8, &done, err));
+	if (r->tracked != NULL && first < end)
+		qk_track_or(r->tracked, first, end - first, p);
 	return QCOW_OK;
 }

@@ -20,4 +20,28 @@ void qk_bitmap_reader_free(struct qcow_bitmap_reader *reader);
 enum qcow_status qk_bitmap_reader_next(struct qcow_bitmap_reader *reader, uint64_t off,
 	uint64_t len, struct qcow_bitmap_extent *out, struct qcow_error *err) QK_MUST_USE;
 
+/* ---- for those who make bitmaps ---- */
+
+/* Where a bitmap that fits the disk lies: one of the directory, or one in the making. */
+struct qk_bitmap_place {
+	unsigned granularity_bits;
+	uint32_t table_entries;
+	uint64_t table_off;
+};
+
+/* Whatever is tracked since the open is not looked at. QCOW_E_NOMEM. */
+enum qcow_status qk_bitmap_reader_on(struct qcow_image *image, const struct qk_bitmap_place *place,
+	struct qcow_bitmap_reader **out, struct qcow_error *err) QK_MUST_USE;
+
+unsigned qk_bitmap_reader_granularity(const struct qcow_bitmap_reader *reader);
+
+/* The first bit from `bit` on that may be set: what lies before is clear. The number of bits where none is. Errors as
+ * qk_bitmap_reader_next. */
+enum qcow_status qk_bitmap_reader_skip(struct qcow_bitmap_reader *reader, uint64_t bit,
+	uint64_t *out, struct qcow_error *err) QK_MUST_USE;
+
+/* Or bits [first, first + n), as far as there are any, into p. `first` is a multiple of 8. */
+enum qcow_status qk_bitmap_reader_or(struct qcow_bitmap_reader *reader, uint64_t first, uint64_t n,
+	uint8_t *p, struct qcow_error *err) QK_MUST_USE;
+
 #endif

@@ -14,6 +14,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/bits.h"
 #include "base/mem.h"
 #include "format/bitmapext.h"
 
@@ -136,18 +137,6 @@ static enum qcow_status write_data(struct qcow_builder *b, struct qcow_error *er
 	return QCOW_OK;
 }
 
-static void set_bits(uint8_t *p, uint64_t at, uint64_t end)
-{
-	for (; at < end && at % 8 != 0; at++)
-		p[at / 8] |= (uint8_t)(1U << (at % 8));
-	if (at + 8 <= end) {
-		memset(p + at / 8, 0xff, (end - at) / 8);
-		at += qk_align_down(end - at, 8);
-	}
-	for (; at < end; at++)
-		p[at / 8] |= (uint8_t)(1U << (at % 8));
-}
-
 /* Bits [at, end) of the data cluster `index`. A whole cluster of ones is an entry without data. */
 static enum qcow_status mark(
 	struct qcow_builder *b, uint64_t index, uint64_t at, uint64_t end, struct qcow_error *err)
@@ -159,7 +148,7 @@ static enum qcow_status mark(
 	if (at == 0 && end == b->g.cluster_size * 8)
 		return set_entry(b, index, qk_bitmap_table_encode((qk_hoff){0}, true), err);
 	m->data_idx = index;
-	set_bits(m->data, at, end);
+	qk_bits_set(m->data, at, end);
 	return QCOW_OK;
 }
 

@@ -113,7 +113,7 @@ static void settle(struct qcow_image *image)
 	if (rw->space == NULL)
 		return;
 	struct qcow_error err = QCOW_ERROR_INIT;
-	if (qk_track_store(image, &err) != QCOW_OK)
+	if (qk_track_close(image, &err) != QCOW_OK)
 		qk_log(image, QCOW_LOG_WARNING, QCOW_FINDING_BITMAP_INCONSISTENT,
 			"enabled bitmaps could not be stored and stay in use: %s", err.message);
 	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK)

@@ -212,3 +212,17 @@ uint64_t qk_track_run(const struct qk_track_bitmap *b, uint64_t at, uint64_t end
 	}
 	return qk_min(bit, end) - at;
 }
+
+void qk_track_or(const struct qk_track_bitmap *b, uint64_t first, uint64_t n, uint8_t *p)
+{
+	uint64_t end = first + n;
+	QK_ASSERT_VOID(I1, first % 8 == 0 && end <= b->n_bits);
+	for (uint64_t bit = first; bit < end; bit += 8) {
+		const _Atomic uint64_t *word = &b->words[bit / 64];
+		uint64_t bits = atomic_load_explicit(word, memory_order_relaxed);
+		if (bits == 0 && bit % 64 == 0)
+			bit += 56; /* and the 8 of the loop */
+		else
+			p[(bit - first) / 8] |= (uint8_t)(bits >> (bit % 64));
+	}
+}

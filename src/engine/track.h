@@ -23,7 +23,7 @@
 #include "engine/image.h"
 #include "engine/rw.h"
 
-#define QK_TRACK_BYTES	     QK_MIB(256) /* 2^31 granules */
+#define QK_TRACK_BYTES	     QK_MIB(512) /* 2^32 granules, as many as QEMU tracks */
 #define QK_TRACK_TOTAL_BYTES QK_MIB(1024)
 
 struct qk_track_bitmap {
@@ -75,9 +75,16 @@ const struct qk_track_bitmap *qk_track_find(const struct qcow_image *image, uint
 /* How many of the bits [at, end) are alike, and which. end > at. */
 uint64_t qk_track_run(const struct qk_track_bitmap *b, uint64_t at, uint64_t end, bool *is_set);
 
-/* At the close, after the last publication: the bitmaps as they are become stable and are no longer in use. One that
- * cannot be stored stays in use, which the log tells; a failure of the store fences, and the old and the new clusters
- * both stay. */
+/* Or bits [first, first + n) of it into p. `first` is a multiple of 8, and first + n is at most n_bits. */
+void qk_track_or(const struct qk_track_bitmap *b, uint64_t first, uint64_t n, uint8_t *p);
+
+/* With nobody writing, after the last publication: the bitmaps as they are become stable and are no longer in use. The
+ * image's lists do not follow: read the header again, and track anew. Where one cannot be stored all are as before.
+ * A failure of the store from the switch on fences, and the old and the new clusters both stay. */
 enum qcow_status qk_track_store(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;
+
+/* The same at the close; but a bitmap that cannot be stored stays in use, which the log tells, and the others are stored.
+ * Answers the first such failure. */
+enum qcow_status qk_track_close(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;
 
 #endif

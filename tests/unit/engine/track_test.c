@@ -214,9 +214,9 @@ static void what_cannot_be_tracked_is_refused(void **state)
 	(void)state;
 	size_t n = 0;
 	struct qkt_dirtymap map;
-	/* 384 MiB of bits */
-	sh("rm -f img && qemu-img create -q -f qcow2 img 1536G && qemu-img bitmap --add -g 512 img "
-	   "b");
+	/* 384 MiB of bits each */
+	sh("rm -f img && qemu-img create -q -f qcow2 img 1536G && for b in 1 2 3; do qemu-img "
+	   "bitmap --add -g 512 img $b; done");
 	refuses(QCOW_E_LIMIT, "402653184 bytes");
 	/* eight bytes of the name become extra data */
 	sh("rm -f img && qemu-img create -q -f qcow2 img 1M && qemu-img bitmap --add img "
