@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 
+#include "api/pass.h"
 #include "base/err.h"
 #include "engine/image.h"
 #include "engine/tablist.h"
@@ -44,6 +45,7 @@ static void fill_qcow2(const struct qcow_image *image, struct qcow_info *out)
 
 void qcow_get_info(const struct qcow_image *image, struct qcow_info *out)
 {
+	unsigned pass = qk_pass_enter(image);
 	*out = (struct qcow_info){
 		.format = "raw", .virtual_size = image->size, .file_size = image->file_size};
 	if (!image->is_raw)
@@ -55,11 +57,15 @@ void qcow_get_info(const struct qcow_image *image, struct qcow_info *out)
 								 : image->header_bytes;
 		out->luks_detached_header = image->header_store != NULL;
 	}
+	qk_pass_leave(image, pass);
 }
 
 uint64_t qcow_size(const struct qcow_image *image)
 {
-	return image->size;
+	unsigned pass = qk_pass_enter(image);
+	uint64_t size = image->size;
+	qk_pass_leave(image, pass);
+	return size;
 }
 
 struct qcow_image *qcow_backing(const struct qcow_image *image)
@@ -117,13 +123,21 @@ enum qcow_status qcow_get_snapshot(const struct qcow_image *image, uint32_t inde
 	struct qcow_snapshot *out, struct qcow_error *err)
 {
 	/* the list has a lock of its own and changes nothing that a caller could see */
-	return qk_snapshot_get((struct qcow_image *)(uintptr_t)image, index, out, NULL, err);
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = qk_snapshot_get(
+		(struct qcow_image *)(uintptr_t)image, index, out, NULL, err);
+	qk_pass_leave(image, pass);
+	return status;
 }
 
 enum qcow_status qcow_get_bitmap(const struct qcow_image *image, uint32_t index,
 	struct qcow_bitmap *out, struct qcow_error *err)
 {
-	return qk_bitmap_get((struct qcow_image *)(uintptr_t)image, index, out, NULL, err);
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = qk_bitmap_get(
+		(struct qcow_image *)(uintptr_t)image, index, out, NULL, err);
+	qk_pass_leave(image, pass);
+	return status;
 }
 
 struct each {

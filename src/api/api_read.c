@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 
+#include "api/pass.h"
 #include "base/err.h"
 #include "engine/image.h"
 #include "engine/iov.h"
@@ -26,8 +27,22 @@ static enum qcow_status check_range(
 enum qcow_status qcow_pread(
 	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
 {
-	QK_TRY(check_range(image, off, len, err));
-	return qk_read(image, buf, len, off, err);
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = qk_read(image, buf, len, off, err);
+	qk_pass_leave(image, pass);
+	return status;
+}
+
+static enum qcow_status read_each(struct qcow_image *image, const struct iovec *iov, int n_iov,
+	uint64_t off, struct qcow_error *err)
+{
+	for (int i = 0; i < n_iov; i++) {
+		QK_TRY(qk_read(image, iov[i].iov_base, iov[i].iov_len, off, err));
+		off += iov[i].iov_len;
+	}
+	return QCOW_OK;
 }
 
 enum qcow_status qcow_preadv(struct qcow_image *image, const struct iovec *iov, int n_iov,
@@ -36,16 +51,16 @@ enum qcow_status qcow_preadv(struct qcow_image *image, const struct iovec *iov, 
 	uint64_t len = 0;
 	if ((iov == NULL && n_iov != 0) || !qk_iov_sum(iov, n_iov, &len))
 		return QK_FAIL(err, QCOW_E_INVAL, "a bad list of %d buffers", n_iov);
-	QK_TRY(check_range(image, off, len, err));
-	for (int i = 0; i < n_iov; i++) {
-		QK_TRY(qk_read(image, iov[i].iov_base, iov[i].iov_len, off, err));
-		off += iov[i].iov_len;
-	}
-	return QCOW_OK;
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = read_each(image, iov, n_iov, off, err);
+	qk_pass_leave(image, pass);
+	return status;
 }
 
-enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len, uint32_t max_depth,
-	struct qcow_extent *out, struct qcow_error *err)
+static enum qcow_status map(struct qcow_image *image, uint64_t off, uint64_t len,
+	uint32_t max_depth, struct qcow_extent *out, struct qcow_error *err)
 {
 	QK_TRY(check_range(image, off, len, err));
 	if (len == 0)
@@ -61,5 +76,14 @@ enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len, 
 	unsigned epoch = qk_epoch_enter(image->rw->epoch);
 	enum qcow_status status = qk_map_extent(&rq, out, err);
 	qk_epoch_leave(image->rw->epoch, epoch);
+	return status;
+}
+
+enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len, uint32_t max_depth,
+	struct qcow_extent *out, struct qcow_error *err)
+{
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = map(image, off, len, max_depth, out, err);
+	qk_pass_leave(image, pass);
 	return status;
 }

@@ -7,7 +7,9 @@
 
 #include <inttypes.h>
 
+#include "api/pass.h"
 #include "base/err.h"
+#include "engine/control.h"
 #include "engine/compress.h"
 #include "engine/image.h"
 #include "engine/iov.h"
@@ -26,13 +28,19 @@ static enum qcow_status check_writable(const struct qcow_image *image, struct qc
 		qcow_store_name(image->store));
 }
 
-static enum qcow_status check_call(const struct qcow_image *image, uint64_t off, uint64_t len,
-	unsigned unknown_flags, struct qcow_error *err)
+static enum qcow_status check_call(
+	const struct qcow_image *image, unsigned unknown_flags, struct qcow_error *err)
 {
 	QK_TRY(check_writable(image, err));
 	if (unknown_flags != 0)
 		return QK_FAIL(
 			err, QCOW_E_INVAL, "flags 0x%x do not go with this call", unknown_flags);
+	return QCOW_OK;
+}
+
+static enum qcow_status check_range(
+	const struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
+{
 	if (QK_LIKELY(qk_in_range(off, len, image->size)))
 		return QCOW_OK;
 	return QK_FAIL_AT(err, QCOW_E_RANGE, 0, QCOW_NO_OFFSET, off,
@@ -40,9 +48,14 @@ static enum qcow_status check_call(const struct qcow_image *image, uint64_t off,
 		off, image->size);
 }
 
-static enum qcow_status finish(struct qcow_image *image, unsigned flags, struct qcow_error *err)
+/* Leave the gate that was passed as `pass`, after a flush where the call was asked for one. */
+static enum qcow_status finish(struct qcow_image *image, unsigned pass, unsigned flags,
+	enum qcow_status status, struct qcow_error *err)
 {
-	return (flags & QCOW_IO_FUA) == 0 ? QCOW_OK : qk_publish_flush(image->rw->publish, err);
+	if (status == QCOW_OK && (flags & QCOW_IO_FUA) != 0)
+		status = qk_publish_flush(image->rw->publish, err);
+	qk_pass_leave(image, pass);
+	return status;
 }
 
 enum qcow_status qcow_pwritev(struct qcow_image *image, const struct iovec *iov, int n_iov,
@@ -51,9 +64,12 @@ enum qcow_status qcow_pwritev(struct qcow_image *image, const struct iovec *iov,
 	uint64_t len = 0;
 	if ((iov == NULL && n_iov != 0) || !qk_iov_sum(iov, n_iov, &len))
 		return QK_FAIL(err, QCOW_E_INVAL, "a bad list of %d buffers", n_iov);
-	QK_TRY(check_call(image, off, len, flags & ~(unsigned)QCOW_IO_FUA, err));
-	QK_TRY(qk_write(image, iov, n_iov, off, err));
-	return finish(image, flags, err);
+	QK_TRY(check_call(image, flags & ~(unsigned)QCOW_IO_FUA, err));
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = qk_write(image, iov, n_iov, off, err);
+	return finish(image, pass, flags, status, err);
 }
 
 enum qcow_status qcow_pwrite(struct qcow_image *image, const void *buf, size_t len, uint64_t off,
@@ -79,37 +95,53 @@ static enum qcow_status check_whole(
 enum qcow_status qcow_write_compressed(struct qcow_image *image, const void *buf, size_t len,
 	uint64_t off, unsigned flags, struct qcow_error *err)
 {
-	QK_TRY(check_call(image, off, len, flags & ~(unsigned)QCOW_IO_FUA, err));
-	QK_TRY(check_whole(image, off, len, err));
-	QK_TRY(qk_write_compressed(image, buf, len, off, err));
-	return finish(image, flags, err);
+	QK_TRY(check_call(image, flags & ~(unsigned)QCOW_IO_FUA, err));
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = check_whole(image, off, len, err);
+	if (status == QCOW_OK)
+		status = qk_write_compressed(image, buf, len, off, err);
+	return finish(image, pass, flags, status, err);
 }
 
 enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
 	struct qcow_error *err)
 {
 	const unsigned known = QCOW_IO_FUA | QCOW_IO_UNMAP | QCOW_IO_FAST;
-	QK_TRY(check_call(image, off, len, flags & ~known, err));
-	QK_TRY(qk_zero(image, off, len, flags, err));
-	return finish(image, flags, err);
+	QK_TRY(check_call(image, flags & ~known, err));
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = qk_zero(image, off, len, flags, err);
+	return finish(image, pass, flags, status, err);
 }
 
 enum qcow_status qcow_discard(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
 	struct qcow_error *err)
 {
-	QK_TRY(check_call(image, off, len, flags & ~(unsigned)QCOW_IO_FUA, err));
-	QK_TRY(qk_discard(image, off, len, err));
-	return finish(image, flags, err);
+	QK_TRY(check_call(image, flags & ~(unsigned)QCOW_IO_FUA, err));
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = qk_discard(image, off, len, err);
+	return finish(image, pass, flags, status, err);
 }
 
 enum qcow_status qcow_flush(struct qcow_image *image, struct qcow_error *err)
 {
 	QK_TRY(check_writable(image, err));
-	return qk_publish_flush(image->rw->publish, err);
+	unsigned pass = qk_pass_enter(image);
+	return finish(image, pass, QCOW_IO_FUA, QCOW_OK, err);
 }
 
 enum qcow_status qcow_recover(struct qcow_image *image, struct qcow_error *err)
 {
 	QK_TRY(check_writable(image, err));
-	return qk_publish_recover(image->rw->publish, err);
+	if (!image->is_raw)
+		QK_TRY(qk_control_recover(image, err));
+	unsigned pass = qk_pass_enter(image);
+	enum qcow_status status = qk_publish_recover(image->rw->publish, err);
+	qk_pass_leave(image, pass);
+	return status;
 }

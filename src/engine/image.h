@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * image: one open layer. Everything here is set by open.c (and chain.c, for backing and data_store)
- * before the image is visible to a second thread, and constant afterwards. What changes later lives
- * behind meta, decode and the records of the lists, each with a lock of its own (doc/LOCKING.md).
+ * before the image is visible to a second thread, and constant afterwards, but for qk_layer_reload, which runs while
+ * nobody else uses the image (control.h). What changes in between lives behind meta, decode and the records of the
+ * lists, each with a lock of its own (doc/LOCKING.md).
  */
 #ifndef QK_ENGINE_IMAGE_H
 #define QK_ENGINE_IMAGE_H
@@ -37,6 +38,7 @@ struct qcow_image {
 	uint64_t raw_offset; /* raw: where the disk starts in the store */
 	uint64_t first_stretch; /* bytes: 128 of the smallest clusters from here down; see map.c */
 	uint32_t flags; /* QCOW_OPEN_… */
+	uint64_t cache_bytes; /* of the options */
 	void (*log)(
 		void *ctx, const struct qcow_log_entry *entry); /* the caller's, or NULL: log.h */
 	void *log_ctx;

@@ -3,6 +3,7 @@
  * locks: the order in which the engine's locks are taken. While holding one, take only locks of larger
  * numbers, and none of the same number. doc/LOCKING.md says what each guards.
  *
+ *	-  the gate		engine/gate.c	operations that manage the image, against all other calls
  *	0  track.lock		engine/track.c	setting the marks of bitmaps in use; held across I/O
  *	1  rw.stripes[i]	engine/group.c	remapping the clusters of one group; held across data I/O
  *	2  rw.tables_lock	engine/table.c	making an L2 table, growing L1; held across I/O
@@ -11,7 +12,7 @@
  *	5  compress.lock	engine/compress.c where the next compressed cluster goes; then
  *	   space lock		engine/space.c	refcounts and what is free
  *	6  tablist.lock, meta.l1_lock, meta.sets_lock, set.lock, decode.cache_lock, decode.pool_lock, hostmap.lock,
- *	   fence.lock, epoch.lock, rw.parts_lock: leaves among each other
+ *	   fence.lock, epoch.lock, gate.lock, rw.parts_lock: leaves among each other
  *	7  the locks of a store
  *
  * An epoch (engine/epoch.h) is no lock, but who waits for the epochs must be in none, and who is in one takes

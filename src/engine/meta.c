@@ -46,6 +46,7 @@ struct l1 {
 
 struct qk_meta {
 	struct qk_meta_request rq;
+	struct qk_geometry geometry; /* what rq points to */
 	uint64_t l1_in_file; /* entries that the file holds: what is loaded */
 	pthread_mutex_t l1_lock;
 	_Atomic(struct l1 *) l1;
@@ -74,6 +75,8 @@ enum qcow_status qk_meta_new(
 	if (meta == NULL)
 		return QK_FAIL_NOMEM(err);
 	meta->rq = *rq;
+	meta->geometry = *rq->geometry;
+	meta->rq.geometry = &meta->geometry;
 	uint64_t bytes = rq->l1_off < rq->file_size ? rq->file_size - rq->l1_off : 0;
 	meta->l1_in_file = qk_min(rq->l1_entries, bytes / sizeof(uint64_t));
 	meta->slice_bytes = (uint32_t)qk_min(SLICE_BYTES, rq->geometry->cluster_size);

@@ -335,15 +335,14 @@ static enum qcow_status choose_tree(
 	return QCOW_OK;
 }
 
-static enum qcow_status make_engine(
-	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
+static enum qcow_status make_engine(struct qcow_image *image, struct qcow_error *err)
 {
 	const struct qk_meta_request rq = {.store = image->store,
 		.file_size = image->file_size,
 		.geometry = &image->geometry,
 		.l1_off = image->l1_off,
 		.l1_entries = image->l1_entries,
-		.cache_bytes = o->cache_bytes != 0 ? o->cache_bytes : QK_DEFAULT_CACHE_BYTES};
+		.cache_bytes = image->cache_bytes};
 	QK_TRY(qk_meta_new(&rq, &image->meta, err));
 	enum qcow_compression compression = image->header.compression_type == 0
 						    ? QCOW_COMPRESSION_ZLIB
@@ -363,7 +362,83 @@ static enum qcow_status open_qcow2(
 	QK_TRY(judge_encryption(image, o, err));
 	QK_TRY(load_lists(image, err));
 	QK_TRY(choose_tree(image, o, err));
-	return make_engine(image, o, err);
+	return make_engine(image, err);
+}
+
+/* ---- again, after an operation has changed it ---- */
+
+/* What a layer has of the file. */
+static void release_loaded(struct qcow_image *image)
+{
+	qk_meta_free(image->meta);
+	qk_decode_free(image->decode);
+	qk_tablist_release(&image->snapshots);
+	qk_tablist_release(&image->bitmaps);
+	for (unsigned kind = 0; kind < QK_FEATURE_KINDS; kind++)
+		for (unsigned bit = 0; bit < QK_FEATURE_BITS; bit++)
+			free(image->feature_names[kind][bit]);
+	free(image->backing_name);
+	free(image->backing_format);
+	free(image->data_file_name);
+	free(image->cluster0);
+}
+
+/* Everything that release_loaded frees, and what was decoded, from `from` to `to`, where it was released. */
+static void move_loaded(struct qcow_image *to, struct qcow_image *from)
+{
+	to->meta = from->meta;
+	to->decode = from->decode;
+	qk_tablist_move(&to->snapshots, &from->snapshots);
+	qk_tablist_move(&to->bitmaps, &from->bitmaps);
+	memcpy(to->feature_names, from->feature_names, sizeof(to->feature_names));
+	to->backing_name = from->backing_name;
+	to->backing_format = from->backing_format;
+	to->data_file_name = from->data_file_name;
+	to->cluster0 = from->cluster0;
+	to->cluster0_bytes = from->cluster0_bytes;
+	to->header = from->header;
+	to->ext = from->ext;
+	to->geometry = from->geometry;
+	to->size = from->size;
+	to->l1_off = from->l1_off;
+	to->l1_entries = from->l1_entries;
+	atomic_store(&to->file_size, from->file_size);
+}
+
+static enum qcow_status load_again(struct qcow_image *next, struct qcow_error *err)
+{
+	static const struct qcow_open_options active = QCOW_OPEN_OPTIONS_INIT;
+	uint64_t file_size = 0;
+	QK_TRY(qcow_store_size(next->store, &file_size, err));
+	next->file_size = file_size;
+	QK_TRY(read_start(next, FIRST_BYTES, err));
+	QK_TRY(decode_cluster0(next, err));
+	QK_TRY(copy_names(next, err));
+	judge_tables(next);
+	QK_TRY(load_lists(next, err));
+	if (next->read_only_at_most)
+		return QK_FAIL(
+			err, QCOW_E_CORRUPT, "the image's metadata is damaged since it was opened");
+	QK_TRY(choose_tree(next, &active, err));
+	return make_engine(next, err);
+}
+
+enum qcow_status qk_layer_reload(struct qcow_image *image, struct qcow_error *err)
+{
+	struct qcow_image *next QK_AUTO_FREE = qk_calloc(1, sizeof(*next));
+	if (next == NULL)
+		return QK_FAIL_NOMEM(err);
+	next->store = image->store;
+	next->flags = image->flags;
+	next->cache_bytes = image->cache_bytes;
+	enum qcow_status status = load_again(next, err);
+	if (status != QCOW_OK) {
+		release_loaded(next);
+		return status;
+	}
+	release_loaded(image);
+	move_loaded(image, next);
+	return QCOW_OK;
 }
 
 /* ---- any layer ---- */
@@ -422,6 +497,8 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	image->store = store;
 	image->header_store = options->luks_header;
 	image->flags = options->flags;
+	image->cache_bytes = options->cache_bytes != 0 ? options->cache_bytes
+						       : QK_DEFAULT_CACHE_BYTES;
 	image->log = options->log;
 	image->log_ctx = options->log_ctx;
 	enum qcow_status status = open_format(image, options, err);
@@ -440,18 +517,8 @@ void qk_layer_close(struct qcow_image *image)
 		return;
 	qk_rw_close(image);
 	qk_hostmap_free(image->hostmap);
-	qk_meta_free(image->meta);
-	qk_decode_free(image->decode);
 	qk_crypt_free(image->crypt);
-	qk_tablist_release(&image->snapshots);
-	qk_tablist_release(&image->bitmaps);
-	for (unsigned kind = 0; kind < QK_FEATURE_KINDS; kind++)
-		for (unsigned bit = 0; bit < QK_FEATURE_BITS; bit++)
-			free(image->feature_names[kind][bit]);
-	free(image->backing_name);
-	free(image->backing_format);
-	free(image->data_file_name);
-	free(image->cluster0);
+	release_loaded(image);
 	qcow_store_close(image->data_store);
 	qcow_store_close(image->header_store);
 	qcow_store_close(image->store);

@@ -18,6 +18,11 @@
 enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_options *options,
 	struct qcow_image **out, struct qcow_error *err);
 
+/* Read again what the header names: header, extensions, names, size, L1, both lists; the caches begin empty. On failure
+ * everything is as it was. Nobody else uses the image meanwhile. The size, the key, and what lies below, stay the
+ * caller's. Errors of the store, QCOW_E_NOMEM, QCOW_E_CORRUPT. */
+enum qcow_status qk_layer_reload(struct qcow_image *image, struct qcow_error *err);
+
 /* Close this layer and its stores, not the layers below. */
 void qk_layer_close(struct qcow_image *image);
 

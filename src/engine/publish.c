@@ -70,13 +70,25 @@ struct job {
 static enum qcow_status copy_l1(struct qk_publish *p, struct qcow_error *err)
 {
 	const _Atomic uint64_t *words = NULL;
-	QK_TRY(qk_meta_l1(p->image->meta, true, &words, &p->n_l1, err));
-	p->l1_disk = qk_malloc(p->n_l1, sizeof(*p->l1_disk));
-	if (p->l1_disk == NULL)
+	uint64_t n = 0;
+	QK_TRY(qk_meta_l1(p->image->meta, true, &words, &n, err));
+	uint64_t *copy = qk_malloc(n, sizeof(*copy));
+	if (copy == NULL)
 		return QK_FAIL_NOMEM(err);
-	for (uint64_t i = 0; i < p->n_l1; i++)
-		p->l1_disk[i] = atomic_load_explicit(&words[i], memory_order_relaxed);
+	for (uint64_t i = 0; i < n; i++)
+		copy[i] = atomic_load_explicit(&words[i], memory_order_relaxed);
+	free(p->l1_disk);
+	p->l1_disk = copy;
+	p->n_l1 = n;
 	return QCOW_OK;
+}
+
+enum qcow_status qk_publish_reload(struct qk_publish *p, struct qcow_error *err)
+{
+	qk_lock(&p->lock);
+	enum qcow_status status = copy_l1(p, err);
+	qk_unlock(&p->lock);
+	return status;
 }
 
 enum qcow_status qk_publish_new(
@@ -469,6 +481,30 @@ static enum qcow_status make_taken_stable(struct qk_publish *p, struct qcow_erro
 		return QCOW_OK;
 	QK_TRY(fence_io(p, qk_space_publish_link(space, &own), &own, err));
 	return barrier(p, err);
+}
+
+enum qcow_status qk_publish_taken(struct qk_publish *p, struct qcow_error *err)
+{
+	qk_lock(&p->lock);
+	enum qcow_status status = qk_fence_check(&p->image->rw->fence, err);
+	if (status == QCOW_OK)
+		status = make_taken_stable(p, err);
+	if (status == QCOW_OK)
+		qk_space_publish_done(p->image->rw->space);
+	qk_unlock(&p->lock);
+	if (status == QCOW_OK)
+		qk_rw_follow_size(p->image);
+	return status;
+}
+
+enum qcow_status qk_publish_barrier(struct qk_publish *p, struct qcow_error *err)
+{
+	qk_lock(&p->lock);
+	enum qcow_status status = qk_fence_check(&p->image->rw->fence, err);
+	if (status == QCOW_OK)
+		status = barrier(p, err);
+	qk_unlock(&p->lock);
+	return status;
 }
 
 /* The new table with the old entries, at `run`, stable with its refcounts. */

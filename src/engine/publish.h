@@ -37,4 +37,12 @@ enum qcow_status qk_publish_through(struct qk_publish *p, bool has_targets,
 	enum qcow_status (*write)(void *ctx, struct qcow_error *err), void *ctx,
 	struct qcow_error *err) QK_MUST_USE;
 
+/* For an operation that is alone (control.h): refcounts of everything taken, raised or dropped so far, and what was written,
+ * are stable. QCOW_E_NOSPC, QCOW_E_NOMEM: nothing was done; other failures as qk_publish_flush. */
+enum qcow_status qk_publish_taken(struct qk_publish *p, struct qcow_error *err) QK_MUST_USE;
+/* Flush the store; a failure fences. */
+enum qcow_status qk_publish_barrier(struct qk_publish *p, struct qcow_error *err) QK_MUST_USE;
+/* The L1 table of image->meta is the disk's from now on. Nothing is staged. QCOW_E_IO, QCOW_E_NOMEM: as it was. */
+enum qcow_status qk_publish_reload(struct qk_publish *p, struct qcow_error *err) QK_MUST_USE;
+
 #endif

@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "engine/compress.h"
+#include "engine/gate.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
 #include "engine/log.h"
@@ -44,6 +45,19 @@ static enum qcow_status judge(
 	return judge_features(image, err);
 }
 
+enum qcow_status qk_rw_make_space(
+	struct qcow_image *image, struct qk_space **out, struct qcow_error *err)
+{
+	struct qk_space_request rq = {.store = image->store,
+		.geometry = &image->geometry,
+		.header = &image->header,
+		.ext = &image->ext,
+		.prove = image->rw->prove};
+	/* a rebuild of the refcounts may have made the file longer */
+	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
+	return qk_space_new(&rq, out, err);
+}
+
 static enum qcow_status make_qcow2(
 	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
 {
@@ -66,9 +80,7 @@ static enum qcow_status make_qcow2(
 	if (((was.incompatible ^ image->header.incompatible) & QCOW_INCOMPAT_DIRTY) != 0)
 		qk_log(image, QCOW_LOG_NOTE, QCOW_FINDING_DIRTY,
 			"the refcounts were rebuilt, and the dirty bit cleared");
-	/* a rebuild may have made the file longer */
-	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
-	QK_TRY(qk_space_new(&rq, &rw->space, err));
+	QK_TRY(qk_rw_make_space(image, &rw->space, err));
 	qk_rw_follow_size(image);
 	QK_TRY(qk_compress_new(&rw->compress, err));
 	return qk_stage_new(o->stage_bytes, image->geometry.cluster_size, &rw->stage, err);
@@ -87,7 +99,9 @@ static enum qcow_status make(
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_init(&rw->stripes[i], NULL);
 	rw->has_below = image->backing != NULL || image->backing_name != NULL;
+	rw->prove = o->prove;
 	image->rw = rw;
+	QK_TRY(qk_gate_new(&rw->gate, err));
 	QK_TRY(qk_epoch_new(&rw->epoch, err));
 	if (!image->is_raw)
 		QK_TRY(make_qcow2(image, o, err));
@@ -134,6 +148,7 @@ void qk_rw_close(struct qcow_image *image)
 	qk_compress_free(rw->compress);
 	qk_space_free(rw->space);
 	qk_epoch_free(rw->epoch);
+	qk_gate_free(rw->gate);
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_destroy(&rw->stripes[i]);
 	(void)pthread_mutex_destroy(&rw->tables_lock);

@@ -10,9 +10,11 @@
 
 #include "engine/epoch.h"
 #include "engine/fence.h"
+#include "format/limits.h"
 #include "format/header.h"
 
 struct qk_compress;
+struct qk_gate;
 struct qk_publish;
 struct qk_space;
 struct qk_stage;
@@ -20,7 +22,17 @@ struct qk_track;
 
 #define QK_STRIPES 64U
 
+/* What qcow_recover has to do for an operation that failed: control.c. */
+struct qk_rw_pending {
+	bool puts_back; /* sector 0 may be either: it becomes sector0 */
+	unsigned reload; /* QK_RELOAD_… */
+	uint8_t sector0[QK_SECTOR];
+};
+
 struct qk_rw {
+	struct qk_gate *gate; /* calls on guest data pass it, see control.h */
+	struct qk_rw_pending pending; /* changed while the gate is closed */
+	enum qcow_prove prove; /* of the options */
 	struct qk_epoch *epoch; /* of the readers, and of the writers in place */
 	struct qk_fence fence;
 	struct qk_publish *publish;
@@ -50,6 +62,11 @@ void qk_rw_close(struct qcow_image *image);
 /* image->header, with what writing moves as the disk has it: L1 and refcount table. Errors of the store. */
 enum qcow_status qk_rw_header(
 	struct qcow_image *image, struct qk_header *out, struct qcow_error *err) QK_MUST_USE;
+
+/* A space as the image has it on the disk now. Errors of qk_space_new. */
+struct qk_space;
+enum qcow_status qk_rw_make_space(
+	struct qcow_image *image, struct qk_space **out, struct qcow_error *err) QK_MUST_USE;
 
 /* The store has grown: clusters that were taken lie within the file from now on. */
 void qk_rw_follow_size(struct qcow_image *image);

@@ -134,6 +134,23 @@ void qk_space_free(struct qk_space *sp)
 
 /* ---- close ---- */
 
+enum qcow_status qk_space_unreserve_all(struct qk_space *sp, struct qcow_error *err)
+{
+	(void)pthread_mutex_lock(&sp->lock);
+	enum qcow_status status = qk_space_unreserve(sp, err);
+	(void)pthread_mutex_unlock(&sp->lock);
+	return status;
+}
+
+bool qk_space_is_dirty(struct qk_space *sp)
+{
+	(void)pthread_mutex_lock(&sp->lock);
+	bool any = sp->busy != NULL || sp->n_deferred != 0 || sp->stale_clusters != 0 ||
+		   sp->table_state != QK_TABLE_SETTLED;
+	(void)pthread_mutex_unlock(&sp->lock);
+	return any;
+}
+
 static bool has_dirty(struct qk_space *sp)
 {
 	(void)pthread_mutex_lock(&sp->lock);

@@ -32,6 +32,7 @@
 #include "base/err.h"
 #include "format/geometry.h"
 #include "format/header.h"
+#include "format/limits.h"
 
 struct qk_space;
 
@@ -182,6 +183,22 @@ struct qk_header_patch {
 };
 enum qcow_status qk_space_write_header(struct qk_space *sp, const struct qk_header_patch *patch,
 	struct qcow_error *err) QK_MUST_USE;
+
+/* Several patches in that one write. */
+enum qcow_status qk_space_write_patches(struct qk_space *sp, const struct qk_header_patch *patches,
+	unsigned n, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- operations that manage the image (control.h) ---- */
+
+/* The reservation is free again, in memory. QCOW_E_IO, QCOW_E_NOMEM: it stays. */
+enum qcow_status qk_space_unreserve_all(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
+/* Is some refcount in memory that the disk has not got for sure? */
+bool qk_space_is_dirty(struct qk_space *sp);
+/* The header on the disk, of which `header` was decoded, has changed; its refcount table has not. Errors of the store. */
+enum qcow_status qk_space_follow(
+	struct qk_space *sp, const struct qk_header *header, struct qcow_error *err) QK_MUST_USE;
+/* Sector 0 as the disk has it, where no write of it is uncertain. */
+void qk_space_sector0(struct qk_space *sp, uint8_t out[QK_SECTOR]);
 
 /* The active L1 table lies at [off, off + bytes) from now on (bytes 36-47 of the header are the caller's). The
  * clusters of the old one are dropped by the caller. */

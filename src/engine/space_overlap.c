@@ -74,28 +74,65 @@ void qk_space_l1_moved(struct qk_space *sp, uint64_t off, uint64_t bytes)
 
 /* ---- the header ---- */
 
-enum qcow_status qk_space_patch_header(
-	struct qk_space *sp, const struct qk_header_patch *patch, struct qcow_error *err)
+static enum qcow_status patch_header(struct qk_space *sp, const struct qk_header_patch *patches,
+	unsigned n, struct qcow_error *err)
 {
 	uint8_t sector[QK_SECTOR];
 
-	QK_ASSERT(X1, patch->len <= QK_SECTOR && patch->off <= QK_SECTOR - patch->len);
 	memcpy(sector, sp->sector0, sizeof(sector));
-	memcpy(sector + patch->off, patch->bytes, patch->len);
+	for (unsigned i = 0; i < n; i++) {
+		const struct qk_header_patch *patch = &patches[i];
+		QK_ASSERT(X1, patch->len <= QK_SECTOR && patch->off <= QK_SECTOR - patch->len);
+		memcpy(sector + patch->off, patch->bytes, patch->len);
+	}
 	QK_TRY(qcow_store_write(sp->store, sector, sizeof(sector), 0, err));
 	memcpy(sp->sector0, sector, sizeof(sector));
 	return QCOW_OK;
 }
 
-enum qcow_status qk_space_write_header(
+enum qcow_status qk_space_patch_header(
 	struct qk_space *sp, const struct qk_header_patch *patch, struct qcow_error *err)
+{
+	return patch_header(sp, patch, 1, err);
+}
+
+enum qcow_status qk_space_write_patches(struct qk_space *sp, const struct qk_header_patch *patches,
+	unsigned n, struct qcow_error *err)
 {
 	(void)pthread_mutex_lock(&sp->lock);
 	enum qcow_status status = qk_space_judge_write(sp, QK_SPACE_HEADER, 0, QK_SECTOR, err);
 	if (status == QCOW_OK)
-		status = qk_space_patch_header(sp, patch, err);
+		status = patch_header(sp, patches, n, err);
 	(void)pthread_mutex_unlock(&sp->lock);
 	return status;
+}
+
+enum qcow_status qk_space_write_header(
+	struct qk_space *sp, const struct qk_header_patch *patch, struct qcow_error *err)
+{
+	return qk_space_write_patches(sp, patch, 1, err);
+}
+
+void qk_space_sector0(struct qk_space *sp, uint8_t out[QK_SECTOR])
+{
+	(void)pthread_mutex_lock(&sp->lock);
+	memcpy(out, sp->sector0, QK_SECTOR);
+	(void)pthread_mutex_unlock(&sp->lock);
+}
+
+enum qcow_status qk_space_follow(
+	struct qk_space *sp, const struct qk_header *header, struct qcow_error *err)
+{
+	uint8_t sector[QK_SECTOR];
+
+	QK_TRY(qcow_store_read_padded(sp->store, sector, sizeof(sector), 0, err));
+	(void)pthread_mutex_lock(&sp->lock);
+	QK_ASSERT_VOID(X1, sp->header.rt_off == header->rt_off &&
+				   sp->header.rt_clusters == header->rt_clusters);
+	sp->header = *header;
+	memcpy(sp->sector0, sector, sizeof(sector));
+	(void)pthread_mutex_unlock(&sp->lock);
+	return QCOW_OK;
 }
 
 void qk_space_corrupt(struct qk_space *sp)

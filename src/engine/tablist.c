@@ -267,6 +267,17 @@ void qk_tablist_release(struct qk_tablist *list)
 	*list = (struct qk_tablist){0};
 }
 
+void qk_tablist_move(struct qk_tablist *to, struct qk_tablist *from)
+{
+	*to = *from;
+	if (from->has_lock) {
+		/* neither can fail with default attributes on the platforms that we build for */
+		(void)pthread_mutex_destroy(&from->lock);
+		(void)pthread_mutex_init(&to->lock, NULL);
+	}
+	*from = (struct qk_tablist){0};
+}
+
 /* Read entry `index` and make its record. */
 static enum qcow_status make_record(const struct qcow_image *image, const struct qk_tablist *list,
 	const struct kind *kind, uint32_t index, struct qk_tablist_record **out,

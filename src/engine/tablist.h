@@ -33,6 +33,8 @@ enum qcow_status qk_snapshots_load(struct qcow_image *image, struct qcow_error *
 enum qcow_status qk_bitmaps_load(struct qcow_image *image, struct qcow_error *err);
 
 void qk_tablist_release(struct qk_tablist *list);
+/* `to`, which holds nothing, becomes what `from` was. */
+void qk_tablist_move(struct qk_tablist *to, struct qk_tablist *from);
 
 /* Entry `index`: strings live until the image is closed. QCOW_E_RANGE, QCOW_E_CORRUPT (the list is bad),
  * QCOW_E_IO, QCOW_E_NOMEM. `finding` (or NULL) gets what is wrong with this entry alone, or 0. Any thread. */

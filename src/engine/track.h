@@ -69,6 +69,13 @@ static inline bool qk_track_would_block(const struct qcow_image *image)
 	return t != NULL && !atomic_load_explicit(&t->is_in_use, memory_order_acquire);
 }
 
+/* Are there marks in the directory that qk_track_store would take away? */
+static inline bool qk_track_is_in_use(const struct qcow_image *image)
+{
+	const struct qk_track *t = image->rw->track;
+	return t != NULL && atomic_load_explicit(&t->is_in_use, memory_order_acquire);
+}
+
 /* The bitmap with this index in the directory, or NULL where it is not tracked. */
 const struct qk_track_bitmap *qk_track_find(const struct qcow_image *image, uint32_t index);
 

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pass: the calls on guest data, and those that tell what an image is, pass the gate of an image that is open for writing:
+ * operations that manage it are alone (engine/control.h). Nothing between enter and leave calls back to the caller.
+ */
+#ifndef QK_API_PASS_H
+#define QK_API_PASS_H
+
+#include "engine/gate.h"
+#include "engine/image.h"
+#include "engine/rw.h"
+
+static inline unsigned qk_pass_enter(const struct qcow_image *image)
+{
+	return image->rw != NULL ? qk_gate_enter(image->rw->gate) : 0;
+}
+
+static inline void qk_pass_leave(const struct qcow_image *image, unsigned token)
+{
+	if (image->rw != NULL)
+		qk_gate_leave(image->rw->gate, token);
+}
+
+#endif
