@@ -115,13 +115,17 @@ expect emptied 0 "$QCOW" create -q there 1M
 [[ $(stat -c '%i %a %U' there) == "$before" ]] && ok inode_stays || bad inode_stays
 says missing_folder 1 '*No such file or directory*' "$QCOW" create -q nowhere/x 1M
 mkfifo pipe
-says fifo 1 '*FIFO*' timeout 5 "$QCOW" create -q pipe 1M
+says fifo 1 '*FIFO*' timeout 60 "$QCOW" create -q pipe 1M
 if [[ -n $QEMU_IO ]]; then
 	# a writer holds it
 	mkfifo go
-	"$QEMU_IO" -f qcow2 first <go >/dev/null 2>&1 &
+	stdbuf -oL "$QEMU_IO" -f qcow2 first <go >opened 2>&1 &
 	exec 9>go
-	sleep 1
+	echo length >&9
+	for _ in {1..1500}; do
+		[[ ! -s opened ]] || break
+		sleep 0.02
+	done
 	says locked 1 '*lock*' "$QCOW" create -q first 1M
 	exec 9>&-
 	wait

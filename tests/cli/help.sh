@@ -27,7 +27,7 @@ done
 for command in $commands; do
 	run "$QCOW" "$command" --help
 	for option in $(of_help out | grep -v -e '^-h$' -e '^--help$'); do
-		run timeout 5 "$QCOW" "$command" "$option"
+		run timeout 60 "$QCOW" "$command" "$option"
 		if grep -q 'unrecognized' err; then bad "$command knows $option" "$(shown)"
 		else ok "$command knows $option"; fi
 	done

@@ -97,11 +97,11 @@ name_backing null.qcow2 /dev/null
 for image in json nbd proto; do
 	says "the policy refuses $image" 1 "*names a backing file that is no plain path*" "$QCOW" map "$image.qcow2"
 done
-says the_policy_refuses_a_fifo 1 '*FIFO*' timeout 5 "$QCOW" map fifo.qcow2
+says the_policy_refuses_a_fifo 1 '*FIFO*' timeout 60 "$QCOW" map fifo.qcow2
 says the_policy_refuses_a_character_device 1 '*character device*' "$QCOW" map null.qcow2
 for image in json nbd proto fifo null; do
-	expect "info opens nothing that $image names" 0 timeout 5 "$QCOW" info "$image.qcow2"
-	expect "snapshot -l opens nothing that $image names" 0 timeout 5 "$QCOW" snapshot -l "$image.qcow2"
+	expect "info opens nothing that $image names" 0 timeout 60 "$QCOW" info "$image.qcow2"
+	expect "snapshot -l opens nothing that $image names" 0 timeout 60 "$QCOW" snapshot -l "$image.qcow2"
 done
 expect what_the_user_names_is_opened 0 "$QCOW" map --image-opts \
 	driver=qcow2,file.filename=json.qcow2,backing.driver=raw,backing.file.filename=disk.raw
@@ -135,7 +135,7 @@ cp top.qcow2 vmdk.qcow2
 "$QEMU_IMG" rebase -u -b disk.raw -F vmdk vmdk.qcow2
 says a_recorded_format_that_is_not_built_in 1 "*the driver 'vmdk' is not built in*" "$QCOW" map vmdk.qcow2
 name_backing loop.qcow2 loop.qcow2 qcow2
-says a_loop_is_refused 1 '*loop*' timeout 5 "$QCOW" map loop.qcow2
+says a_loop_is_refused 1 '*loop*' timeout 60 "$QCOW" map loop.qcow2
 
 # locks, against QEMU
 # (asking by a reader whether the lock is there could keep the writer out: it says so itself)

@@ -49,7 +49,7 @@ says no_command 1 'qcow: no command given' "$QCOW"
 says a_missing_file 1 "qcow: cannot open 'nx': No such file or directory" "$QCOW" info nx
 says a_folder 1 "qcow: cannot open '.': it is a directory*" "$QCOW" info .
 mkfifo fifo
-says a_fifo_does_not_block 1 "qcow: cannot open 'fifo': it is a FIFO*" timeout 5 "$QCOW" info fifo
+says a_fifo_does_not_block 1 "qcow: cannot open 'fifo': it is a FIFO*" timeout 60 "$QCOW" info fifo
 says names_in_errors_are_escaped 1 "qcow: cannot open 'a\\\\x1b\[31m'*" "$QCOW" info $'a\e[31m'
 says a_full_output_is_an_error 1 'qcow: cannot write to standard output: No space left on device' \
 	bash -c '"$1" info disk.raw >/dev/full' - "$QCOW"

@@ -12,7 +12,7 @@ FAILMALLOC=${FAILMALLOC:?names the library to preload}
 failing() {
 	rm -f target count
 	QK_FAIL_MALLOC=$1 QK_FAIL_MALLOC_EVER=$2 QK_FAIL_MALLOC_COUNT=$PWD/count \
-		LD_PRELOAD=$FAILMALLOC timeout 20 "${@:3}" >out 2>err </dev/null
+		LD_PRELOAD=$FAILMALLOC timeout 60 "${@:3}" >out 2>err </dev/null
 	rc=$?
 }
 

@@ -283,7 +283,7 @@ static void a_pebibyte_takes_no_time_and_no_space(void **state)
 	o.virtual_size = 1ULL << 50;
 	(void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &begin);
 	create("ours", &o);
-	assert_true(cpu_seconds_since(&begin) < 0.1);
+	assert_true(cpu_seconds_since(&begin) < 0.5); /* it takes 4 milliseconds */
 	assert_int_equal(stat("ours", &st), 0);
 	assert_true(st.st_blocks * 512 < 1 << 20);
 	peer_check_clean("ours", "1 PiB");

@@ -106,7 +106,7 @@ static void refuse(const char *path, const char *word)
 	static const unsigned flags[] = {0, QCOW_FILE_WRITE, NEW};
 	for (size_t i = 0; i < 3; i++) {
 		struct qcow_store *s = NULL;
-		(void)alarm(5);
+		(void)alarm(60);
 		assert_status(qcow_file_open(path, flags[i], &s, &err), QCOW_E_INVAL, err);
 		(void)alarm(0);
 		assert_says(err, word);
