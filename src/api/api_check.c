@@ -2,9 +2,7 @@
 /*
  * api_check: qcow_check and qcow_walk: an open image as audit wants to see it.
  */
-#include <stddef.h>
-#include <string.h>
-
+#include "api/options.h"
 #include "audit/walk.h"
 #include "check/judge.h"
 #include "engine/image.h"
@@ -25,31 +23,13 @@ static enum qcow_status audit_init(struct qk_audit *a, struct qk_header *header,
 	return QCOW_OK;
 }
 
-/* What the caller's struct has: a shorter one, of an older version, has defaults in the rest; what a longer one asks
- * for beyond this version must be zero. */
 static enum qcow_status take_options(
 	const struct qcow_check_options *in, struct qcow_check_options *out, struct qcow_error *err)
 {
 	static const struct qcow_check_options defaults = QCOW_CHECK_OPTIONS_INIT;
-	*out = defaults;
-	if (in == NULL)
-		return QCOW_OK;
-	size_t n = in->struct_size;
-	if (n < offsetof(struct qcow_check_options, memory_bytes))
-		return QK_FAIL(err, QCOW_E_INVAL,
-			"struct_size of the check options is %zu: initialise them with "
-			"QCOW_CHECK_OPTIONS_INIT",
-			n);
-	const uint8_t *bytes = (const uint8_t *)in;
-	for (size_t i = sizeof(*out); i < n; i++)
-		if (bytes[i] != 0)
-			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-				"byte %zu of the check options asks for something that version %s "
-				"does not know",
-				i, QCOW_VERSION_TEXT);
-	memcpy(out, in, n < sizeof(*out) ? n : sizeof(*out));
-	out->struct_size = sizeof(*out);
-	return QCOW_OK;
+	static const struct qk_options_kind kind = {"check options", "QCOW_CHECK_OPTIONS_INIT",
+		&defaults, sizeof(defaults), offsetof(struct qcow_check_options, memory_bytes)};
+	return qk_options_take(&kind, in, out, err);
 }
 
 enum qcow_status qcow_check(struct qcow_image *image, const struct qcow_check_options *options,

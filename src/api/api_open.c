@@ -5,10 +5,7 @@
  */
 #include <qcowkit/qcowkit.h>
 
-#include <stddef.h>
-#include <string.h>
-
-#include "base/err.h"
+#include "api/options.h"
 #include "engine/chain.h"
 
 #define KNOWN_FLAGS                                                                   \
@@ -20,30 +17,13 @@ const char *qcow_version(void)
 	return QCOW_VERSION_TEXT;
 }
 
-/* Take what the caller's struct has; a shorter one has defaults in the rest. A longer one comes from a
- * later version: what this one does not know must be zero, for it cannot be obeyed. */
 static enum qcow_status take_options(
 	const struct qcow_open_options *in, struct qcow_open_options *out, struct qcow_error *err)
 {
-	*out = (struct qcow_open_options)QCOW_OPEN_OPTIONS_INIT;
-	if (in == NULL)
-		return QCOW_OK;
-	size_t n = in->struct_size;
-	if (n < offsetof(struct qcow_open_options, format))
-		return QK_FAIL(err, QCOW_E_INVAL,
-			"struct_size of the open options is %zu: initialise them with "
-			"QCOW_OPEN_OPTIONS_INIT",
-			n);
-	const uint8_t *bytes = (const uint8_t *)in;
-	for (size_t i = sizeof(*out); i < n; i++)
-		if (bytes[i] != 0)
-			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-				"byte %zu of the open options asks for something that version "
-				"%s does not know",
-				i, QCOW_VERSION_TEXT);
-	memcpy(out, in, n < sizeof(*out) ? n : sizeof(*out));
-	out->struct_size = sizeof(*out);
-	return QCOW_OK;
+	static const struct qcow_open_options defaults = QCOW_OPEN_OPTIONS_INIT;
+	static const struct qk_options_kind kind = {"open options", "QCOW_OPEN_OPTIONS_INIT",
+		&defaults, sizeof(defaults), offsetof(struct qcow_open_options, format)};
+	return qk_options_take(&kind, in, out, err);
 }
 
 static enum qcow_status check_options(const struct qcow_open_options *o, struct qcow_error *err)
