@@ -97,11 +97,21 @@ static enum kind kind_of(const struct image *img, uint64_t entry, uint64_t bits,
 	return has_host ? RESERVED : UNALLOCATED;
 }
 
+/* Entries that hold nothing, from this one on. */
+static uint64_t empty_clusters(const struct image *img, const uint64_t *l2, uint64_t index)
+{
+	uint64_t n = 0, step = img->extended_l2 ? 2 : 1;
+	while (index + n < img->n_l2 && !l2[(index + n) * step] &&
+		!l2[(index + n) * step + step - 1])
+		n++;
+	return n;
+}
+
 struct run resolve(struct image *img, const struct view *view, uint64_t off)
 {
 	uint64_t cluster = img->cluster_bytes, left = view->disk_bytes - off;
 	uint64_t l1_index = off / cluster / img->n_l2, l2_index = off / cluster % img->n_l2;
-	struct run run = {.within = off % cluster};
+	struct run run = {.within = off % cluster, .guest = off};
 	if (l1_index >= view->n_l1)
 		refuse("the L1 table has no entry for offset %ju", (uintmax_t)off);
 	uint64_t l2_off = view->l1[l1_index] & ENTRY_OFFSET;
@@ -113,6 +123,11 @@ struct run resolve(struct image *img, const struct view *view, uint64_t off)
 	const uint64_t *l2 = load_l2(img, l2_off);
 	run.entry = l2[img->extended_l2 ? l2_index * 2 : l2_index];
 	uint64_t bits = img->extended_l2 ? l2[l2_index * 2 + 1] : 0;
+	if (!run.entry && !bits) {
+		run.bytes = empty_clusters(img, l2, l2_index) * cluster - run.within;
+		run.bytes = run.bytes < left ? run.bytes : left;
+		return run;
+	}
 	uint64_t unit = img->extended_l2 ? cluster / 32 : cluster;
 	if (run.entry & ENTRY_COMPRESSED) {
 		unit = cluster;
@@ -198,8 +213,8 @@ void read_run(struct image *img, const struct run *run, uint8_t *buf, uint64_t b
 		memset(buf, 0, bytes);
 		return;
 	}
-	if (img->crypt_method)
-		refuse("the guest's data is encrypted");
+	if (img->crypt_method && (run->kind == COMPRESSED || img->has_data_file))
+		refuse("an encrypted disk is compressed, or in a data file");
 	if (run->kind == COMPRESSED) {
 		decompress(img, run);
 		memcpy(buf, img->plain + run->within, bytes);
@@ -213,5 +228,8 @@ void read_run(struct image *img, const struct run *run, uint8_t *buf, uint64_t b
 	}
 	if (run->host - run->within >= img->file_bytes)
 		refuse("a cluster at %#jx, past the end of the file", (uintmax_t)run->host);
-	read_at(&img->file, buf, bytes, run->host); /* the last one may be cut short */
+	if (img->crypt_method)
+		read_encrypted(img, run, buf, bytes);
+	else
+		read_at(&img->file, buf, bytes, run->host); /* the last one may be cut short */
 }

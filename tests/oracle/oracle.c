@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * oracle info IMAGE
- * oracle read IMAGE [--snapshot ID] [--backing FILE:FORMAT]... [-o FILE]
+ * oracle read IMAGE [--snapshot ID] [--backing FILE:FORMAT]... [--passphrase P] [-o FILE]
  * oracle map IMAGE [--snapshot ID]     lines: offset length kind host
  * oracle check IMAGE                   exit status 0 clean, 2 corrupt, 3 leaks
  * Exit status 1: refused, with the reason on stderr. --backing names the layers below, topmost
- * first, in place of the recorded ones. The chain of backing files and the loops over it are here.
+ * first, in place of the recorded ones. --passphrase is that of IMAGE alone. The chain
+ * of backing files and the loops over it are here.
  */
 #include "oracle.h"
 
@@ -36,7 +37,7 @@ struct chain {
 };
 
 struct request {
-	const char *image, *snapshot, *output;
+	const char *image, *snapshot, *output, *passphrase;
 	const char *backing[LAYERS_MAX];
 	unsigned n_backing;
 };
@@ -93,6 +94,8 @@ static struct layer *add_layer(struct chain *chain, const char *path, const char
 static void open_chain(struct chain *chain, const struct request *request)
 {
 	struct layer *layer = add_layer(chain, request->image, "qcow2");
+	if (request->passphrase)
+		image_unlock(layer->img, request->passphrase);
 	layer->view = image_view(layer->img, request->snapshot);
 	layer->disk_bytes = layer->view.disk_bytes;
 	for (unsigned i = 0; layer->img; i++) {
@@ -344,7 +347,7 @@ static int command_check(const struct request *request)
 static void usage(void)
 {
 	refuse("usage: oracle info|read|map|check IMAGE [--snapshot ID] [--backing FILE:FORMAT]... "
-	       "[-o FILE]");
+	       "[--passphrase P] [-o FILE]");
 }
 
 int main(int argc, char **argv)
@@ -358,6 +361,8 @@ int main(int argc, char **argv)
 			usage();
 		if (!strcmp(argv[i], "--snapshot"))
 			request.snapshot = argv[i + 1];
+		else if (!strcmp(argv[i], "--passphrase"))
+			request.passphrase = argv[i + 1];
 		else if (!strcmp(argv[i], "-o"))
 			request.output = argv[i + 1];
 		else if (!strcmp(argv[i], "--backing") && request.n_backing < LAYERS_MAX)

@@ -5,7 +5,7 @@
  * obviously right, not fast: whole tables are held in memory, at most 1 GiB of them. What it
  * does not understand it refuses, with exit status 1.
  *
- * image.c, guest.c and check.c are a library too (oracle_core), for tests that judge images in memory,
+ * image.c, guest.c, crypt.c and check.c are a library too (oracle_core), for tests that judge images in memory,
  * thousands a second. Whoever links it defines refuse(), which does not return: the program ends, or the
  * thread that asked does. Memory stays taken until forget(). One thread at a time.
  */
@@ -56,6 +56,13 @@ struct file {
 	uint64_t n_bytes;
 };
 
+/* Of the guest's data; n_bytes 0: none. */
+struct image_key {
+	uint8_t bytes[64];
+	uint64_t n_bytes;
+	bool is_xts, by_guest;
+};
+
 struct image {
 	const char *path;
 	struct file file, data; /* data: the external data file; data.fd is -1 until it is opened */
@@ -78,6 +85,8 @@ struct image {
 	struct bitmap *bitmaps;
 	/* NULL, or what is wrong with the table; the structures are then not filled */
 	const char *snapshots_error, *bitmaps_error;
+
+	struct image_key key; /* image_unlock() */
 
 	/* caches of one L2 table and one decompressed cluster */
 	uint64_t *l2, l2_off;
@@ -109,6 +118,7 @@ struct run {
 	uint64_t packed_bytes; /* COMPRESSED: up to the end of the last sector */
 	uint64_t entry; /* the L2 entry */
 	uint64_t within; /* of the offset asked for, in its cluster */
+	uint64_t guest; /* the offset asked for */
 };
 
 /* oracle.c, or whoever links the library */
@@ -138,6 +148,12 @@ void read_run(struct image *img, const struct run *run, uint8_t *buf, uint64_t b
 const char *entry_fault(const struct image *img, uint64_t entry, uint64_t bits);
 /* Where a compressed cluster lies, for an entry with ENTRY_COMPRESSED. */
 void compressed_extent(const struct image *img, uint64_t entry, uint64_t *off, uint64_t *bytes);
+
+/* crypt.c */
+/* From now on read_run() decrypts; a passphrase that opens nothing is refused. */
+void image_unlock(struct image *img, const char *passphrase);
+/* read_run() of a run that is DATA. */
+void read_encrypted(struct image *img, const struct run *run, uint8_t *buf, uint64_t bytes);
 
 /* check.c */
 struct verdict {
