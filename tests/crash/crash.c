@@ -67,7 +67,9 @@ static bool fits(const struct qkc_workload *w, const struct qkc_config *c, bool 
 		(w->only & QKC_TINY_CLUSTERS && c->cluster_bits > 9) ||
 		(w->only & QKC_V3 && c->version != 3) ||
 		(w->only & QKC_EXTENDED && (c->version != 3 || c->cluster_bits < 14)) ||
-		(w->only & QKC_NO_WIDTH_1 && c->refcount_bits == 1))
+		(w->only & QKC_NO_WIDTH_1 && c->refcount_bits == 1) ||
+		(w->only & QKC_LUKS &&
+			(c->version != 3 || c->cluster_bits != 12 || c->refcount_bits != 16)))
 		return false;
 	/* with wide entries a refcount block is soon full; with narrow ones it takes megabytes */
 	if (w->only & (QKC_SMALL_CLUSTERS | QKC_TINY_CLUSTERS) && c->refcount_bits == 1)

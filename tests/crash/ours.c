@@ -39,7 +39,7 @@ static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_st
 	options.format = "qcow2";
 	options.stage_bytes = base->plan->stage_bytes;
 	options.cache_bytes = base->plan->cache_bytes;
-	if (base->plan->is_aes)
+	if (base->plan->crypt != NULL)
 		options.secret = (struct qcow_secret){QKC_PASSPHRASE, strlen(QKC_PASSPHRASE)};
 	if (base->backing != NULL) {
 		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;

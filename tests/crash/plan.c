@@ -66,11 +66,54 @@ static uint64_t scramble(uint64_t z)
 
 void qkc_content(uint32_t step, uint64_t off, uint8_t *buf, uint64_t len)
 {
-	for (uint64_t at = 0; at < len; at += 8) {
-		uint64_t sector = (off + at) / QKC_SECTOR;
+	for (uint64_t at = 0; at < len;) {
+		uint64_t sector = (off + at) / QKC_SECTOR, within = (off + at) % 8;
 		uint64_t word = scramble(((uint64_t)step << 36) + sector + 1) | 1;
-		memcpy(buf + at, &word, len - at < 8 ? (size_t)(len - at) : 8);
+		uint64_t n = len - at < 8 - within ? len - at : 8 - within;
+		memcpy(buf + at, (const uint8_t *)&word + within, (size_t)n);
+		at += n;
 	}
+}
+
+struct qkc_step qkc_discarded(const struct qkc_plan *p, const struct qkc_step *s)
+{
+	uint64_t cluster = UINT64_C(1) << p->config.cluster_bits, end = s->off + s->len;
+	struct qkc_step whole = *s;
+	whole.off = (s->off + cluster - 1) / cluster * cluster;
+	if (end != p->disk_bytes)
+		end = end / cluster * cluster;
+	whole.len = end > whole.off ? end - whole.off : 0;
+	return whole;
+}
+
+static void apply(const struct qkc_plan *p, const struct qkc_step *step, uint32_t number,
+	uint64_t sector, uint8_t *buf)
+{
+	uint64_t start = sector * QKC_SECTOR;
+	struct qkc_step s = *step;
+	if (s.act == QKC_DO_DISCARD)
+		s = qkc_discarded(p, &s);
+	uint64_t from = s.off > start ? s.off : start, end = s.off + s.len;
+	end = end < start + QKC_SECTOR ? end : start + QKC_SECTOR;
+	if (s.act >= QKC_DO_FLUSH || from >= end)
+		return;
+	if (s.act <= QKC_DO_WRITE_COMPRESSED)
+		qkc_content(number, from, buf + (from - start), end - from);
+	else
+		memset(buf + (from - start), 0, (size_t)(end - from));
+}
+
+void qkc_sector_after(const struct qkc_plan *p, uint32_t n, uint64_t sector, uint8_t *buf)
+{
+	const struct qkc_step backing = {QKC_DO_WRITE, 0, p->backing_bytes};
+	memset(buf, 0, QKC_SECTOR);
+	apply(p, &backing, QKC_FIRST_STEP - 1, sector, buf);
+	for (uint32_t i = 0; i < p->n_first; i++)
+		apply(p, &p->first[i], QKC_FIRST_STEP + i, sector, buf);
+	for (uint32_t i = 0; i < p->n_between; i++)
+		apply(p, &p->between[i], QKC_FIRST_STEP + (uint32_t)p->n_first + i, sector, buf);
+	for (uint32_t i = 0; i < n; i++)
+		apply(p, &p->steps[i], i + 1, sector, buf);
 }
 
 /* Steps on whole clusters move together with those on parts of them; what would pass the end stays. */

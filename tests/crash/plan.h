@@ -42,7 +42,7 @@ enum qkc_outcome {
 
 struct qkc_step {
 	enum qkc_act act;
-	uint64_t off, len; /* multiples of 512 */
+	uint64_t off, len; /* multiples of 512, but for writes and zeros of our own */
 };
 
 #define QKC_PASSPHRASE "abc123"
@@ -56,7 +56,7 @@ struct qkc_plan {
 	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
 	bool has_snapshot, is_zstd, is_extended;
 	bool has_bitmaps; /* an enabled one and a disabled one, before `between` */
-	bool is_aes; /* encrypted by crypt_method 1 with QKC_PASSPHRASE */
+	const char *crypt; /* NULL, or how it is encrypted with QKC_PASSPHRASE: "aes", "luks" */
 	/* how the image is changed once QEMU has made it; for ours alone: */
 	bool is_dirty; /* the dirty bit is set, refcounts are zeros */
 	bool lacks_copied; /* COPIED is nowhere set */
@@ -81,8 +81,16 @@ void qkc_plan_clear(struct qkc_plan *p);
 void qkc_step_print(const struct qkc_step *s, char *line, size_t n);
 
 /* What a step writes: 8 bytes of its own in each sector, over and over, so that every sector of every step is
- * told from every other and compresses. Offsets and lengths are multiples of 512. */
+ * told from every other and compresses. Any offset and length. */
 void qkc_content(uint32_t step, uint64_t off, uint8_t *buf, uint64_t len);
+#define QKC_FIRST_STEP \
+	1000000u /* numbers the content of `first` and then `between`; less 1 the backing file's */
+
+/* What the sector of the disk holds after the first `n` steps, where all of them did what they were to do. */
+void qkc_sector_after(const struct qkc_plan *p, uint32_t n, uint64_t sector, uint8_t *buf);
+
+/* Which clusters of a range a discard gives up: whole ones; the last of the disk may be cut. */
+struct qkc_step qkc_discarded(const struct qkc_plan *p, const struct qkc_step *s);
 
 /* A workload: makes a plan for a configuration. */
 struct qkc_workload {
@@ -100,7 +108,9 @@ enum qkc_only {
 	QKC_V3 = 8,
 	QKC_NO_WIDTH_1 = 16, /* needs refcounts above 1 */
 	QKC_TINY_CLUSTERS = 32, /* 512 bytes, where a table is soon full */
-	QKC_EXTENDED = 64 /* version 3, clusters of 16 KiB and more */
+	QKC_EXTENDED = 64, /* version 3, clusters of 16 KiB and more */
+	QKC_LUKS =
+		128 /* one configuration: QEMU takes seconds to make an image, each open derives the key */
 };
 
 extern const struct qkc_workload qkc_workloads[];

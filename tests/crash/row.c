@@ -29,26 +29,18 @@ struct context {
 
 /* ---- what the guest may see ---- */
 
-/* Which clusters of a range a discard gives up: whole ones; the last of the disk may be cut. */
-static struct qkc_step whole_clusters(const struct qkc_plan *p, const struct qkc_step *s)
-{
-	uint64_t cluster = UINT64_C(1) << p->config.cluster_bits, end = s->off + s->len;
-	struct qkc_step whole = *s;
-	whole.off = (s->off + cluster - 1) / cluster * cluster;
-	if (end != p->disk_bytes)
-		end = end / cluster * cluster;
-	whole.len = end > whole.off ? end - whole.off : 0;
-	return whole;
-}
-
 static uint64_t content_hash(
 	const struct qkc_plan *p, const struct qkc_step *s, uint32_t number, uint64_t sector)
 {
 	uint8_t bytes[QKC_SECTOR];
-	uint64_t left = p->disk_bytes - sector * QKC_SECTOR;
-	if (s->act > QKC_DO_WRITE_COMPRESSED)
+	uint64_t start = sector * QKC_SECTOR, left = p->disk_bytes - start;
+	uint64_t want = left < QKC_SECTOR ? left : QKC_SECTOR;
+	if (s->off > start || s->off + s->len < start + want)
+		qkc_sector_after(p, number, sector, bytes); /* a part of it is written */
+	else if (s->act > QKC_DO_WRITE_COMPRESSED)
 		return 0;
-	qkc_content(number, sector * QKC_SECTOR, bytes, sizeof(bytes));
+	else
+		qkc_content(number, start, bytes, sizeof(bytes));
 	return qkc_part_hash(bytes, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR));
 }
 
@@ -61,7 +53,7 @@ static void enter_step(struct context *c, uint32_t number, bool is_done)
 	if (s.act >= QKC_DO_FLUSH)
 		return;
 	if (s.act == QKC_DO_DISCARD) {
-		s = whole_clusters(p, &s);
+		s = qkc_discarded(p, &s);
 		if (c->row->is_peer)
 			kind = QKC_MAYBE; /* a discard is a hint */
 		else if (p->config.version == 2 && p->backing_bytes != 0)
@@ -140,10 +132,10 @@ static bool show_qemu(struct context *c, const struct qkc_disk *d, char *why)
 	c->out->n_qemu++;
 	qkc_disk_save(d, qkt_path("state.qcow2"));
 	int rc = qkt_run("qemu-img check -U -q %s",
-		!c->plan->is_aes ? "state.qcow2"
-				 : "--object secret,id=k,data=" QKC_PASSPHRASE
-				   " --image-opts driver=qcow2,encrypt.key-secret=k,"
-				   "file.filename=state.qcow2");
+		c->plan->crypt == NULL ? "state.qcow2"
+				       : "--object secret,id=k,data=" QKC_PASSPHRASE
+					 " --image-opts driver=qcow2,encrypt.key-secret=k,"
+					 "file.filename=state.qcow2");
 	if (rc == 0 || rc == 3)
 		return true;
 	(void)snprintf(why, QKC_WHY_BYTES, "qemu-img check: status %d: %.150s", rc, qkt_stdout());

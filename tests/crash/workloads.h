@@ -114,6 +114,15 @@ void qkc_encrypted_backing(struct qkc_plan *p);
 void qkc_encrypted_random(struct qkc_plan *p);
 void qkc_encrypted_sub_random(struct qkc_plan *p);
 void qkc_encrypted_sub_backing(struct qkc_plan *p);
+void qkc_luks_random(struct qkc_plan *p);
+void qkc_parts(struct qkc_plan *p);
+void qkc_parts_shared(struct qkc_plan *p);
+void qkc_parts_backing(struct qkc_plan *p);
+void qkc_aes_parts(struct qkc_plan *p);
+void qkc_aes_parts_shared(struct qkc_plan *p);
+void qkc_aes_parts_backing(struct qkc_plan *p);
+void qkc_luks_parts(struct qkc_plan *p);
+void qkc_luks_parts_random(struct qkc_plan *p);
 
 /* ---- subclusters.c ---- */
 

@@ -93,36 +93,131 @@ void qkc_compressed_write_fails(struct qkc_plan *p)
 
 void qkc_encrypted(struct qkc_plan *p)
 {
-	p->is_aes = true;
+	p->crypt = "aes";
 	qkc_allocate(p);
 }
 
 void qkc_encrypted_copy(struct qkc_plan *p)
 {
-	p->is_aes = true;
+	p->crypt = "aes";
 	qkc_data_copy(p);
 }
 
 void qkc_encrypted_backing(struct qkc_plan *p)
 {
-	p->is_aes = true;
+	p->crypt = "aes";
 	qkc_random_backing(p);
 }
 
 void qkc_encrypted_random(struct qkc_plan *p)
 {
-	p->is_aes = true;
+	p->crypt = "aes";
 	qkc_random_all(p);
 }
 
 void qkc_encrypted_sub_random(struct qkc_plan *p)
 {
-	p->is_aes = true;
+	p->crypt = "aes";
 	qkc_sub_random(p);
 }
 
 void qkc_encrypted_sub_backing(struct qkc_plan *p)
 {
-	p->is_aes = true;
+	p->crypt = "aes";
 	qkc_sub_random_backing(p);
+}
+
+void qkc_luks_random(struct qkc_plan *p)
+{
+	p->crypt = "luks";
+	qkc_random_all(p);
+}
+
+/* ---- parts of sectors ---- */
+
+/* `len` bytes from byte `within` of the cluster on. */
+static void bytes_of(
+	struct qkc_plan *p, enum qkc_act act, uint64_t cluster, uint64_t within, uint64_t len)
+{
+	qkc_plan_step(p, act, cluster * cluster_bytes(p) + within, len);
+}
+
+/* In place, over what was never written, over a zero cluster, over the end of a cluster; what they share a sector with
+ * is durable, or was just written. */
+void qkc_parts(struct qkc_plan *p)
+{
+	uint64_t cluster = cluster_bytes(p);
+	first(p, QKC_DO_WRITE, 1, 2);
+	first(p, QKC_DO_ZERO, 4, 1);
+	bytes_of(p, QKC_DO_WRITE, 1, 100, 200);
+	bytes_of(p, QKC_DO_WRITE, 2, cluster - 7, 20);
+	flush(p);
+	bytes_of(p, QKC_DO_WRITE, 1, 250, 300);
+	bytes_of(p, QKC_DO_WRITE, 4, 3, cluster - 5);
+	bytes_of(p, QKC_DO_WRITE, 6, 511, 1);
+	flush(p);
+	bytes_of(p, QKC_DO_WRITE, 6, 0, 1);
+	bytes_of(p, QKC_DO_WRITE_FUA, 3, 21, 30);
+	bytes_of(p, QKC_DO_ZERO, 1, 150, 100);
+	bytes_of(p, QKC_DO_ZERO_UNMAP, 2, 13, cluster - 3);
+	flush(p);
+	bytes_of(p, QKC_DO_WRITE, 8, 77, 3 * cluster);
+	bytes_of(p, QKC_DO_WRITE, 2, 14, 1);
+}
+
+/* The same where a snapshot shares them, or a backing file has them. */
+void qkc_parts_shared(struct qkc_plan *p)
+{
+	p->has_snapshot = true;
+	qkc_parts(p);
+}
+
+static void some_parts(struct qkc_plan *p, unsigned n)
+{
+	uint64_t cluster = cluster_bytes(p);
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t len = 1 + below(p, below(p, 3) == 0 ? 2 * cluster : 700);
+		if (below(p, 5) == 0)
+			flush(p);
+		else
+			bytes_of(p, some_act(p, 6), below(p, 6), below(p, cluster), len);
+	}
+}
+
+void qkc_parts_backing(struct qkc_plan *p)
+{
+	p->backing_bytes = 5 * cluster_bytes(p) + 512;
+	first(p, QKC_DO_WRITE, 1, 1);
+	some_parts(p, 14);
+}
+
+void qkc_aes_parts(struct qkc_plan *p)
+{
+	p->crypt = "aes";
+	qkc_parts(p);
+}
+
+void qkc_aes_parts_shared(struct qkc_plan *p)
+{
+	p->crypt = "aes";
+	qkc_parts_shared(p);
+}
+
+void qkc_aes_parts_backing(struct qkc_plan *p)
+{
+	p->crypt = "aes";
+	qkc_parts_backing(p);
+}
+
+void qkc_luks_parts(struct qkc_plan *p)
+{
+	p->crypt = "luks";
+	qkc_parts(p);
+}
+
+void qkc_luks_parts_random(struct qkc_plan *p)
+{
+	p->crypt = "luks";
+	first(p, QKC_DO_WRITE, 0, 2);
+	some_parts(p, 14);
 }
