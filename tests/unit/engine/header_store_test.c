@@ -106,7 +106,7 @@ static void forget_directory(uint8_t *cluster0)
 static void expect_same(const struct config *c, size_t q)
 {
 	size_t n = 0;
-	char theirs[16];
+	char theirs[32];
 	if (strstr(c->setup, "bitmap") == NULL) {
 		qkt_must("cmp img theirs%zu", q);
 		return;
