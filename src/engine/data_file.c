@@ -6,8 +6,8 @@
  * so any mixture of old, zeros and new that a crash leaves is one that writes in place could have left. What must not
  * happen is a punch behind that write. So who punches holds the stripe of the cluster, and looks at its entry again.
  *
- * Invariants: Q1 a cluster is punched only while its entry names nothing, as readers see it and as the disk has it;
- * Q2 nothing is written to the data file past the end of the disk (a device may end there).
+ * Invariants: J1 a cluster is punched only while its entry names nothing, as readers see it and as the disk has it;
+ * J2 nothing is written to the data file past the end of the disk (a device may end there).
  * Locking: lock, a leaf, for the list alone.
  */
 #include "engine/data_file.h"
@@ -39,9 +39,6 @@ enum qcow_status qk_data_file_judge(struct qcow_image *image, struct qcow_error 
 	if (image->data_store == NULL)
 		return QK_FAIL(err, QCOW_E_POLICY, "the data file '%s' was not opened",
 			image->data_file_name != NULL ? image->data_file_name : "");
-	if (image->snapshots.n != 0)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the image has snapshots and a data file, whose clusters cannot be shared");
 	qcow_store_caps(image->data_store, &caps);
 	if (!caps.writable)
 		return QK_FAIL(err, QCOW_E_READONLY, "the data file '%s' is open for reading only",
@@ -68,8 +65,8 @@ static enum qcow_status punch(
 	return qcow_store_punch(store, off, qk_min(len, size - off), err);
 }
 
-enum qcow_status qk_data_file_zero(struct qcow_image *image, uint64_t off, uint64_t len,
-	bool gives_up, struct qcow_error *err)
+enum qcow_status qk_data_file_zero(
+	struct qcow_image *image, uint64_t off, uint64_t len, bool gives_up, struct qcow_error *err)
 {
 	enum qcow_status status = QCOW_E_NOTSUP;
 	unsigned epoch = qk_epoch_enter(image->rw->epoch);

@@ -24,8 +24,8 @@ struct qk_data_file {
 void qk_data_file_init(struct qk_data_file *d);
 void qk_data_file_release(struct qk_data_file *d);
 
-/* May the image with its data file be written? QCOW_E_POLICY (it was not opened), QCOW_E_UNSUPPORTED (snapshots),
- * QCOW_E_READONLY. */
+/* May the image with its data file be written? QCOW_E_POLICY (it was not opened), QCOW_E_READONLY.
+ * That there are no snapshots the header says. */
 enum qcow_status qk_data_file_judge(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;
 
 /* Is the data file the disk for whoever reads it alone? */

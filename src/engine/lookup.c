@@ -137,7 +137,8 @@ static void decode(const struct walk *w, uint64_t raw, uint64_t bitmap, struct p
 	if (e.type != QK_L2_COMPRESSED)
 		run->host_off.v = run->has_host ? e.host_off.v + in_cluster : 0;
 	if (run->has_host)
-		run->store = e.type == QK_L2_COMPRESSED ? w->image->store : qk_guest_store(w->image);
+		run->store = e.type == QK_L2_COMPRESSED ? w->image->store
+							: qk_guest_store(w->image);
 	if (out->finding == 0)
 		out->finding = judge_range(w->image, run);
 	if (w->for_write && (run->kind != QK_RUN_PLAIN || !e.copied)) {

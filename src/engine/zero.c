@@ -236,8 +236,8 @@ static enum qcow_status zero_raw_data(
 	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	if (z->is_fast)
-		return QK_FAIL(err, QCOW_E_NOTSUP,
-			"a raw data file may have to be written zeros as data");
+		return QK_FAIL(
+			err, QCOW_E_NOTSUP, "a raw data file may have to be written zeros as data");
 	/* what lies below would show through an entry that is absent, and zeros of the host are no zeros when decrypted */
 	if (z->image->rw->has_below || z->image->crypt != NULL)
 		return write_zeros(z->image, off, len, err);
@@ -306,7 +306,6 @@ enum qcow_status qk_discard(
 		return QCOW_OK;
 	struct cut cut = cut_range(image, image->geometry.cluster_size, off, len);
 	if (qk_data_file_is_raw(image))
-		return cut.whole == 0 ? QCOW_OK
-				      : zero_raw_data(&z, off + cut.head, cut.whole, err);
+		return cut.whole == 0 ? QCOW_OK : zero_raw_data(&z, off + cut.head, cut.whole, err);
 	return zero_clusters(&z, off + cut.head, cut.whole, err);
 }
