@@ -6,8 +6,8 @@
  * so any mixture of old, zeros and new that a crash leaves is one that writes in place could have left. What must not
  * happen is a punch behind that write. So who punches holds the stripe of the cluster, and looks at its entry again.
  *
- * Invariants: J1 a cluster is punched only while its entry names nothing, as readers see it and as the disk has it;
- * J2 nothing is written to the data file past the end of the disk (a device may end there).
+ * Invariants: O1 a cluster is punched only while its entry names nothing, as readers see it and as the disk has it;
+ * O2 nothing is written to the data file past the end of the disk (a device may end there).
  * Locking: lock, a leaf, for the list alone.
  */
 #include "engine/data_file.h"
