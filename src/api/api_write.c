@@ -53,7 +53,7 @@ static enum qcow_status finish(struct qcow_image *image, unsigned pass, unsigned
 	enum qcow_status status, struct qcow_error *err)
 {
 	if (status == QCOW_OK && (flags & QCOW_IO_FUA) != 0)
-		status = qk_write_flush(image, err);
+		status = qk_publish_flush(image->rw->publish, err);
 	qk_pass_leave(image, pass);
 	return status;
 }
@@ -108,7 +108,7 @@ enum qcow_status qcow_write_compressed(struct qcow_image *image, const void *buf
 enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
 	struct qcow_error *err)
 {
-	const unsigned known = QCOW_IO_FUA | QCOW_IO_UNMAP | QCOW_IO_FAST;
+	const unsigned known = QCOW_IO_FUA | QCOW_IO_UNMAP | QCOW_IO_FAST | QCOW_IO_EXPLICIT;
 	QK_TRY(check_call(image, flags & ~known, err));
 	unsigned pass = qk_pass_enter(image);
 	enum qcow_status status = check_range(image, off, len, err);

@@ -155,7 +155,7 @@ static enum qcow_status open_resolved(struct qcow_image *top, struct qcow_image 
 		return status;
 	}
 	struct qcow_open_options below = QCOW_OPEN_OPTIONS_INIT;
-	below.flags = o->flags & ~(uint32_t)QCOW_OPEN_WRITE;
+	below.flags = o->flags & ~(uint32_t)(got->writable ? 0 : QCOW_OPEN_WRITE);
 	below.format = format;
 	below.cache_bytes = o->cache_bytes;
 	below.secret = got->secret;
@@ -216,6 +216,29 @@ static enum qcow_status descend(
 	return QCOW_OK;
 }
 
+/* Layers below that are to be written, when all is known that lies below them. From the lowest up: what one refuses
+ * is refused before a layer above has been touched. */
+static enum qcow_status open_for_writing(
+	struct qcow_image *top, const struct qcow_open_options *o, struct qcow_error *err)
+{
+	struct qcow_image *layers[QCOW_MAX_CHAIN_DEPTH];
+	uint32_t n = 0;
+	for (struct qcow_image *i = top->backing; i != NULL && n < QCOW_MAX_CHAIN_DEPTH;
+		i = i->backing)
+		if ((i->flags & QCOW_OPEN_WRITE) != 0 && i->rw == NULL)
+			layers[n++] = i;
+	struct qcow_open_options below = *o;
+	below.snapshot = NULL;
+	while (n > 0) {
+		enum qcow_status status = qk_rw_open(layers[--n], &below, err);
+		if (status != QCOW_OK) {
+			qk_err_context(err, "'%s'", qcow_store_name(layers[n]->store));
+			return status;
+		}
+	}
+	return qk_rw_open(top, o, err);
+}
+
 /* Clusters of the smallest size in the chain that a lookup walks before it looks further down. */
 #define FIRST_STRETCH_CLUSTERS 128U
 
@@ -241,7 +264,7 @@ enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_
 		status = adopt(top, top, options->backing, err);
 	/* the caller's chain stays the caller's where this fails */
 	if (status == QCOW_OK)
-		status = qk_rw_open(top, options, err);
+		status = open_for_writing(top, options, err);
 	if (status != QCOW_OK) {
 		if (options->backing != NULL)
 			top->backing = NULL;

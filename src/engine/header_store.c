@@ -67,15 +67,32 @@ static enum qcow_status carry_out(
 		return QCOW_OK;
 	if (err != NULL)
 		*err = why;
+	/* sector 0 may be either; the copy is of one that goes with what lies behind it in any case */
+	qk_space_sector0(image->rw->space, image->rw->pending.sector0);
+	image->rw->pending.puts_back = true;
 	return qk_fence_raise(&image->rw->fence, status, &why);
+}
+
+static enum qcow_status make_plan(
+	const struct qk_header_area *area, struct qk_header_plan *out, struct qcow_error *err)
+{
+	const struct qk_span old = {area->cluster0, area->bytes};
+	return qk_header_plan_make(old, &area->header, &area->ext, out, err);
+}
+
+enum qcow_status qk_header_store_judge(const struct qk_header_area *area, struct qcow_error *err)
+{
+	struct qk_header_plan plan;
+	enum qcow_status status = make_plan(area, &plan, err);
+	qk_header_plan_release(&plan);
+	return status;
 }
 
 enum qcow_status qk_header_store_write(
 	struct qcow_image *image, const struct qk_header_area *area, struct qcow_error *err)
 {
 	struct qk_header_plan plan;
-	const struct qk_span old = {area->cluster0, area->bytes};
-	enum qcow_status status = qk_header_plan_make(old, &area->header, &area->ext, &plan, err);
+	enum qcow_status status = make_plan(area, &plan, err);
 	if (status == QCOW_OK)
 		status = carry_out(image, &plan, err);
 	qk_header_plan_release(&plan);

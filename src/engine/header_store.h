@@ -45,6 +45,10 @@ struct qk_span qk_header_store_text(const char *text);
 enum qcow_status qk_header_store_write(struct qcow_image *image, const struct qk_header_area *area,
 	struct qcow_error *err) QK_MUST_USE;
 
+/* Would it be written? Without touching anything; errors as qk_header_store_write. */
+enum qcow_status qk_header_store_judge(
+	const struct qk_header_area *area, struct qcow_error *err) QK_MUST_USE;
+
 void qk_header_store_release(struct qk_header_area *area);
 
 #endif

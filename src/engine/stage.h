@@ -137,9 +137,6 @@ enum qcow_status qk_stage_commit(struct qk_stage *stage, const struct qk_stage_c
 enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t raw,
 	uint64_t unlinked, struct qcow_error *err) QK_MUST_USE;
 
-/* Words of a pinned chunk that the disk may have otherwise: their publication is to come, under way, or failed. */
-uint64_t qk_stage_unsettled(struct qk_stage *stage, const struct qk_chunk *chunk);
-
 /* Is something waiting for a publication that would set clusters free? */
 bool qk_stage_has_unlinked(struct qk_stage *stage);
 

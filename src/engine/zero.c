@@ -7,7 +7,6 @@
  *	plain or zero, one reference	zero, the cluster is kept	zero, the cluster is unlinked
  *	plain or zero, shared		zero, one reference less
  *	compressed			zero, one reference less for each cluster touched
- * A raw data file gets the zeros itself, and its entries stay.
  * Version 2 has no zero flag: absent stands for zero where nothing lies below, else zeros are data.
  *
  * With extended entries zeroing goes by subclusters: where it takes a part of a cluster, their zero bits are set and
@@ -15,7 +14,6 @@
  */
 #include "engine/zero.h"
 
-#include "engine/data_file.h"
 #include "engine/group.h"
 #include "engine/image.h"
 #include "engine/map.h"
@@ -34,6 +32,7 @@ struct zero {
 	struct qcow_image *image;
 	bool unmap;
 	bool is_fast;
+	bool is_explicit; /* the image itself is to hold the zeros */
 };
 
 /* ---- zeros as data ---- */
@@ -78,10 +77,11 @@ static enum qcow_status zero_data(
 		enum qcow_status status = qk_map_find(&rq, &run, err);
 		qk_epoch_leave(z->image->rw->epoch, epoch);
 		QK_TRY(status);
-		if (!is_zero_run(&run) && z->is_fast)
+		bool is_done = is_zero_run(&run) && !z->is_explicit;
+		if (!is_done && z->is_fast)
 			return QK_FAIL_AT(err, QCOW_E_NOTSUP, 0, QCOW_NO_OFFSET, off,
 				"zeros would have to be written as data");
-		if (!is_zero_run(&run))
+		if (!is_done)
 			QK_TRY(write_zeros(z->image, off, run.len, err));
 		off += run.len;
 		len -= run.len;
@@ -91,13 +91,19 @@ static enum qcow_status zero_data(
 
 /* ---- zeros by entries ---- */
 
+/* May something show where the image holds nothing? */
+static bool has_below(const struct zero *z)
+{
+	return z->image->rw->has_below || z->is_explicit;
+}
+
 /* What entry `e`, the i-th, becomes; *unlinked the clusters that lose a reference. */
 static struct qk_l2_entry zeroed(const struct zero *z, const struct qk_group *group, uint32_t i,
 	struct qk_l2_entry e, struct qk_pair *unlinked)
 {
 	bool has_flag = z->image->geometry.version >= 3;
 	*unlinked = (struct qk_pair){0, 0};
-	if (e.type == QK_L2_UNALLOCATED && !z->image->rw->has_below)
+	if (e.type == QK_L2_UNALLOCATED && !has_below(z))
 		return e;
 	if (qk_l2_has_host(&e) && (group->owned >> i & 1) != 0 && !z->unmap)
 		return (struct qk_l2_entry){has_flag ? QK_L2_ZERO_ALLOC : QK_L2_NORMAL,
@@ -110,7 +116,7 @@ static struct qk_l2_entry zeroed(const struct zero *z, const struct qk_group *gr
 static struct qk_l2_entry zeroed_in_part(const struct zero *z, const struct qk_group *group,
 	uint32_t i, struct qk_l2_entry e, uint32_t mask)
 {
-	if (e.type == QK_L2_UNALLOCATED && !z->image->rw->has_below)
+	if (e.type == QK_L2_UNALLOCATED && !has_below(z))
 		return e;
 	e.alloc &= ~mask;
 	e.zero |= mask;
@@ -178,7 +184,7 @@ static uint64_t done_already(
 	const struct zero *z, const struct qk_run *run, uint64_t off, uint64_t len)
 {
 	bool is_done = run->kind == QK_RUN_ZERO ||
-		       (run->kind == QK_RUN_UNALLOCATED && !z->image->rw->has_below);
+		       (run->kind == QK_RUN_UNALLOCATED && !has_below(z));
 	uint64_t end = off + run->len;
 	if (!is_done || (z->unmap && run->has_host))
 		return 0;
@@ -231,19 +237,6 @@ static struct cut cut_range(
 	return (struct cut){head, whole - tail, tail};
 }
 
-/* Who reads a raw data file alone has to find the zeros there, whatever the entries say. */
-static enum qcow_status zero_raw_data(
-	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
-{
-	if (z->is_fast)
-		return QK_FAIL(
-			err, QCOW_E_NOTSUP, "a raw data file may have to be written zeros as data");
-	/* what lies below would show through an entry that is absent, and zeros of the host are no zeros when decrypted */
-	if (z->image->rw->has_below || z->image->crypt != NULL)
-		return write_zeros(z->image, off, len, err);
-	return qk_data_file_zero(z->image, off, len, z->unmap, err);
-}
-
 static enum qcow_status zero_qcow2(
 	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
 {
@@ -251,10 +244,8 @@ static enum qcow_status zero_qcow2(
 	const struct qk_geometry *g = &image->geometry;
 	struct cut cut = cut_range(
 		image, g->extended_l2 ? g->subcluster_size : g->cluster_size, off, len);
-	if (image->geometry.version < 3 && (image->rw->has_below || !z->unmap))
+	if (image->geometry.version < 3 && (has_below(z) || !z->unmap))
 		return zero_data(z, off, len, err);
-	if (qk_data_file_is_raw(image))
-		return zero_raw_data(z, off, len, err);
 	/* these write nothing where only fast zeros are wanted */
 	QK_TRY(zero_data(z, off, cut.head, err));
 	QK_TRY(zero_data(z, off + cut.head + cut.whole, cut.tail, err));
@@ -276,7 +267,8 @@ enum qcow_status qk_zero(struct qcow_image *image, uint64_t off, uint64_t len, u
 {
 	const struct zero z = {.image = image,
 		.unmap = (flags & QCOW_IO_UNMAP) != 0,
-		.is_fast = (flags & QCOW_IO_FAST) != 0};
+		.is_fast = (flags & QCOW_IO_FAST) != 0,
+		.is_explicit = (flags & QCOW_IO_EXPLICIT) != 0};
 	QK_TRY(qk_fence_check(&image->rw->fence, err));
 	QK_TRY(qk_track_mark(image, off, len, err));
 	return image->is_raw ? zero_raw(&z, off, len, err) : zero_qcow2(&z, off, len, err);
@@ -305,7 +297,5 @@ enum qcow_status qk_discard(
 	if (image->geometry.version < 3 && image->rw->has_below)
 		return QCOW_OK;
 	struct cut cut = cut_range(image, image->geometry.cluster_size, off, len);
-	if (qk_data_file_is_raw(image))
-		return cut.whole == 0 ? QCOW_OK : zero_raw_data(&z, off + cut.head, cut.whole, err);
 	return zero_clusters(&z, off + cut.head, cut.whole, err);
 }
