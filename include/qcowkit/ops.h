@@ -143,6 +143,50 @@ QCOW_EXPORT enum qcow_status qcow_compare(struct qcow_image *a, struct qcow_imag
 	const struct qcow_compare_options *options, struct qcow_compare_result *result,
 	struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- rebase ---- */
+
+struct qcow_rebase_options {
+	uint32_t struct_size;
+	struct qcow_image *backing; /* the new chain, open; stays the caller's. NULL: none */
+	const char *backing_name;   /* to record for it; NULL: none */
+	const char *backing_format; /* as in struct qcow_backing_options */
+	bool compress; /* what is copied, in whole clusters */
+	bool dry_run; /* only count; the image need not be open for writing */
+	unsigned n_workers; /* 1 to 16; 0 = the number of processors, 2 to 16 */
+	struct qcow_progress progress;
+};
+#ifdef __cplusplus
+static inline struct qcow_rebase_options qcow_rebase_options_init(void)
+{
+	struct qcow_rebase_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_REBASE_OPTIONS_INIT qcow_rebase_options_init()
+#else
+#define QCOW_REBASE_OPTIONS_INIT                                  \
+	{                                                         \
+		.struct_size = sizeof(struct qcow_rebase_options) \
+	}
+#endif
+
+struct qcow_rebase_result {
+	uint64_t bytes_copied, bytes_zeroed; /* that the image did not hold itself */
+};
+
+/*
+ * Put an overlay on another backing file, or on none, and keep what it reads: clusters (subclusters) that it does not
+ * hold and that differ between the chain below it and the new one are copied into it, zeros as zeros. Then qcow_set_backing.
+ * `image` is open for writing with its old chain, and nobody else writes it during the call. It keeps that chain until
+ * it is closed. Where the call fails, is cancelled or the machine stops, the image names its old backing file and
+ * reads the same. Internal snapshots are not looked at: what they do not hold comes from the new file from then on.
+ * Copying counts as writing for enabled bitmaps. Errors of qcow_map, qcow_pread, qcow_pwrite and qcow_set_backing,
+ * QCOW_E_CANCELLED.
+ */
+QCOW_EXPORT enum qcow_status qcow_rebase(struct qcow_image *image,
+	const struct qcow_rebase_options *options, struct qcow_rebase_result *result,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- measure ---- */
 
 struct qcow_measure_result {

@@ -195,6 +195,9 @@ void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...) QK_PRINTF(3, 4);
 /* A failed open of the operand `text`. device: as in struct cli_open_request. Changes the message. */
 void cli_report_open(struct cli *cli, const char *device, const char *text, struct qcow_error *err);
+/* The same for the backing file `name` that is to be recorded and was opened as `text`. */
+void cli_report_backing(
+	struct cli *cli, const char *name, const char *text, struct qcow_error *err);
 /* End the program: "Cannot allocate memory", exit code 1. For what only prints; a command that has begun to write
  * returns its failure instead. */
 void cli_out_of_memory(void) __attribute__((noreturn));
@@ -300,7 +303,8 @@ enum {
 	CLI_OPEN_NO_DATA = 64, /* no data files: guest data is not read */
 	CLI_OPEN_UNSHARED = 128, /* what is read must not change: raw disks are not shared either */
 	CLI_OPEN_WRITE =
-		256 /* the operand's own image for reading and writing, what it names read-only */
+		256, /* the operand's own image for reading and writing, what it names read-only */
+	CLI_OPEN_NO_BACKING = 512 /* QCOW_OPEN_NO_BACKING */
 };
 
 struct cli_operand {

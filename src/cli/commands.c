@@ -14,6 +14,7 @@ extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_measure;
+extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_sanitize;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_vet;
@@ -29,6 +30,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_io,
 	&cli_cmd_map,
 	&cli_cmd_measure,
+	&cli_cmd_rebase,
 	&cli_cmd_sanitize,
 	&cli_cmd_snapshot,
 	&cli_cmd_vet,

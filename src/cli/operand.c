@@ -554,7 +554,8 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 	options->get_secret = cli_passphrase;
 	options->secret_ctx = refs->cli;
 	options->cancelled = refs->cli->cancelled;
-	if (alone || json_is_null(json_object_get(layer->specs[0], "backing")))
+	if (alone || (flags & CLI_OPEN_NO_BACKING) != 0 ||
+		json_is_null(json_object_get(layer->specs[0], "backing")))
 		options->flags |= QCOW_OPEN_NO_BACKING;
 	if (alone || (flags & CLI_OPEN_NO_DATA) != 0)
 		options->flags |= QCOW_OPEN_NO_DATA_FILE;

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "base/mem.h"
+
 /* "PATH: why" of the store, where the path is what the sentence names already. */
 static bool drop_path(const char *text, struct qcow_error *err)
 {
@@ -16,7 +18,8 @@ static bool drop_path(const char *text, struct qcow_error *err)
 	return true;
 }
 
-void cli_report_open(struct cli *cli, const char *device, const char *text, struct qcow_error *err)
+/* `front` is said before the reason. */
+static void report(struct cli *cli, const char *front, const char *text, struct qcow_error *err)
 {
 	char question[QCOW_ERROR_MESSAGE_BYTES] = "";
 	if (err->message[0] == '\0')
@@ -37,12 +40,7 @@ void cli_report_open(struct cli *cli, const char *device, const char *text, stru
 		(void)snprintf(question, sizeof(question), "%s", asks + strlen(". "));
 		*asks = '\0';
 	}
-	if (device == NULL)
-		(void)cli_fail(
-			cli, err, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
-	else
-		(void)cli_fail(cli, err,
-			device[0] != '\0' ? "can't open device %s" : "can't open%s", device);
+	(void)cli_fail(cli, err, "%s", front);
 	if (question[0] == '\0')
 		return;
 	char *who = strstr(question, "? ");
@@ -51,4 +49,26 @@ void cli_report_open(struct cli *cli, const char *device, const char *text, stru
 	cli_more(cli, "%s", question);
 	if (who != NULL)
 		cli_hint(cli, "%s; -U reads it as it is", who + 2);
+}
+
+void cli_report_open(struct cli *cli, const char *device, const char *text, struct qcow_error *err)
+{
+	QK_AUTO_FREE char *front = NULL;
+	int n = 0;
+	if (device == NULL)
+		n = asprintf(&front, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+	else
+		n = asprintf(&front, device[0] != '\0' ? "can't open device %s" : "can't open%s",
+			device);
+	report(cli, n >= 0 ? front : "out of memory", text, err);
+}
+
+void cli_report_backing(struct cli *cli, const char *name, const char *text, struct qcow_error *err)
+{
+	QK_AUTO_FREE char *front = NULL;
+	int n = asprintf(&front,
+		cli->qemu ? "Could not open new backing file '%s'"
+			  : "cannot open the new backing file '%s'",
+		name);
+	report(cli, n >= 0 ? front : "out of memory", text, err);
 }

@@ -65,7 +65,7 @@ static const struct {
 		    "[--image-opts] [-f fmt] [-l snapshot_param] filename]"},
 	{"rebase",
 		"[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] "
-		"[-p] [-u] -b backing_file [-F backing_fmt] filename"},
+		"[-p] [-u] [-c] -b backing_file [-F backing_fmt] filename"},
 	{"resize", "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] "
 		   "[--shrink] filename [+ | -]size"},
 	{"snapshot",

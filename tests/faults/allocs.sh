@@ -67,4 +67,5 @@ sweep compare_is_right_or_fails 1 "$QCOW" compare top.qcow2 top.qcow2
 sweep compare_json_is_right_or_fails 1 "$QCOW" compare --output=json flat.qcow2 flat.qcow2
 sweep convert_to_raw_is_right_or_fails 1 "$QCOW" convert -O raw top.qcow2 target
 sweep convert_compressed_is_right_or_fails 1 "$QCOW" convert -c -O qcow2 top.qcow2 target
+sweep rebase_counts_right_or_fails 2 "$QCOW" rebase --dry-run -b '' top.qcow2
 finish
