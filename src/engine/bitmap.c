@@ -312,7 +312,8 @@ static enum qcow_status or_piece(struct qcow_bitmap_reader *r, uint64_t bit, uin
 		n = qk_min(n, base + qk_min(DATA_BYTES, cluster_size) * 8 - at);
 		qk_bits_or(p, r->data + (at - base) / 8, (size_t)(n / 8));
 		if (n % 8 != 0)
-			p[n / 8] |= r->data[(at - base + n) / 8] & (uint8_t)((1U << (n % 8)) - 1);
+			p[n / 8] = (uint8_t)(p[n / 8] | (r->data[(at - base + n) / 8] &
+								((1U << (n % 8)) - 1)));
 	} else if (e.all_ones) {
 		qk_bits_set(p, 0, n);
 	}
