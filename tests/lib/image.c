@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- a store that cannot grow ---- */
 
@@ -113,6 +114,8 @@ enum qcow_status qkt_image_open_store(struct qkt_image *im, struct qcow_store *s
 	open.resolve = resolve;
 	open.stage_bytes = opt->stage_bytes;
 	open.prove = opt->prove;
+	if (opt->passphrase != NULL)
+		open.secret = (struct qcow_secret){opt->passphrase, strlen(opt->passphrase)};
 	open.flags = opt->read_only ? 0 : QCOW_OPEN_WRITE;
 	open.flags |= opt->no_backing ? QCOW_OPEN_NO_BACKING : 0;
 	if (opt->is_fixed)

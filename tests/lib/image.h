@@ -20,6 +20,7 @@ struct qkt_image_options {
 	bool is_fixed; /* the store cannot grow, as a block device */
 	bool threads; /* several threads will write (order.h) */
 	bool unjudged; /* without the order checker */
+	const char *passphrase; /* or NULL */
 	bool no_backing; /* QCOW_OPEN_NO_BACKING */
 	uint64_t stage_bytes;
 	enum qcow_prove prove;

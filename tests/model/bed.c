@@ -8,10 +8,26 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "dirtymap.h"
 #include "host.h"
 
 #define SECTOR	  512u
+#define SECRET	  "--object secret,id=k,data=" BED_PASSPHRASE
+#define GRAIN	  1024u /* of the enabled bitmap */
 #define MAX_BYTES (20u << 20)
+
+/* How QEMU's tools are told of the image. */
+static const char *named(const struct bed *bed)
+{
+	static char text[500];
+	if (bed->c.crypt == NULL)
+		(void)snprintf(text, sizeof(text), "-f qcow2 %s", bed->path);
+	else
+		(void)snprintf(text, sizeof(text),
+			SECRET " --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=%s",
+			bed->path);
+	return text;
+}
 
 static const char *oracle(void)
 {
@@ -51,21 +67,27 @@ struct bed_config bed_config_random(struct qkt_rng *rng)
 		c.size = MAX_BYTES - (size_t)qkt_rng_below(rng, 100) * SECTOR;
 	if (qkt_rng_below(rng, 2))
 		c.size -= SECTOR * (size_t)qkt_rng_below(rng, (1u << c.cluster_bits) / SECTOR);
-	/* QEMU rounds the size when it rewrites the header, as it does for the dirty bit */
-	if (!c.is_lazy && qkt_rng_below(rng, 4) == 0)
+	c.has_bitmaps = c.version == 3 && !c.is_lazy && qkt_rng_below(rng, 5) == 0;
+	if (!c.has_compressed && qkt_rng_below(rng, 5) == 0)
+		c.crypt = qkt_rng_below(rng, 6) == 0 ? "luks" : "aes";
+	/* streams that share a cluster, once more for each snapshot: there is no room for that in narrow refcounts */
+	c.may_compress = c.crypt == NULL && (c.n_snapshots == 0 || c.refcount_bits > 8);
+	/* QEMU rounds the size when it rewrites the header, as it does for the dirty bit, and sectors are encrypted whole */
+	if (!c.is_lazy && !c.has_bitmaps && c.crypt == NULL && qkt_rng_below(rng, 4) == 0)
 		c.size -= 1 + (size_t)qkt_rng_below(rng, SECTOR - 1);
 	return c;
 }
 
 void bed_config_print(const struct bed_config *c)
 {
-	printf("  v%u, cluster 2^%u, refcount %u, %u layers,%s%s%s%s%s %u snapshots, %zu bytes, "
-	       "%s\n",
+	printf("  v%u, cluster 2^%u, refcount %u, %u layers,%s%s%s%s%s%s %s%s%u snapshots, %zu "
+	       "bytes, %s\n",
 		c->version, c->cluster_bits, c->refcount_bits, c->n_layers,
 		c->has_compressed ? " compressed," : "", c->is_zstd ? " zstd," : "",
 		c->is_lazy ? " lazy," : "", c->is_extended ? " subclusters," : "",
-		c->is_fixed ? " fixed," : "", c->n_snapshots, c->size,
-		c->qemu[0] != '\0' ? "newest QEMU" : "QEMU of PATH");
+		c->is_fixed ? " fixed," : "", c->has_bitmaps ? " bitmaps," : "",
+		c->crypt != NULL ? c->crypt : "", c->crypt != NULL ? ", " : "", c->n_snapshots,
+		c->size, c->qemu[0] != '\0' ? "newest QEMU" : "QEMU of PATH");
 }
 
 void bed_range(struct bed *bed, bool whole, size_t most, size_t *off, size_t *len)
@@ -87,6 +109,12 @@ void bed_range(struct bed *bed, bool whole, size_t most, size_t *off, size_t *le
 		*len = size - *off;
 }
 
+void bed_touch(struct bed *bed, size_t off, size_t len)
+{
+	if (bed->touched != NULL && len != 0)
+		memset(bed->touched + off / SECTOR, 1, (off + len - 1) / SECTOR - off / SECTOR + 1);
+}
+
 /* ---- making ---- */
 
 /* Add one random qemu-io step to the command; what it may leave in the array is done there. `maybe`
@@ -99,6 +127,7 @@ static size_t qemu_step(struct bed *bed, char *command, size_t room, uint8_t *ma
 	bed_range(bed, true, qkt_rng_below(bed->rng, 2) ? cluster / 8 : 3 * cluster, &off, &len);
 	if (len == 0)
 		return 0;
+	bed_touch(bed, off, len);
 	if (what < 7) {
 		unsigned pattern = (unsigned)qkt_rng_below(bed->rng, 256);
 		memset(bed->bytes + off, (int)pattern, len);
@@ -121,7 +150,8 @@ static uint8_t *oracle_reads(struct bed *bed, unsigned snapshot)
 	char view[40] = "";
 	if (snapshot != 0)
 		(void)snprintf(view, sizeof(view), "--snapshot %u", snapshot);
-	qkt_must("rm -f dump; %s read %s %s -o dump", oracle(), bed->path, view);
+	qkt_must("rm -f dump; %s read %s %s%s -o dump", oracle(), bed->path, view,
+		bed->c.crypt != NULL ? " --passphrase " BED_PASSPHRASE : "");
 	uint8_t *bytes = qkt_slurp(qkt_path("dump"), &n);
 	/* a snapshot by QEMU has whole sectors */
 	if (n == (snapshot == 0 ? bed->c.size : bed->c.size / SECTOR * SECTOR))
@@ -141,6 +171,21 @@ static void differs(
 		}
 }
 
+/* A cluster, where it was never written: some QEMUs refuse it elsewhere, and then nothing has happened. */
+static void qemu_compresses(struct bed *bed)
+{
+	size_t cluster = (size_t)1 << bed->c.cluster_bits, n = bed->c.size / cluster;
+	unsigned pattern = (unsigned)qkt_rng_below(bed->rng, 256);
+	if (!bed->c.may_compress || n == 0)
+		return;
+	size_t off = (size_t)qkt_rng_below(bed->rng, n) * cluster;
+	if (qkt_run("%sqemu-io -c 'write -q -c -P %u %zu %zu' %s", bed->c.qemu, pattern, off,
+		    cluster, named(bed)) != 0)
+		return;
+	bed_touch(bed, off, cluster);
+	memset(bed->bytes + off, (int)pattern, cluster);
+}
+
 void bed_qemu_steps(struct bed *bed, unsigned n)
 {
 	char command[6000];
@@ -155,7 +200,9 @@ void bed_qemu_steps(struct bed *bed, unsigned n)
 			break;
 	}
 	if (used > 0)
-		qkt_must("%sqemu-io -f qcow2 -d unmap%s %s", bed->c.qemu, command, bed->path);
+		qkt_must("%sqemu-io -d unmap%s %s", bed->c.qemu, command, named(bed));
+	if (qkt_rng_below(bed->rng, 3) == 0)
+		qemu_compresses(bed);
 	uint8_t *now = oracle_reads(bed, 0);
 	for (size_t s = 0; s * SECTOR < bed->c.size; s++) {
 		size_t len = bed->c.size - s * SECTOR;
@@ -186,13 +233,14 @@ static void write_compressed(struct bed *bed)
 		at += 1 + (size_t)qkt_rng_below(bed->rng, 4);
 	}
 	if (used > 0)
-		qkt_must("%sqemu-io -f qcow2%s %s", bed->c.qemu, command, bed->path);
+		qkt_must("%sqemu-io%s %s", bed->c.qemu, command, named(bed));
 }
 
 static void make_layer(struct bed *bed, unsigned depth, const char *below)
 {
 	const struct bed_config *c = &bed->c;
-	char path[300], options[800];
+	char path[300], options[900];
+	bool is_encrypted = depth == 0 && c->crypt != NULL;
 	(void)snprintf(path, sizeof(path), "%s/layer%u", qkt_dir(), depth);
 	size_t size = (c->size + SECTOR - 1) / SECTOR * SECTOR;
 	if (depth != 0) /* longer or shorter than the one above */
@@ -208,8 +256,13 @@ static void make_layer(struct bed *bed, unsigned depth, const char *below)
 	if (below != NULL)
 		(void)snprintf(options + n, sizeof(options) - (size_t)n,
 			",backing_file=%s,backing_fmt=qcow2", below);
-	qkt_must("rm -f %s; %sqemu-img create -q -f qcow2 -o %s %s %zu", path, c->qemu, options,
-		path, size > SECTOR ? size : SECTOR);
+	/* QEMU measures its speed for LUKS, and fails where the machine is very busy */
+	qkt_must("for i in 1 2 3 4 5; do rm -f %s; %sqemu-img create -q " SECRET
+		 " -f qcow2 -o %s%s%s%s %s %zu && break; done; test -e %s",
+		path, c->qemu, options, is_encrypted ? ",encrypt.key-secret=k,encrypt.format=" : "",
+		is_encrypted ? c->crypt : "",
+		is_encrypted && c->crypt[0] == 'l' ? ",encrypt.iter-time=1" : "", path,
+		size > SECTOR ? size : SECTOR, path);
 	if (depth != 0)
 		qkt_must("%sqemu-io -f qcow2 -c 'write -q -P %u 0 512' -c 'write -q -P %u %zu %zu' "
 			 "%s",
@@ -225,6 +278,16 @@ static void patch_size(const struct bed *bed)
 		b[i] = (uint8_t)((uint64_t)bed->c.size >> 8 * (7 - i));
 	int fd = open(bed->path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || pwrite(fd, b, 8, 24) != 8 || close(fd) != 0)
+		abort();
+}
+
+static void make_bitmaps(struct bed *bed)
+{
+	qkt_must("%sqemu-img bitmap --add -g %u %s %s on && %sqemu-img bitmap --add --disable -g "
+		 "4096 %s %s off",
+		bed->c.qemu, GRAIN, "", named(bed), bed->c.qemu, "", named(bed));
+	bed->touched = calloc(1, bed->c.size / SECTOR + 1);
+	if (bed->touched == NULL)
 		abort();
 }
 
@@ -244,6 +307,8 @@ void bed_make(struct bed *bed, const struct bed_config *c, struct qkt_rng *rng)
 	bed->bytes = oracle_reads(bed, 0);
 	if (c->has_compressed)
 		write_compressed(bed);
+	if (c->has_bitmaps)
+		make_bitmaps(bed);
 	bed_qemu_steps(bed, 8);
 	for (unsigned i = 0; i < c->n_snapshots; i++) {
 		bed_snapshot(bed);
@@ -259,6 +324,7 @@ void bed_free(struct bed *bed)
 	for (unsigned i = 0; i < bed->n_snapshots; i++)
 		free(bed->snapshots[i].bytes);
 	free(bed->bytes);
+	free(bed->touched);
 	memset(bed, 0, sizeof(*bed));
 }
 
@@ -269,7 +335,9 @@ void bed_snapshot(struct bed *bed)
 	if (n == BED_SNAPSHOTS ||
 		(bed->c.refcount_bits < 8 && n + 2 > (1u << bed->c.refcount_bits) - 1))
 		return;
-	qkt_must("%sqemu-img snapshot -c s%u %s", bed->c.qemu, n + 1, bed->path);
+	/* it knows no -f */
+	qkt_must("%sqemu-img snapshot -c s%u %s", bed->c.qemu, n + 1,
+		bed->c.crypt != NULL ? named(bed) : bed->path);
 	bed->snapshots[n].id = n + 1;
 	bed->snapshots[n].bytes = malloc(bed->c.size);
 	if (bed->snapshots[n].bytes == NULL)
@@ -286,8 +354,7 @@ static void qemu_reads(struct bed *bed, const char *qemu, unsigned snapshot, con
 	size_t n = 0;
 	if (snapshot != 0)
 		(void)snprintf(view, sizeof(view), "-l snapshot.id=%u", snapshot);
-	qkt_must(
-		"rm -f dump; %sqemu-img convert -f qcow2 -O raw %s %s dump", qemu, view, bed->path);
+	qkt_must("rm -f dump; %sqemu-img convert -O raw %s %s dump", qemu, view, named(bed));
 	uint8_t *bytes = qkt_slurp(qkt_path("dump"), &n);
 	size_t whole = bed->c.size / SECTOR * SECTOR;
 	if (n < whole) {
@@ -306,6 +373,27 @@ static void says_clean(const char *who, int status, bool leaks)
 	abort();
 }
 
+/* Every touched sector is marked in the enabled bitmap, and nothing in the disabled one. */
+static void check_bitmaps(const struct bed *bed)
+{
+	struct qkt_dirtymap on, off;
+	size_t n = 0;
+	uint8_t *file = qkt_slurp(bed->path, &n);
+	if (!qkt_dirtymap_get(file, n, 0, &on) || !qkt_dirtymap_get(file, n, 1, &off) ||
+		on.in_use || !on.is_auto || off.in_use || off.is_auto ||
+		on.granularity_bits != (unsigned)__builtin_ctz(GRAIN)) {
+		printf("the bitmaps are not as they were made, or in use\n");
+		abort();
+	}
+	for (size_t at = 0; at < bed->c.size; at += SECTOR)
+		if ((bed->touched[at / SECTOR] && !qkt_dirtymap_at(&on, at)) ||
+			qkt_dirtymap_at(&off, at)) {
+			printf("a bitmap is wrong at %zu\n", at);
+			abort();
+		}
+	free(file);
+}
+
 void bed_check(struct bed *bed, bool by_qemu, bool leaks)
 {
 	const char *qemus[2];
@@ -314,9 +402,11 @@ void bed_check(struct bed *bed, bool by_qemu, bool leaks)
 	uint8_t *now = oracle_reads(bed, 0);
 	differs(bed, "the oracle", bed->bytes, now, bed->c.size);
 	free(now);
+	if (bed->touched != NULL && !leaks)
+		check_bitmaps(bed);
 	for (size_t q = 0; q < n_qemus; q++) {
-		says_clean("qemu-img check",
-			qkt_run("%sqemu-img check -f qcow2 %s", qemus[q], bed->path), leaks);
+		says_clean("qemu-img check", qkt_run("%sqemu-img check %s", qemus[q], named(bed)),
+			leaks);
 		qemu_reads(bed, qemus[q], 0, bed->bytes);
 	}
 	for (unsigned i = 0; by_qemu && i < bed->n_snapshots; i++) {

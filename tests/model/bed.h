@@ -12,7 +12,8 @@
 
 #include "rng.h"
 
-#define BED_SNAPSHOTS 4
+#define BED_SNAPSHOTS  4
+#define BED_PASSPHRASE "abc123"
 
 struct bed_config {
 	unsigned version, cluster_bits, refcount_bits;
@@ -20,6 +21,10 @@ struct bed_config {
 	bool is_zstd, has_compressed, is_lazy;
 	bool is_extended; /* the top layer has extended L2 entries */
 	bool is_fixed; /* to be opened as a store that cannot grow */
+	bool may_compress; /* in later steps */
+	bool has_bitmaps; /* an enabled one and a disabled one */
+	const char *
+		crypt; /* NULL, or how the top layer is encrypted with BED_PASSPHRASE: "aes", "luks" */
 	unsigned n_snapshots; /* at the start */
 	size_t size; /* of the disk, bytes; any number */
 	const char *qemu; /* prefix of the tools' paths */
@@ -30,6 +35,8 @@ struct bed {
 	struct qkt_rng *rng;
 	char path[300];
 	uint8_t *bytes; /* the disk */
+	uint8_t *
+		touched; /* with bitmaps, a byte a sector: written, zeroed or discarded since they were made */
 	struct {
 		unsigned id;
 		uint8_t *bytes;
@@ -56,6 +63,9 @@ void bed_snapshot(struct bed *bed);
 /* The file reads as the array for the oracle and is clean for it; with `by_qemu` for both QEMU tools too,
  * and so do all snapshots. Says what is wrong and aborts otherwise. leaks: they are allowed. */
 void bed_check(struct bed *bed, bool by_qemu, bool leaks);
+
+/* What was done to the disk, or tried: the enabled bitmap has to know. */
+void bed_touch(struct bed *bed, size_t off, size_t len);
 
 /* A random range of the disk of at most `most` bytes, not empty; with `whole` of 512-byte sectors. */
 void bed_range(struct bed *bed, bool whole, size_t most, size_t *off, size_t *len);

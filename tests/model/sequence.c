@@ -41,7 +41,8 @@ static void die(const struct run *r, const char *why, const struct qcow_error *e
 static void begin(struct run *r)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qkt_image_options opt = {.is_fixed = r->bed.c.is_fixed};
+	struct qkt_image_options opt = {.is_fixed = r->bed.c.is_fixed,
+		.passphrase = r->bed.c.crypt != NULL ? BED_PASSPHRASE : NULL};
 	if (qkt_rng_below(&r->rng, 4) == 0)
 		opt.stage_bytes = 1;
 	opt.prove = (enum qcow_prove)qkt_rng_below(&r->rng, 2);
@@ -114,9 +115,33 @@ static void do_write(struct run *r, size_t off, size_t len)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	uint8_t *old = copy_of_disk(r);
 	new_bytes(r, len);
+	bed_touch(&r->bed, off, len);
 	(void)snprintf(r->what, sizeof(r->what), "write %zu %zu", off, len);
 	memcpy(r->bed.bytes + off, r->buf, len);
 	judge(r, qcow_pwrite(r->im.image, r->buf, len, off, some_fua(r), &err), old, false, &err);
+	free(old);
+}
+
+/* Whole clusters, or up to the end of the disk. */
+static void do_write_compressed(struct run *r, size_t off, size_t len)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	size_t cluster = (size_t)1 << r->bed.c.cluster_bits, size = r->bed.c.size;
+	if (!r->bed.c.may_compress)
+		return;
+	size_t end = (off + len + cluster - 1) / cluster * cluster;
+	off = off / cluster * cluster;
+	len = (end < size ? end : size) - off;
+	uint8_t *old = copy_of_disk(r);
+	new_bytes(r, len);
+	/* half of it compresses well */
+	if (qkt_rng_below(&r->rng, 3) != 0)
+		memset(r->buf, 0x5c, len / 2);
+	bed_touch(&r->bed, off, len);
+	(void)snprintf(r->what, sizeof(r->what), "compressed write %zu %zu", off, len);
+	memcpy(r->bed.bytes + off, r->buf, len);
+	judge(r, qcow_write_compressed(r->im.image, r->buf, len, off, some_fua(r), &err), old,
+		false, &err);
 	free(old);
 }
 
@@ -141,6 +166,7 @@ static void do_writev(struct run *r, size_t off, size_t len)
 	uint8_t *old = copy_of_disk(r);
 	new_bytes(r, len);
 	int n = split(r, iov, len);
+	bed_touch(&r->bed, off, len);
 	(void)snprintf(r->what, sizeof(r->what), "writev %zu %zu", off, len);
 	memcpy(r->bed.bytes + off, r->buf, len);
 	judge(r, qcow_pwritev(r->im.image, iov, n, off, some_fua(r), &err), old, false, &err);
@@ -156,6 +182,7 @@ static void do_zero(struct run *r, size_t off, size_t len)
 		flags |= QCOW_IO_UNMAP;
 	if (qkt_rng_below(&r->rng, 4) == 0)
 		flags |= QCOW_IO_FAST;
+	bed_touch(&r->bed, off, len);
 	(void)snprintf(r->what, sizeof(r->what), "zero %zu %zu flags %u", off, len, flags);
 	memset(r->bed.bytes + off, 0, len);
 	judge(r, qcow_zero(r->im.image, off, len, flags, &err), old, (flags & QCOW_IO_FAST) != 0,
@@ -171,6 +198,7 @@ static void do_discard(struct run *r, size_t off, size_t len)
 	size_t first = (off + cluster - 1) / cluster * cluster;
 	if (end != r->bed.c.size)
 		end = end / cluster * cluster;
+	bed_touch(&r->bed, off, len);
 	(void)snprintf(r->what, sizeof(r->what), "discard %zu %zu", off, len);
 	if (first < end && (r->bed.c.version >= 3 || r->bed.c.n_layers == 1))
 		memset(r->bed.bytes + first, 0, end - first);
@@ -229,8 +257,10 @@ static void step(struct run *r)
 	bed_range(&r->bed, qkt_rng_below(&r->rng, 2) != 0, most, &off, &len);
 	if (len == 0)
 		return;
-	if (what < 34)
+	if (what < 28)
 		do_write(r, off, len);
+	else if (what < 34)
+		do_write_compressed(r, off, len);
 	else if (what < 44)
 		do_writev(r, off, len);
 	else if (what < 58)
