@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <qcowkit/manage.h>
 #include <qcowkit/ops.h>
 #include <qcowkit/qcowkit.h>
 
@@ -250,6 +251,22 @@ static void tour_writing(void)
 	puts("writing");
 }
 
+/* ---- managing ---- */
+
+static void tour_managing(void)
+{
+	struct qcow_image *image = open_chain(QCOW_OPEN_WRITE);
+	struct qcow_resize_options options = QCOW_RESIZE_OPTIONS_INIT;
+	uint64_t size = qcow_size(image);
+
+	must(qcow_resize(image, size + 1000000, NULL, &err));
+	expect(qcow_size(image) == size + 1000000, "a longer disk");
+	options.shrink = true;
+	must(qcow_resize(image, size, &options, &err));
+	qcow_close(image);
+	puts("managing");
+}
+
 /* ---- whole images ---- */
 
 static void print_refusal(void *ctx, const struct qcow_refusal *refusal)
@@ -332,6 +349,7 @@ int main(void)
 	tour_stores();
 	tour_looking();
 	tour_writing();
+	tour_managing();
 	tour_whole_images();
 	tour_the_rest();
 	return 0;

@@ -14,6 +14,46 @@
 extern "C" {
 #endif
 
+/* ---- size and options ---- */
+
+struct qcow_resize_options {
+	uint32_t struct_size;
+	bool shrink;  /* the disk may become shorter: what lies past its new end is lost */
+	bool dry_run; /* say whether it could be done, and change nothing; the image may be open read-only */
+	enum qcow_preallocation preallocation; /* of what a disk that grows gets (raw: not METADATA) */
+	struct qcow_progress progress; /* cancelling ends it before it is done, or not at all */
+};
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_resize_options qcow_resize_options_init(void)
+{
+	struct qcow_resize_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_RESIZE_OPTIONS_INIT qcow_resize_options_init()
+#else
+#define QCOW_RESIZE_OPTIONS_INIT                             \
+	{                                                    \
+		.struct_size = sizeof(struct qcow_resize_options) \
+	}
+#endif
+
+/*
+ * The disk has `size` bytes from now on, any number of them. What is new reads as zeros, also where a backing file
+ * that is longer than the disk was would show, and where an earlier disk of this image ended later. Snapshots keep the
+ * sizes of their disks. Bitmaps follow: enabled ones have the new part dirty, others have it clean. options NULL: the
+ * defaults.
+ * What an image that shrinks held past its new end is free afterwards; where that fails (the host is full, a
+ * failing disk) it is called done all the same, the log tells, and the next grow puts the rest away.
+ * QCOW_E_INVAL (shorter without `shrink`; preallocation while shrinking; a backing file that is not open); QCOW_E_LIMIT (an L1 table or a
+ * bitmap would be too large; more than 2^63 - 1 bytes); QCOW_E_UNSUPPORTED (version 2 with snapshots, snapshots or bitmaps that could not
+ * follow); QCOW_E_NOTSUP (a store of fixed size, a part of a raw disk); QCOW_E_CORRUPT with finding (a table past the end that
+ * cannot be read), QCOW_E_READONLY, QCOW_E_NOSPC, QCOW_E_IO, QCOW_E_NOMEM, QCOW_E_CANCELLED.
+ */
+QCOW_EXPORT enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,
+	const struct qcow_resize_options *options, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- backing file ---- */
 
 struct qcow_backing_options {

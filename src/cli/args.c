@@ -9,6 +9,7 @@
  */
 #include "cli/cli.h"
 
+#include <ctype.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -204,7 +205,8 @@ static int parse_words(struct parse *p)
 		int rc = 0;
 		if (!only_operands && strcmp(word, "--") == 0)
 			only_operands = true;
-		else if (only_operands || word[0] != '-' || word[1] == '\0')
+		else if (only_operands || word[0] != '-' || word[1] == '\0' ||
+			 isdigit((unsigned char)word[1]))
 			p->operands[p->n_operands++] = word;
 		else
 			rc = word[1] == '-' ? parse_long(p, word) : parse_short(p, word);

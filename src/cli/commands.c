@@ -15,6 +15,7 @@ extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_measure;
 extern const struct cli_command cli_cmd_rebase;
+extern const struct cli_command cli_cmd_resize;
 extern const struct cli_command cli_cmd_sanitize;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_vet;
@@ -31,6 +32,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_map,
 	&cli_cmd_measure,
 	&cli_cmd_rebase,
+	&cli_cmd_resize,
 	&cli_cmd_sanitize,
 	&cli_cmd_snapshot,
 	&cli_cmd_vet,

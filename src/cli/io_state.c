@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <qcowkit/manage.h>
+
 #include "base/num.h"
 #include "cli/info.h"
 
@@ -110,58 +112,59 @@ int io_cmd_info(struct io *io, const struct io_command *self, int argc, char **a
 }
 
 /* -m: the modes that QEMU knows. */
-static bool mode_is_known(struct io *io, const char *mode)
+static bool take_mode(struct io *io, const char *mode, enum qcow_preallocation *out)
 {
 	static const char *const known[] = {"off", "metadata", "falloc", "full"};
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-		if (strcmp(mode, known[i]) == 0)
+		if (strcmp(mode, known[i]) == 0) {
+			*out = (enum qcow_preallocation)i;
 			return true;
+		}
 	cli_error(io->cli, "Invalid preallocation mode '%s'", mode);
 	return false;
 }
 
-/* A raw disk is as long as its file. */
-static int truncate_raw(struct io *io, uint64_t size, const char *mode)
+/* A raw disk of QEMU's is whole sectors. */
+static int resize(struct io *io, uint64_t size, struct qcow_resize_options *options)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_store *store = qcow_image_store(io->image);
-	if (strcmp(mode, "off") != 0) {
-		cli_error(io->cli, "Unsupported preallocation mode '%s'", mode);
+	struct qcow_info in;
+	qcow_get_info(io->image, &in);
+	bool is_raw = in.version == 0;
+	if (!is_raw && io->cli->qemu && size % 512 != 0) {
+		cli_error(io->cli, "The new size must be a multiple of 512");
 		return -1;
 	}
-	io_aio_collect(io, true);
-	if (qcow_store_truncate(store, (size + 511) / 512 * 512, &err) != QCOW_OK) {
-		(void)cli_fail(io->cli, &err, "Failed to resize the file");
+	if (is_raw)
+		size = (size + 511) / 512 * 512;
+	options->shrink = true;
+	if (size < in.virtual_size && options->preallocation != QCOW_PREALLOC_OFF) {
+		cli_error(io->cli, "Preallocation can only be used for growing images");
 		return -1;
 	}
-	return io_open_again(io, &io->opened) ? 0 : -1;
+	if (qcow_resize(io->image, size, options, &err) == QCOW_OK)
+		return 0;
+	(void)cli_fail(io->cli, &err, "%s", io->cli->qemu ? "" : "cannot resize");
+	return -1;
 }
 
 int io_cmd_truncate(struct io *io, const struct io_command *self, int argc, char **argv)
 {
-	const char *mode = "off";
-	struct qcow_info in;
+	struct qcow_resize_options options = QCOW_RESIZE_OPTIONS_INIT;
 	uint64_t size = 0;
 	int c = 0;
 	while ((c = getopt(argc, argv, self->options)) != -1) {
 		if (c != 'm')
 			return io_usage(self);
-		mode = optarg;
-		if (!mode_is_known(io, mode))
+		if (!take_mode(io, optarg, &options.preallocation))
 			return -1;
 	}
 	if (argc - optind != 1)
 		return io_usage(self);
 	if (!io_number(argv[optind], &size))
 		return -1;
-	qcow_get_info(io->image, &in);
-	if (in.version == 0 && strcmp(in.format, "raw") == 0)
-		return truncate_raw(io, size, mode);
-	if (size % 512 != 0)
-		cli_error(io->cli, "The new size must be a multiple of 512");
-	else
-		cli_error(io->cli, "Changing the size of a %s disk is not built in", in.format);
-	return -1;
+	io_aio_collect(io, true);
+	return resize(io, size, &options);
 }
 
 int io_cmd_flush(struct io *io, const struct io_command *self, int argc, char **argv)

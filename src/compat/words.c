@@ -37,6 +37,12 @@ static const struct {
 	{"a backing format requires", "Backing format cannot be used without backing file"},
 	{"Backing file and preallocation", "Backing file and preallocation can only be used at the "
 					   "same time if extended_l2 is on"},
+	{"a disk of ", "Failed to grow the L1 table: File too large"},
+	{"a version 2 image with snapshots cannot be resized",
+		"Can't resize a v2 image which has snapshots"},
+	{"preallocation is for disks that grow",
+		"Preallocation can only be used for growing images"},
+	{"a raw disk has no metadata to preallocate", "Unsupported preallocation mode: metadata"},
 	{"a virtual size of ", "The image size is too large for file format 'qcow2' (try using a "
 			       "larger cluster size)"},
 };

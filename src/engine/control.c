@@ -73,10 +73,11 @@ static enum qcow_status resume(struct qcow_image *image, unsigned reload, struct
 {
 	struct qk_rw *rw = image->rw;
 	struct qcow_error own = QCOW_ERROR_INIT;
-	enum qcow_status status = reload != 0 ? reload_all(image, reload, &own) : QCOW_OK;
+	bool reads = (reload & (QK_RELOAD_HEADER | QK_RELOAD_SPACE)) != 0;
+	enum qcow_status status = reads ? reload_all(image, reload, &own) : QCOW_OK;
 	if (status == QCOW_OK && rw->track == NULL)
 		status = qk_track_new(image, &rw->track, &own);
-	rw->pending.reload = status == QCOW_OK ? 0 : reload | QK_RELOAD_HEADER;
+	rw->pending.reload = status == QCOW_OK ? 0U : reads ? reload : reload | QK_RELOAD_KEEP;
 	if (status == QCOW_OK)
 		return QCOW_OK;
 	qk_err_context(&own, "the metadata could not be read again");
@@ -207,7 +208,8 @@ enum qcow_status qk_control_end(
 {
 	struct qk_rw *rw = image->rw;
 	if (qk_control_is_fenced(image))
-		rw->pending.reload |= reload | QK_RELOAD_HEADER;
+		rw->pending.reload |= (reload & QK_RELOAD_KEEP) != 0 ? (unsigned)QK_RELOAD_KEEP
+								     : reload | QK_RELOAD_HEADER;
 	else if (status == QCOW_OK)
 		status = resume(image, reload, err);
 	else if (resume(image, reload, NULL) != QCOW_OK)

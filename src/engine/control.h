@@ -53,7 +53,10 @@ bool qk_control_is_fenced(const struct qcow_image *image);
 
 enum {
 	QK_RELOAD_HEADER = 1, /* header, extensions, names, size, L1, snapshots, bitmaps */
-	QK_RELOAD_SPACE = 2 /* the refcount structure too, and the clusters that are free */
+	QK_RELOAD_SPACE = 2, /* the refcount structure too, and the clusters that are free */
+	QK_RELOAD_KEEP =
+		4 /* for an operation that failed before its switch: memory counts, for entries may be staged. A recovery
+		     then publishes them, and reads nothing again */
 };
 
 /*

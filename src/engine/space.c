@@ -174,11 +174,13 @@ enum qcow_status qk_space_publish_now(struct qk_space *sp, struct qcow_error *er
 }
 
 /* The end of the last cluster in use, looking down from the end of the file as far as it was when the image was
- * opened: what lay beyond then is not ours to judge. */
+ * opened: what lay beyond then is not ours to judge, unless somebody says so. */
 static enum qcow_status find_end(struct qk_space *sp, uint64_t *end, struct qcow_error *err)
 {
-	uint64_t floor = qk_div_up(sp->open_size, sp->g->cluster_size);
-	uint64_t c = qk_space_cluster(sp, qk_space_file_size(sp));
+	uint64_t kept = sp->may_cut ? sp->g->cluster_size : sp->open_size;
+	uint64_t floor = qk_div_up(kept, sp->g->cluster_size);
+	/* the last cluster of the file may be cut short */
+	uint64_t c = qk_div_up(qk_space_file_size(sp), sp->g->cluster_size);
 	uint64_t count = 0;
 
 	while (c > floor) {
@@ -187,7 +189,7 @@ static enum qcow_status find_end(struct qk_space *sp, uint64_t *end, struct qcow
 			break;
 		c--;
 	}
-	*end = qk_max(c << sp->g->cluster_bits, sp->open_size);
+	*end = qk_max(c << sp->g->cluster_bits, kept);
 	return QCOW_OK;
 }
 
@@ -195,7 +197,7 @@ static enum qcow_status cut_end(struct qk_space *sp, struct qcow_error *err)
 {
 	uint64_t end = 0;
 
-	if (qk_space_file_size(sp) <= sp->open_size)
+	if (qk_space_file_size(sp) <= sp->open_size && !sp->may_cut)
 		return QCOW_OK;
 	QK_TRY(find_end(sp, &end, err));
 	if (end >= qk_space_file_size(sp))
@@ -203,6 +205,15 @@ static enum qcow_status cut_end(struct qk_space *sp, struct qcow_error *err)
 	QK_TRY(qcow_store_truncate(sp->store, end, err));
 	atomic_store_explicit(&sp->file_size, end, memory_order_release);
 	return QCOW_OK;
+}
+
+void qk_space_let_cut(struct qk_space *sp)
+{
+	struct qcow_store_caps caps;
+	qcow_store_caps(sp->store, &caps);
+	(void)pthread_mutex_lock(&sp->lock);
+	sp->may_cut = qk_space_is_proven(sp) && caps.can_grow;
+	(void)pthread_mutex_unlock(&sp->lock);
 }
 
 enum qcow_status qk_space_close(struct qk_space *sp, struct qcow_error *err)

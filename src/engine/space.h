@@ -165,6 +165,10 @@ bool qk_space_flush_failed(struct qk_space *sp);
  * its last cluster in use. qk_space_free is still to be called. */
 enum qcow_status qk_space_close(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
 
+/* The close may make the file shorter than it was when it was opened, where all references were counted then: much was
+ * given up. */
+void qk_space_let_cut(struct qk_space *sp);
+
 /* ---- overlap ---- */
 
 /* Would a write of [off, off + len) as `kind` land on a structure of another kind, or metadata on what is not known

@@ -132,6 +132,7 @@ struct qk_space {
 	bool only_blocks; /* areas without a refcount block count as taken */
 	uint64_t limit; /* the first that cannot be: end of a device, or of what entries can name */
 	uint64_t open_size; /* of the file, in bytes */
+	bool may_cut; /* … and below that; guarded by lock */
 	uint64_t
 		pristine; /* from here on no cluster was ever handed out, nor in the file at open */
 	uint64_t reserved, reserved_end; /* the reservation */

@@ -321,6 +321,19 @@ enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t ra
 	return status;
 }
 
+enum qcow_status qk_stage_unlink(
+	struct qk_stage *stage, uint64_t off, uint64_t n, struct qcow_error *err)
+{
+	qk_lock(&stage->lock);
+	enum qcow_status status = pairs_room(&stage->open.unlinked, 1, err);
+	if (status == QCOW_OK) {
+		pairs_push(&stage->open.unlinked, off, n);
+		(void)atomic_fetch_add_explicit(&stage->n_unlinked, 1, memory_order_relaxed);
+	}
+	qk_unlock(&stage->lock);
+	return status;
+}
+
 bool qk_stage_has_unlinked(struct qk_stage *stage)
 {
 	qk_lock(&stage->lock);

@@ -137,6 +137,11 @@ enum qcow_status qk_stage_commit(struct qk_stage *stage, const struct qk_stage_c
 enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t raw,
 	uint64_t unlinked, struct qcow_error *err) QK_MUST_USE;
 
+/* The n clusters from host offset `off` on have one reference less with the open generation, which has taken away what
+ * named them. QCOW_E_NOMEM. */
+enum qcow_status qk_stage_unlink(
+	struct qk_stage *stage, uint64_t off, uint64_t n, struct qcow_error *err) QK_MUST_USE;
+
 /* Is something waiting for a publication that would set clusters free? */
 bool qk_stage_has_unlinked(struct qk_stage *stage);
 

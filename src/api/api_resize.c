@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api_resize: qcow_resize: argument checks.
+ */
+#include <qcowkit/manage.h>
+
+#include "api/options.h"
+#include "engine/image.h"
+#include "engine/resize.h"
+
+static enum qcow_status take_options(const struct qcow_resize_options *in,
+	struct qcow_resize_options *out, struct qcow_error *err)
+{
+	static const struct qcow_resize_options defaults = QCOW_RESIZE_OPTIONS_INIT;
+	static const struct qk_options_kind kind = {.what = "resize options",
+		.init = "QCOW_RESIZE_OPTIONS_INIT",
+		.defaults = &defaults,
+		.size = sizeof(defaults),
+		.least = offsetof(struct qcow_resize_options, progress)};
+	return qk_options_take(&kind, in, out, err);
+}
+
+enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,
+	const struct qcow_resize_options *options, struct qcow_error *err)
+{
+	struct qcow_resize_options taken;
+	if (image == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "no image");
+	QK_TRY(take_options(options, &taken, err));
+	if (image->rw == NULL && !taken.dry_run)
+		return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
+			qcow_store_name(image->store));
+	if ((unsigned)taken.preallocation > QCOW_PREALLOC_FULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "preallocation %d is not known",
+			(int)taken.preallocation);
+	const struct qk_resize_request rq = {.size = size,
+		.preallocation = taken.preallocation,
+		.may_shrink = taken.shrink,
+		.is_dry = taken.dry_run,
+		.progress = &taken.progress};
+	return qk_resize(image, &rq, err);
+}
