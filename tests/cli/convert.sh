@@ -479,6 +479,11 @@ block_devices_are_targets_and_sources() {
 		ok "$qcow" create -q -f qcow2 "$loop" 8M && ok "$qcow" check -q "$loop" &&
 		ok "$qcow" convert -n -O qcow2 d.raw "$loop" && image_is d.raw "$loop" &&
 		ok "$qcow" convert -c -O qcow2 d.raw "$loop" && peers_read d.raw "$loop" &&
+		qemu-img create -q -f qcow2 -o data_file="$loop" data.qcow2 12000768 &&
+		ok "$qcow" convert -n --target-image-opts d.raw \
+			"driver=qcow2,file.filename=data.qcow2,data-file.driver=host_device,data-file.filename=$loop" &&
+		qemu-img check -q data.qcow2 && qemu-img convert -O raw data.qcow2 back.raw &&
+		cmp -n 8388608 d.raw back.raw &&
 		ok "$qcow" create -q -f qcow2 -o preallocation=full "$loop" 8M && truncate -s 8M zeros.raw &&
 		image_is zeros.raw "$loop"
 	} || rc=1
