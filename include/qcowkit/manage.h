@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Managing images that are open for writing (QCOW_OPEN_WRITE). Each call is wholly done and stable when it returns
- * QCOW_OK, and a crash during it leaves the image as it was before or as it is after. Calls on guest data may go on in
- * other threads meanwhile: they wait. A call that fails has changed nothing, unless it fences the image as a failed flush does
- * (qcow_recover).
+ * Operations that manage an image which is open for writing (QCOW_OPEN_WRITE).
+ *
+ * Each is wholly done or not at all, whenever a crash comes, and stable when it returns QCOW_OK. Each is alone: calls on
+ * guest data of the same image wait until it is through, on any number of threads, and it waits for those under way; two
+ * operations run one after the other. Walks, checks and bitmap readers of the image are the caller's to keep away, and
+ * what qcow_get_* gave before (strings, extensions) is gone afterwards. Callbacks must not use the image.
+ *
+ * A failure leaves the image as it was. Where it is uncertain what the disk has, the image is fenced as after a failed
+ * flush: qcow_recover then brings back the state before the operation.
  */
 #ifndef QCOWKIT_MANAGE_H
 #define QCOWKIT_MANAGE_H
@@ -14,13 +19,80 @@
 extern "C" {
 #endif
 
+/* ---- snapshots ---- */
+
+#define QCOW_SNAPSHOT_NAME_BYTES \
+	255 /* the longest name that is written: other programs cut what is longer */
+
+struct qcow_snapshot_create_options {
+	uint32_t struct_size;
+	const char *name; /* not unique, and may be "": the id tells snapshots apart. NULL: "" */
+	const char *id; /* NULL: one more than the largest number among the ids */
+	bool has_date; /* date_sec (since 1970) and date_nsec; without it: now */
+	uint32_t date_sec, date_nsec;
+	uint64_t vm_clock_nsec; /* how long the guest has run */
+	uint64_t icount; /* instructions that it has run; 0 is what other programs write for none */
+	struct qcow_progress progress;
+};
+#ifdef __cplusplus
+static inline struct qcow_snapshot_create_options qcow_snapshot_create_options_init(void)
+{
+	struct qcow_snapshot_create_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_SNAPSHOT_CREATE_OPTIONS_INIT qcow_snapshot_create_options_init()
+#else
+#define QCOW_SNAPSHOT_CREATE_OPTIONS_INIT                                  \
+	{                                                                  \
+		.struct_size = sizeof(struct qcow_snapshot_create_options) \
+	}
+#endif
+
+/* What names a snapshot. Of several with one name the first in the table is meant. */
+enum qcow_snapshot_key {
+	QCOW_SNAPSHOT_ID_OR_NAME =
+		0, /* the one with this id; where there is none, with this name */
+	QCOW_SNAPSHOT_ID,
+	QCOW_SNAPSHOT_NAME,
+	QCOW_SNAPSHOT_NAME_OR_ID
+};
+
+/*
+ * Make a snapshot of the disk as it is, at the end of the table, without VM state. QCOW_E_EXIST (the id),
+ * QCOW_E_INVAL (a name or id that is too long), QCOW_E_LIMIT (65,536 snapshots, a table of 64 MiB, or a cluster that can
+ * have no more references: always so with 1-bit refcounts where anything is allocated), QCOW_E_CORRUPT with a finding,
+ * QCOW_E_NOSPC, QCOW_E_UNSUPPORTED (a data file), QCOW_E_CANCELLED, QCOW_E_READONLY, errors of the store.
+ */
+QCOW_EXPORT enum qcow_status qcow_snapshot_create(struct qcow_image *image,
+	const struct qcow_snapshot_create_options *options, struct qcow_error *err) QCOW_MUST_USE;
+
+/*
+ * The disk is again what it was when the snapshot was made, its size too (version 3). The snapshot stays. Enabled
+ * bitmaps record a change of everything. QCOW_E_NOENT; QCOW_E_UNSUPPORTED: the size would change in version 2, or in an
+ * image with bitmaps; and the errors of qcow_snapshot_create.
+ */
+QCOW_EXPORT enum qcow_status qcow_snapshot_apply(struct qcow_image *image, const char *key,
+	enum qcow_snapshot_key how, const struct qcow_progress *progress,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* Delete n snapshots, all or none, in one pass. Two keys that mean one snapshot: QCOW_E_INVAL. Errors as above. */
+QCOW_EXPORT enum qcow_status qcow_snapshot_delete(struct qcow_image *image, const char *const *keys,
+	size_t n, enum qcow_snapshot_key how, const struct qcow_progress *progress,
+	struct qcow_error *err) QCOW_MUST_USE;
+
+/* Give a snapshot another name; everything else of its entry is kept byte for byte. Errors as above. */
+QCOW_EXPORT enum qcow_status qcow_snapshot_rename(struct qcow_image *image, const char *key,
+	enum qcow_snapshot_key how, const char *name, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- size and options ---- */
 
 struct qcow_resize_options {
 	uint32_t struct_size;
-	bool shrink;  /* the disk may become shorter: what lies past its new end is lost */
+	bool shrink; /* the disk may become shorter: what lies past its new end is lost */
 	bool dry_run; /* say whether it could be done, and change nothing; the image may be open read-only */
-	enum qcow_preallocation preallocation; /* of what a disk that grows gets (raw: not METADATA) */
+	enum qcow_preallocation
+		preallocation; /* of what a disk that grows gets (raw: not METADATA) */
 	struct qcow_progress progress; /* cancelling ends it before it is done, or not at all */
 };
 #ifdef __cplusplus
@@ -33,8 +105,8 @@ static inline struct qcow_resize_options qcow_resize_options_init(void)
 }
 #define QCOW_RESIZE_OPTIONS_INIT qcow_resize_options_init()
 #else
-#define QCOW_RESIZE_OPTIONS_INIT                             \
-	{                                                    \
+#define QCOW_RESIZE_OPTIONS_INIT                                  \
+	{                                                         \
 		.struct_size = sizeof(struct qcow_resize_options) \
 	}
 #endif
@@ -58,9 +130,10 @@ QCOW_EXPORT enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size
 
 struct qcow_backing_options {
 	uint32_t struct_size;
-	const char *name;   /* to record, at most 1023 bytes; NULL: none */
-	const char *format; /* "qcow2", "raw", …, at most 15 bytes; NULL: none, and readers will not guess */
-	bool dry_run;	    /* only say whether it can be done */
+	const char *name; /* to record, at most 1023 bytes; NULL: none */
+	const char *
+		format; /* "qcow2", "raw", …, at most 15 bytes; NULL: none, and readers will not guess */
+	bool dry_run; /* only say whether it can be done */
 };
 #ifdef __cplusplus
 static inline struct qcow_backing_options qcow_backing_options_init(void)
@@ -71,8 +144,8 @@ static inline struct qcow_backing_options qcow_backing_options_init(void)
 }
 #define QCOW_BACKING_OPTIONS_INIT qcow_backing_options_init()
 #else
-#define QCOW_BACKING_OPTIONS_INIT                                 \
-	{                                                         \
+#define QCOW_BACKING_OPTIONS_INIT                                  \
+	{                                                          \
 		.struct_size = sizeof(struct qcow_backing_options) \
 	}
 #endif
@@ -94,7 +167,8 @@ QCOW_EXPORT enum qcow_status qcow_set_backing(struct qcow_image *image,
  * image and some not. QCOW_E_CORRUPT with a finding: a damaged table, nothing was done. QCOW_E_NOTSUP, QCOW_E_READONLY,
  * errors of the store.
  */
-QCOW_EXPORT enum qcow_status qcow_empty(struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;
+QCOW_EXPORT enum qcow_status qcow_empty(
+	struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;
 
 #ifdef __cplusplus
 }

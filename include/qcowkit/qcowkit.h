@@ -242,7 +242,7 @@ enum qcow_compression {
 #define QCOW_AUTOCLEAR_BITMAPS	  (UINT64_C(1) << 0)
 #define QCOW_AUTOCLEAR_DATA_RAW	  (UINT64_C(1) << 1)
 
-/* All strings belong to the image and live until qcow_close. */
+/* All strings belong to the image and live until qcow_close, or a call of manage.h on it. */
 struct qcow_info {
 	const char *format; /* "qcow2", "raw" or "luks" */
 	uint64_t virtual_size;
@@ -318,7 +318,7 @@ struct qcow_snapshot {
 };
 
 /* Snapshot `index` of n_snapshots, in table order. Fails with QCOW_E_CORRUPT where the table cannot be
- * read (QCOW_OPEN_CHECK let the open pass). Strings live until qcow_close. */
+ * read (QCOW_OPEN_CHECK let the open pass). Strings live until qcow_close, or a call of manage.h on the image. */
 QCOW_EXPORT enum qcow_status qcow_get_snapshot(const struct qcow_image *image, uint32_t index,
 	struct qcow_snapshot *out, struct qcow_error *err) QCOW_MUST_USE;
 

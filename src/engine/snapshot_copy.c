@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot_copy: L2 tables of the active tree whose COPIED bits change are written to fresh clusters; the others stay in
+ * both trees. A table is copied at most once; what changes in it later (the next window of counts) changes in the copy.
+ */
+#include "engine/snapshot_int.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "engine/rw.h"
+#include "format/l1l2.h"
+
+#define BATCH_BYTES  QK_MIB(1)
+#define TAKE_AT_ONCE 64U
+
+enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struct qk_fresh *fresh,
+	const uint64_t *base, uint64_t n, struct qcow_error *err)
+{
+	uint64_t size = image->geometry.cluster_size;
+	*c = (struct qk_copy){.image = image, .fresh = fresh, .base = base, .n = n};
+	c->batch_room = qk_max(BATCH_BYTES, size);
+	c->l1 = qk_malloc(qk_max(n, 1), sizeof(*c->l1));
+	c->is_single = qk_calloc(qk_max(n, 1), sizeof(*c->is_single));
+	c->table = qk_malloc((size_t)size, 1);
+	c->batch = qk_malloc_aligned(QK_SECTOR, (size_t)c->batch_room);
+	if (c->l1 == NULL || c->is_single == NULL || c->table == NULL || c->batch == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (uint64_t i = 0; i < n; i++)
+		c->l1[i] = base[i] & QK_OFFSET_MASK;
+	return QCOW_OK;
+}
+
+void qk_copy_release(struct qk_copy *c)
+{
+	free(c->l1);
+	free(c->is_single);
+	free(c->table);
+	free(c->batch);
+	*c = (struct qk_copy){0};
+}
+
+bool qk_copy_is_fresh(const struct qk_copy *c, uint64_t i)
+{
+	return c->l1[i] != (c->base[i] & QK_OFFSET_MASK);
+}
+
+/* ---- writing ---- */
+
+static enum qcow_status flush_batch(struct qk_copy *c, struct qcow_error *err)
+{
+	if (c->batch_bytes == 0)
+		return QCOW_OK;
+	QK_TRY(qk_space_check_overlap(
+		c->image->rw->space, QK_SPACE_L2, c->batch_off, c->batch_bytes, err));
+	QK_TRY(qcow_store_write(
+		c->image->store, c->batch, (size_t)c->batch_bytes, c->batch_off, err));
+	c->batch_bytes = 0;
+	return QCOW_OK;
+}
+
+static enum qcow_status take_one(struct qk_copy *c, uint64_t *off, struct qcow_error *err)
+{
+	/* as many in a row as can be had */
+	for (uint64_t n = qk_min(TAKE_AT_ONCE, c->n_left); c->n_spare == 0; n /= 2) {
+		enum qcow_status status = qk_snap_take(c->fresh, n, QK_SPACE_L2, &c->spare, err);
+		if (status != QCOW_OK && n <= 1)
+			return status;
+		c->n_spare = status == QCOW_OK ? n : 0;
+	}
+	*off = c->spare;
+	c->spare += c->image->geometry.cluster_size;
+	c->n_spare--;
+	return QCOW_OK;
+}
+
+/* c->table becomes that of entry i. */
+static enum qcow_status put(struct qk_copy *c, uint64_t i, struct qcow_error *err)
+{
+	uint64_t size = c->image->geometry.cluster_size;
+	if (!qk_copy_is_fresh(c, i))
+		QK_TRY(take_one(c, &c->l1[i], err));
+	if (c->batch_bytes != 0 && (c->l1[i] != c->batch_off + c->batch_bytes ||
+					   c->batch_bytes + size > c->batch_room))
+		QK_TRY(flush_batch(c, err));
+	if (c->batch_bytes == 0)
+		c->batch_off = c->l1[i];
+	memcpy(c->batch + c->batch_bytes, c->table, (size_t)size);
+	c->batch_bytes += size;
+	return QCOW_OK;
+}
+
+/* What was taken and not used is free again: it would be counted. */
+static enum qcow_status finish(struct qk_copy *c, struct qcow_error *err)
+{
+	QK_TRY(flush_batch(c, err));
+	qk_snap_trim(c->fresh, c->n_spare);
+	c->n_spare = 0;
+	return QCOW_OK;
+}
+
+static enum qcow_status get(struct qk_copy *c, uint64_t i, struct qcow_error *err)
+{
+	return qcow_store_read_padded(
+		c->image->store, c->table, (size_t)c->image->geometry.cluster_size, c->l1[i], err);
+}
+
+/* ---- bits ---- */
+
+static bool clear_all(const struct qk_geometry *g, uint8_t *table)
+{
+	bool any = false;
+	for (uint32_t i = 0; i < g->l2_entries; i++) {
+		uint8_t *top = table + (size_t)i * g->l2_entry_size;
+		any = any || (*top & 0x80) != 0;
+		*top &= 0x7f;
+	}
+	return any;
+}
+
+enum qcow_status qk_copy_cleared(
+	struct qk_copy *c, const struct qcow_progress *progress, struct qcow_error *err)
+{
+	c->n_left = 0;
+	for (uint64_t i = 0; i < c->n; i++)
+		c->n_left += c->l1[i] != 0;
+	for (uint64_t i = 0; i < c->n; i++) {
+		if (c->l1[i] == 0)
+			continue;
+		QK_TRY(qk_snapshot_goes_on(progress, err));
+		QK_TRY(get(c, i, err));
+		if (clear_all(&c->image->geometry, c->table))
+			QK_TRY(put(c, i, err));
+		c->n_left--;
+	}
+	return finish(c, err);
+}
+
+/* Tables that were not copied and have one reference; those that were have one for certain. */
+static void judge_own(struct qk_copy *c, const struct qk_counter *counter)
+{
+	for (uint64_t i = 0; i < c->n; i++) {
+		uint64_t cluster = c->l1[i] >> c->image->geometry.cluster_bits;
+		if (qk_copy_is_fresh(c, i))
+			c->is_single[i] = true;
+		else if (c->l1[i] != 0 && cluster >= counter->lo && cluster < counter->hi)
+			c->is_single[i] = qk_counter_at(counter, cluster) == 1;
+	}
+}
+
+/* Has a bit changed? */
+static enum qcow_status judge_table(struct qk_copy *c, const struct qk_counter *counter,
+	uint64_t off, bool *changed, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	for (uint32_t i = 0; i < g->l2_entries; i++) {
+		uint64_t raw = 0, bitmap = 0;
+		qk_l2_load(g, c->table, i, &raw, &bitmap);
+		if (raw == 0 && bitmap == 0)
+			continue;
+		struct qk_l2_entry e = qk_l2_decode(g, raw, bitmap, (qk_goff){0});
+		if (e.finding != 0)
+			return qk_snapshot_bad_entry(off, i, raw, e.finding, err);
+		uint64_t cluster = e.host_off.v >> g->cluster_bits;
+		if (!qk_l2_has_host(&e) || cluster < counter->lo || cluster >= counter->hi)
+			continue;
+		bool is_single = qk_counter_at(counter, cluster) == 1;
+		if (is_single == e.copied)
+			continue;
+		qk_l2_store(g, c->table, i, raw ^ QK_FLAG_COPIED, bitmap);
+		*changed = true;
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_copy_judged(
+	struct qk_copy *c, const struct qk_counter *counter, struct qcow_error *err)
+{
+	c->n_left = 0;
+	for (uint64_t i = 0; i < c->n; i++)
+		c->n_left += c->l1[i] != 0;
+	for (uint64_t i = 0; i < c->n; i++) {
+		bool changed = false;
+		if (c->l1[i] == 0)
+			continue;
+		QK_TRY(qk_snapshot_goes_on(counter->progress, err));
+		QK_TRY(get(c, i, err));
+		QK_TRY(judge_table(c, counter, c->l1[i], &changed, err));
+		if (changed)
+			QK_TRY(put(c, i, err));
+		c->n_left--;
+	}
+	judge_own(c, counter);
+	return finish(c, err);
+}

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot_count: what every refcount is after the switch: the one it has, and what the trees that come or go change in it.
+ *
+ * The changes are kept by L2 table, so that a table that many snapshots share is read once. Counts are held for a window
+ * of clusters, from which the second refcount structure is built front to back; where the file is larger than
+ * that the tables are read again for the next window.
+ *
+ * Invariants: SN3 deltas are sorted and each table is there once when a window is loaded; SN4 the window is asked for
+ * in ascending order. Memory: 48 MiB. Specification: "Host cluster management", "Snapshots".
+ */
+#include "engine/snapshot_int.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "engine/rw.h"
+#include "format/l1l2.h"
+
+#define WINDOW_BYTES QK_MIB(48)
+/* Bits of an entry that need a closer look: compressed, reserved, the zero flag. */
+#define UNUSUAL UINT64_C(0x7f000000000001ff)
+
+/* ---- life ---- */
+
+enum qcow_status qk_counter_init(struct qk_counter *c, struct qcow_image *image,
+	const struct qcow_progress *progress, struct qcow_error *err)
+{
+	*c = (struct qk_counter){.image = image, .progress = progress};
+	c->table = qk_malloc((size_t)image->geometry.cluster_size, 1);
+	return c->table != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+}
+
+static void drop_window(struct qk_counter *c)
+{
+	free(c->v16);
+	free(c->v32);
+	c->v16 = NULL;
+	c->v32 = NULL;
+	c->lo = c->hi = 0;
+}
+
+void qk_counter_release(struct qk_counter *c)
+{
+	drop_window(c);
+	free(c->deltas);
+	free(c->table);
+	*c = (struct qk_counter){0};
+}
+
+/* ---- what changes ---- */
+
+static int by_place(const void *a, const void *b)
+{
+	const struct qk_delta *x = a, *y = b;
+	return (x->off > y->off) - (x->off < y->off);
+}
+
+/* Sorted, and each table once. */
+static void settle(struct qk_counter *c)
+{
+	size_t n = 0;
+	if (c->n_sorted == c->n_deltas)
+		return;
+	qsort(c->deltas, c->n_deltas, sizeof(*c->deltas), by_place);
+	for (size_t i = 0; i < c->n_deltas; i++) {
+		struct qk_delta *last = n != 0 ? &c->deltas[n - 1] : NULL;
+		if (last == NULL || last->off != c->deltas[i].off) {
+			c->deltas[n++] = c->deltas[i];
+			continue;
+		}
+		last->table += c->deltas[i].table;
+		last->data += c->deltas[i].data;
+	}
+	c->n_deltas = c->n_sorted = n;
+}
+
+enum qcow_status qk_counter_add(
+	struct qk_counter *c, uint64_t off, int32_t table, int32_t data, struct qcow_error *err)
+{
+	if (c->n_deltas == c->room) {
+		/* tables that several trees share first become one */
+		settle(c);
+		size_t room = c->n_deltas * 2 < c->room ? c->room : c->room * 2 + 64;
+		struct qk_delta *v = room == c->room ? c->deltas
+						     : qk_realloc(c->deltas, room, sizeof(*v));
+		if (v == NULL)
+			return QK_FAIL_NOMEM(err);
+		c->deltas = v;
+		c->room = room;
+	}
+	c->deltas[c->n_deltas++] = (struct qk_delta){off, table, data};
+	c->n_sorted = 0;
+	return QCOW_OK;
+}
+
+enum qcow_status qk_counter_add_run(
+	struct qk_counter *c, uint64_t off, uint64_t bytes, int32_t delta, struct qcow_error *err)
+{
+	uint64_t size = c->image->geometry.cluster_size;
+	for (uint64_t at = 0; at < bytes; at += size)
+		QK_TRY(qk_counter_add(c, off + at, delta, 0, err));
+	return QCOW_OK;
+}
+
+enum qcow_status qk_counter_add_tree(struct qk_counter *c, const uint64_t *l1, uint64_t n,
+	int32_t table, int32_t data, struct qcow_error *err)
+{
+	for (uint64_t i = 0; i < n; i++)
+		if ((l1[i] & QK_OFFSET_MASK) != 0)
+			QK_TRY(qk_counter_add(c, l1[i] & QK_OFFSET_MASK, table, data, err));
+	return QCOW_OK;
+}
+
+void qk_counter_reset(struct qk_counter *c)
+{
+	c->n_deltas = c->n_sorted = 0;
+}
+
+/* ---- the window ---- */
+
+static void add(struct qk_counter *c, uint64_t cluster, int64_t delta)
+{
+	if (cluster < c->lo || cluster >= c->hi)
+		return;
+	uint64_t i = cluster - c->lo;
+	if (c->is_wide) {
+		int64_t v = c->v32[i] + delta;
+		c->overflows = c->overflows || v > INT32_MAX || v < INT32_MIN;
+		c->v32[i] = (int32_t)v;
+		return;
+	}
+	int64_t v = c->v16[i] + delta;
+	c->overflows = c->overflows || v > INT16_MAX || v < INT16_MIN;
+	c->v16[i] = (int16_t)v;
+}
+
+static enum qcow_status load_base(struct qk_counter *c, struct qcow_error *err)
+{
+	uint64_t *counts QK_AUTO_FREE = qk_malloc(QK_SHADOW_COUNTS, sizeof(*counts));
+	if (counts == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (uint64_t at = c->lo; at < c->hi; at += QK_SHADOW_COUNTS) {
+		uint64_t n = qk_min(QK_SHADOW_COUNTS, c->hi - at);
+		memset(counts, 0, (size_t)n * sizeof(*counts));
+		QK_TRY(c->space.counts(c->space.ctx, at, n, counts, err));
+		for (uint64_t i = 0; i < n; i++)
+			if (counts[i] != 0)
+				add(c, at + i, (int64_t)qk_min(counts[i], INT64_MAX / 2));
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_snapshot_bad_entry(
+	uint64_t table_off, uint32_t index, uint64_t raw, unsigned finding, struct qcow_error *err)
+{
+	return QK_FAIL_AT(err, QCOW_E_CORRUPT, finding, table_off, QCOW_NO_OFFSET,
+		"entry %" PRIu32 " (0x%016" PRIx64 ") of the L2 table at %" PRIu64 ": %s", index,
+		raw, table_off, qcow_finding_text(finding));
+}
+
+/* An entry with unusual bits, or that is not aligned. */
+static enum qcow_status add_closely(
+	struct qk_counter *c, const struct qk_delta *d, uint32_t i, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	uint64_t raw = 0, bitmap = 0;
+	qk_l2_load(g, c->table, i, &raw, &bitmap);
+	struct qk_l2_entry e = qk_l2_decode(g, raw, bitmap, (qk_goff){0});
+	if (e.finding != 0)
+		return qk_snapshot_bad_entry(d->off, i, raw, e.finding, err);
+	if (qk_l2_has_host(&e)) {
+		add(c, e.host_off.v >> g->cluster_bits, d->data);
+		return QCOW_OK;
+	}
+	if (e.type != QK_L2_COMPRESSED)
+		return QCOW_OK;
+	uint64_t last = (e.host_off.v + e.compressed_bytes - 1) >> g->cluster_bits;
+	for (uint64_t k = e.host_off.v >> g->cluster_bits; k <= last; k++)
+		add(c, k, d->data);
+	return QCOW_OK;
+}
+
+static enum qcow_status add_table(
+	struct qk_counter *c, const struct qk_delta *d, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	QK_TRY(qcow_store_read_padded(
+		c->image->store, c->table, (size_t)g->cluster_size, d->off, err));
+	for (uint32_t i = 0; i < g->l2_entries; i++) {
+		uint64_t raw = qk_load64(c->table + (size_t)i * g->l2_entry_size);
+		if (raw == 0)
+			continue;
+		uint64_t off = raw & QK_OFFSET_MASK;
+		if (QK_UNLIKELY(g->extended_l2 || off == 0 || (raw & UNUSUAL) != 0 ||
+				!qk_is_aligned(off, g->cluster_size)))
+			QK_TRY(add_closely(c, d, i, err));
+		else
+			add(c, off >> g->cluster_bits, d->data);
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_snapshot_goes_on(const struct qcow_progress *progress, struct qcow_error *err)
+{
+	if (progress != NULL && progress->cancelled != NULL && progress->cancelled(progress->ctx))
+		return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
+	return QCOW_OK;
+}
+
+static enum qcow_status sweep(struct qk_counter *c, struct qcow_error *err)
+{
+	QK_TRY(load_base(c, err));
+	for (size_t i = 0; i < c->n_deltas; i++) {
+		const struct qk_delta *d = &c->deltas[i];
+		add(c, d->off >> c->image->geometry.cluster_bits, d->table);
+		if (d->data == 0)
+			continue;
+		QK_TRY(qk_snapshot_goes_on(c->progress, err));
+		QK_TRY(add_table(c, d, err));
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status judge(const struct qk_counter *c, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	int64_t most = (int64_t)qk_min(g->refcount_max, INT64_MAX);
+	for (uint64_t at = c->lo; at < c->hi; at++) {
+		int64_t v = qk_counter_at(c, at);
+		uint64_t off = at << g->cluster_bits;
+		if (QK_UNLIKELY(v < 0))
+			return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, off,
+				QCOW_NO_OFFSET,
+				"the cluster at %" PRIu64
+				" has more references than its refcount says",
+				off);
+		if (QK_UNLIKELY(v > most))
+			return QK_FAIL_AT(err, QCOW_E_LIMIT, 0, off, QCOW_NO_OFFSET,
+				"the cluster at %" PRIu64 " would have %" PRId64
+				" references, more than %u-bit refcounts hold",
+				off, v, g->refcount_bits);
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status make_window(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
+{
+	uint64_t width = c->is_wide ? sizeof(*c->v32) : sizeof(*c->v16);
+	drop_window(c);
+	c->lo = lo;
+	c->hi = qk_min(c->end, lo + WINDOW_BYTES / width);
+	c->overflows = false;
+	void *v = qk_calloc(qk_max(c->hi - lo, 1), width);
+	if (v == NULL)
+		return QK_FAIL_NOMEM(err);
+	c->v16 = c->is_wide ? NULL : v;
+	c->v32 = c->is_wide ? v : NULL;
+	return QCOW_OK;
+}
+
+enum qcow_status qk_counter_load(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
+{
+	settle(c);
+	qk_shadow_of_space(c->image->rw->space, &c->space);
+	c->end = qk_shadow_space_end(c->image->rw->space);
+	QK_TRY(make_window(c, lo, err));
+	QK_TRY(sweep(c, err));
+	if (c->overflows && !c->is_wide) {
+		c->is_wide = true;
+		QK_TRY(make_window(c, lo, err));
+		QK_TRY(sweep(c, err));
+	}
+	if (c->overflows)
+		return QK_FAIL(
+			err, QCOW_E_LIMIT, "a cluster has more than %d references", INT32_MAX);
+	return judge(c, err);
+}
+
+/* ---- for the second structure ---- */
+
+static enum qcow_status counts(
+	void *ctx, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
+{
+	struct qk_counter *c = ctx;
+	for (uint64_t i = 0; i < n; i++) {
+		if (first + i >= c->hi) {
+			if (first + i >= c->end)
+				return QCOW_OK;
+			QK_TRY(qk_counter_load(c, first + i, err));
+		}
+		QK_ASSERT(SN4, first + i >= c->lo);
+		out[i] = (uint64_t)qk_counter_at(c, first + i);
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status take(void *ctx, uint64_t n, uint64_t min_n, uint64_t *first,
+	uint64_t *n_taken, struct qcow_error *err)
+{
+	const struct qk_counter *c = ctx;
+	return c->space.take(c->space.ctx, n, min_n, first, n_taken, err);
+}
+
+static void give_back(void *ctx, uint64_t first, uint64_t n)
+{
+	const struct qk_counter *c = ctx;
+	c->space.give_back(c->space.ctx, first, n);
+}
+
+void qk_counter_source(struct qk_counter *c, struct qk_shadow_source *out)
+{
+	*out = (struct qk_shadow_source){c, counts, take, give_back};
+}

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapshot_int: what the files of snapshot (snapshot.h lists them) share. Nothing here writes to what is in use: new tables
+ * go to clusters that nothing names, and what they are to replace stays as it is.
+ */
+#ifndef QK_ENGINE_SNAPSHOT_INT_H
+#define QK_ENGINE_SNAPSHOT_INT_H
+
+#include <qcowkit/manage.h>
+
+#include "engine/fresh.h"
+#include "engine/image.h"
+#include "engine/shadow.h"
+#include "engine/space.h"
+#include "format/snaptab.h"
+
+/* ---- snapshot_table.c: the snapshot table in memory ---- */
+
+struct qk_snaps {
+	uint8_t *bytes; /* the table as stored; entries point into it */
+	uint64_t n_bytes; /* … of it */
+	struct qk_snapshot_entry *v;
+	uint32_t n, room;
+};
+
+/* QCOW_E_CORRUPT, QCOW_E_IO, QCOW_E_NOMEM; released by the caller, on failure too. */
+enum qcow_status qk_snaps_load(
+	struct qcow_image *image, struct qk_snaps *out, struct qcow_error *err) QK_MUST_USE;
+void qk_snaps_release(struct qk_snaps *s);
+/* The entry `key` means, or QCOW_E_NOENT. */
+enum qcow_status qk_snaps_find(const struct qk_snaps *s, const char *key,
+	enum qcow_snapshot_key how, uint32_t *index, struct qcow_error *err) QK_MUST_USE;
+/* Room for one more at the end, zeroed. QCOW_E_LIMIT, QCOW_E_NOMEM. */
+enum qcow_status qk_snaps_add(
+	struct qk_snaps *s, struct qk_snapshot_entry **out, struct qcow_error *err) QK_MUST_USE;
+void qk_snaps_remove(struct qk_snaps *s, uint32_t index);
+/* One more than the largest number that an id begins with. */
+uint64_t qk_snaps_next_id(const struct qk_snaps *s);
+
+/* ---- snapshot_new.c: tables in fresh clusters ---- */
+
+/* qk_fresh_take for a table of this kind. */
+enum qcow_status qk_snap_take(struct qk_fresh *f, uint64_t n, enum qk_space_kind kind,
+	uint64_t *off, struct qcow_error *err) QK_MUST_USE;
+/* The last n clusters of what was taken are not needed. */
+void qk_snap_trim(struct qk_fresh *f, uint64_t n);
+
+/* Write the table of all entries; *off is 0 where there is none. */
+enum qcow_status qk_snaps_store(const struct qk_snaps *s, struct qk_fresh *fresh, uint64_t *off,
+	struct qcow_error *err) QK_MUST_USE;
+/* Write an L1 table of n entries (host order); *off is 0 where n is. */
+enum qcow_status qk_l1_store(const uint64_t *l1, uint64_t n, enum qk_space_kind kind,
+	struct qk_fresh *fresh, uint64_t *off, struct qcow_error *err) QK_MUST_USE;
+/* Read one into *out, `n` entries and zeros up to `room`, each judged: QCOW_E_CORRUPT with its finding. */
+enum qcow_status qk_l1_read(struct qcow_image *image, uint64_t off, uint64_t n, uint64_t room,
+	uint64_t **out, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- snapshot_count.c: refcounts after the switch ---- */
+
+/* What changes for one L2 table, or another cluster. */
+struct qk_delta {
+	uint64_t off; /* of the cluster */
+	int32_t table; /* references to it */
+	int32_t data; /* references to each cluster that its entries name; 0: it is not read */
+};
+
+struct qk_counter {
+	struct qcow_image *image;
+	const struct qcow_progress *progress;
+	struct qk_delta *deltas;
+	size_t n_deltas, room, n_sorted;
+	struct qk_shadow_source space; /* the counts as they are */
+	uint64_t end; /* of what has refcounts, in clusters */
+	uint64_t lo, hi; /* the window: v[i] is the refcount of cluster lo + i */
+	uint64_t window; /* clusters */
+	bool is_wide; /* v32 instead of v16 */
+	bool overflows; /* v16 cannot hold it */
+	int16_t *v16;
+	int32_t *v32;
+	uint8_t *table; /* cluster_size */
+};
+
+enum qcow_status qk_counter_init(struct qk_counter *c, struct qcow_image *image,
+	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
+void qk_counter_release(struct qk_counter *c);
+/* QCOW_E_NOMEM. Windows loaded before are worth nothing. */
+enum qcow_status qk_counter_add(struct qk_counter *c, uint64_t off, int32_t table, int32_t data,
+	struct qcow_error *err) QK_MUST_USE;
+/* The clusters of a table of n entries at `off`. */
+enum qcow_status qk_counter_add_run(struct qk_counter *c, uint64_t off, uint64_t bytes,
+	int32_t delta, struct qcow_error *err) QK_MUST_USE;
+/* Every L2 table of an L1 table. */
+enum qcow_status qk_counter_add_tree(struct qk_counter *c, const uint64_t *l1, uint64_t n,
+	int32_t table, int32_t data, struct qcow_error *err) QK_MUST_USE;
+/* As if nothing had been added. */
+void qk_counter_reset(struct qk_counter *c);
+/* Count the window that begins at cluster `lo`. QCOW_E_CORRUPT with the finding of a bad entry, or where references
+ * were not counted; QCOW_E_LIMIT where the width is full; QCOW_E_CANCELLED, QCOW_E_IO, QCOW_E_NOMEM. */
+enum qcow_status qk_counter_load(
+	struct qk_counter *c, uint64_t lo, struct qcow_error *err) QK_MUST_USE;
+static inline int64_t qk_counter_at(const struct qk_counter *c, uint64_t cluster)
+{
+	return c->is_wide ? c->v32[cluster - c->lo] : c->v16[cluster - c->lo];
+}
+/* The source for qk_shadow_build: the counts of the counter, clusters of the space. */
+void qk_counter_source(struct qk_counter *c, struct qk_shadow_source *out);
+
+/* ---- snapshot_copy.c: L2 tables whose COPIED bits change ---- */
+
+struct qk_copy {
+	struct qcow_image *image;
+	struct qk_fresh *fresh;
+	const uint64_t *base; /* the L1 table as it is: entries of L2 tables, host order */
+	uint64_t *
+		l1; /* as it becomes, without COPIED: where it differs from base the table is a copy */
+	bool *is_single; /* after qk_copy_judged: the table has one reference */
+	uint64_t n;
+	uint64_t spare, n_spare; /* clusters taken and not used yet: offset */
+	uint64_t n_left; /* tables not looked at yet */
+	uint8_t *table; /* cluster_size */
+	uint8_t *batch; /* copies that lie next to each other, not written yet */
+	uint64_t batch_off, batch_bytes, batch_room;
+};
+
+enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struct qk_fresh *fresh,
+	const uint64_t *base, uint64_t n, struct qcow_error *err) QK_MUST_USE;
+void qk_copy_release(struct qk_copy *c);
+/* Is the table of entry i a copy? */
+bool qk_copy_is_fresh(const struct qk_copy *c, uint64_t i);
+/* No entry is COPIED any more. */
+enum qcow_status qk_copy_cleared(struct qk_copy *c, const struct qcow_progress *progress,
+	struct qcow_error *err) QK_MUST_USE;
+/* COPIED where the refcount is 1, of tables too, for all clusters of the counter's window. */
+enum qcow_status qk_copy_judged(
+	struct qk_copy *c, const struct qk_counter *counter, struct qcow_error *err) QK_MUST_USE;
+
+/* QCOW_E_CANCELLED where the caller wants no more. */
+enum qcow_status qk_snapshot_goes_on(
+	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
+/* A bad L2 entry. */
+enum qcow_status qk_snapshot_bad_entry(
+	uint64_t table_off, uint32_t index, uint64_t raw, unsigned finding, struct qcow_error *err);
+
+#endif
