@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT */
+/* Every crash during a resize leaves the old disk or the new one, and what lay past an end is never seen again. */
+#include <cm.h>
+
+#include <stdlib.h>
+
+#include <host.h>
+#include <rng.h>
+#include <qcowkit/manage.h>
+
+#include "whole.h"
+
+#define CREATE	   "qemu-img create -q -f qcow2 "
+#define FILL(size) " && qemu-io -c 'write -q -P 3 0 " size "' img"
+
+static enum qcow_status resize(struct qcow_image *image, uint64_t size,
+	enum qcow_preallocation preallocation, struct qcow_error *err)
+{
+	struct qcow_resize_options o = QCOW_RESIZE_OPTIONS_INIT;
+	o.shrink = true;
+	o.preallocation = preallocation;
+	return qcow_resize(image, size, &o, err);
+}
+
+static enum qcow_status longer(struct qcow_image *image, struct qcow_error *err)
+{
+	return resize(image, qcow_size(image) * 5 + 100, QCOW_PREALLOC_OFF, err);
+}
+
+static enum qcow_status a_little_longer(struct qcow_image *image, struct qcow_error *err)
+{
+	return resize(image, qcow_size(image) + 700, QCOW_PREALLOC_OFF, err);
+}
+
+static enum qcow_status longer_allocated(struct qcow_image *image, struct qcow_error *err)
+{
+	return resize(image, qcow_size(image) * 2, QCOW_PREALLOC_METADATA, err);
+}
+
+static enum qcow_status shorter(struct qcow_image *image, struct qcow_error *err)
+{
+	return resize(image, qcow_size(image) / 5 + 100, QCOW_PREALLOC_OFF, err);
+}
+
+/* What follows the disk's end is zeros, whatever a crash has left there. */
+static const char *grows_with_zeros(struct qcow_image *image)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint64_t old = qcow_size(image);
+	uint8_t buf[4096];
+	if (resize(image, old + 600000, QCOW_PREALLOC_OFF, &err) != QCOW_OK)
+		return "the grow failed";
+	for (uint64_t off = old; off < old + 600000; off += sizeof(buf)) {
+		uint64_t n = old + 600000 - off < sizeof(buf) ? old + 600000 - off : sizeof(buf);
+		if (qcow_pread(image, buf, (size_t)n, off, &err) != QCOW_OK)
+			return "the read failed";
+		for (uint64_t i = 0; i < n; i++)
+			if (buf[i] != 0)
+				return "old bytes show past the old end";
+	}
+	return NULL;
+}
+
+#define SHARED                                                                           \
+	" && qemu-img snapshot -c one img && qemu-io -c 'write -q -P 4 20k 30k' img && " \
+	"qemu-img snapshot -c two img && qemu-io -c 'write -q -P 5 60k 50k' img"
+#define BITMAPS                                                                                \
+	" && qemu-img bitmap --add -g 512 img on && qemu-img bitmap --add -g 1024 img off && " \
+	"qemu-io -c 'write -q -P 6 10k 90k' img && qemu-img bitmap --disable img off"
+#define PACKED "head -c 200k /dev/urandom >back.raw && qemu-img convert -c -O qcow2 "
+
+static const struct qkc_operation operations[] = {
+	{"shorter 512", CREATE "-o cluster_size=512 img 200k" FILL("200k"), NULL, NULL, shorter,
+		grows_with_zeros, 6, false},
+	{"shorter 4k v2", CREATE "-o cluster_size=4k,compat=0.10 img 200k" FILL("200k"), NULL, NULL,
+		shorter, grows_with_zeros, 12, false},
+	{"shorter 64k", CREATE "-o cluster_size=64k img 1M" FILL("1M"), NULL, NULL, shorter,
+		grows_with_zeros, 21, false},
+	{"shorter snapshots 512", CREATE "-o cluster_size=512 img 200k" FILL("200k") SHARED, NULL,
+		NULL, shorter, grows_with_zeros, 13, false},
+	{"shorter snapshots 4k", CREATE "-o cluster_size=4k img 200k" FILL("200k") SHARED, NULL,
+		NULL, shorter, grows_with_zeros, 26, false},
+	{"shorter bitmaps 512", CREATE "-o cluster_size=512 img 200k" FILL("200k") BITMAPS, NULL,
+		NULL, shorter, grows_with_zeros, 44, false},
+	{"shorter bitmaps 64k", CREATE "-o cluster_size=64k img 1M" FILL("1M") BITMAPS, NULL, NULL,
+		shorter, grows_with_zeros, 62, false},
+	{"shorter bitmaps snapshots 4k device",
+		CREATE "-o cluster_size=4k img 200k" FILL("200k") SHARED BITMAPS
+		" && truncate -s 2M img",
+		NULL, NULL, shorter, NULL, 53, true},
+	{"shorter packed 4k", PACKED "-o cluster_size=4k back.raw img", NULL, NULL, shorter,
+		grows_with_zeros, 15, false},
+	{"shorter subclusters", CREATE "-o extended_l2=on,cluster_size=16k img 200k" FILL("200k"),
+		NULL, NULL, shorter, grows_with_zeros, 4, false},
+	{"longer 512", CREATE "-o cluster_size=512 img 200k" FILL("200k"), NULL, NULL, longer,
+		grows_with_zeros, 5, false},
+	{"longer v2 512", CREATE "-o cluster_size=512,compat=0.10 img 200k" FILL("200k"), NULL,
+		NULL, longer, grows_with_zeros, 5, false},
+	{"longer 64k odd", CREATE "-o cluster_size=64k img 200k" FILL("150k"), NULL, NULL,
+		a_little_longer, grows_with_zeros, 2, false},
+	{"longer snapshots 4k", CREATE "-o cluster_size=4k img 199k" FILL("199k") SHARED, NULL,
+		NULL, longer, grows_with_zeros, 28, false},
+	{"longer bitmaps 512", CREATE "-o cluster_size=512 img 200k" FILL("200k") BITMAPS, NULL,
+		NULL, longer, grows_with_zeros, 42, false},
+	{"longer bitmaps 64k", CREATE "-o cluster_size=64k img 200k" FILL("200k") BITMAPS, NULL,
+		NULL, longer, grows_with_zeros, 40, false},
+	{"longer over a longer disk 4k",
+		"head -c 900k /dev/urandom >back.raw && " CREATE
+		"-b back.raw -F raw -o cluster_size=4k img 101k",
+		"back.raw", NULL, longer, grows_with_zeros, 24, false},
+	{"longer over a longer disk v2 512",
+		"head -c 300k /dev/urandom >back.raw && " CREATE
+		"-b back.raw -F raw -o cluster_size=512,compat=0.10 img 51k",
+		"back.raw", NULL, longer, grows_with_zeros, 56, false},
+	{"longer allocated 4k", CREATE "-o cluster_size=4k img 100k" FILL("100k"), NULL, NULL,
+		longer_allocated, grows_with_zeros, 3, false},
+};
+
+static void every_crash_leaves_the_old_disk_or_the_new(void **state)
+{
+	(void)state;
+	struct qkt_rng rng = qkt_rng_init(7);
+	uint64_t n = 0, n_bad = 0;
+	for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
+		struct qkc_whole_result r = qkc_whole_explore(&operations[i], qkt_rng_next(&rng));
+		print_message("%-36s %6llu states, %llu bad%s%s\n", operations[i].name,
+			(unsigned long long)r.n_distinct, (unsigned long long)r.n_bad,
+			r.first_bad[0] != '\0' ? ": " : "", r.first_bad);
+		n += r.n_distinct;
+		n_bad += r.n_bad + (r.n_distinct < operations[i].min_states);
+	}
+	print_message("%llu states\n", (unsigned long long)n);
+	assert_int_equal(n_bad, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_crash_leaves_the_old_disk_or_the_new),
+	};
+	qkt_need_program("qemu-io", "qemu-utils");
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

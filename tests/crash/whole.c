@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: MIT */
+/* whole: see whole.h. The oracle ends the thread that asks it where it refuses an image, so each look has one. */
+#include "whole.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <dirtymap.h>
+#include <host.h>
+#include <oracle.h>
+
+#include "disk.h"
+#include "explore.h"
+#include "log.h"
+#include "plan.h"
+#include "store.h"
+
+#define AGAIN_ONE_IN 16u
+
+/* What an image shows. */
+struct face {
+	bool is_good;
+	uint64_t image; /* hash of all but the bitmaps */
+	uint64_t bitmaps; /* of their bits */
+	bool in_use; /* one that is enabled is in use: nothing it says counts */
+	char why[200];
+};
+
+struct look {
+	const struct qkc_disk *d;
+	const uint8_t *backing;
+	uint64_t n_backing;
+	struct face *face;
+};
+
+static _Thread_local char *refusal;
+
+_Noreturn void refuse(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	(void)vsnprintf(refusal, sizeof(((struct face *)0)->why), format, args);
+	va_end(args);
+	pthread_exit(NULL);
+}
+
+/* ---- looking ---- */
+
+static void mix(uint64_t *hash, uint64_t value)
+{
+	*hash = (*hash ^ value) * UINT64_C(0x9e3779b97f4a7c15);
+	*hash ^= *hash >> 29;
+}
+
+static void mix_bytes(uint64_t *hash, uint64_t off, const uint8_t *p, uint64_t n)
+{
+	for (uint64_t at = 0; at < n; at += QKC_SECTOR) {
+		uint64_t left = n - at < QKC_SECTOR ? n - at : QKC_SECTOR;
+		uint64_t value = qkc_part_hash(p + at, (size_t)left);
+		if (value != 0) {
+			mix(hash, off + at);
+			mix(hash, value);
+		}
+	}
+}
+
+static void mix_view(const struct look *l, struct image *img, const char *snapshot, uint64_t *hash)
+{
+	struct view view = image_view(img, snapshot);
+	uint8_t *buf = take(img->cluster_bytes, 1);
+	struct run run;
+	mix(hash, view.disk_bytes);
+	for (uint64_t off = 0; off < view.disk_bytes; off += run.bytes) {
+		run = resolve(img, &view, off);
+		if (run.kind == DATA || run.kind == COMPRESSED) {
+			read_run(img, &run, buf, run.bytes);
+			mix_bytes(hash, off, buf, run.bytes);
+		} else if ((run.kind == UNALLOCATED || run.kind == RESERVED) &&
+			   off < l->n_backing) {
+			uint64_t n = l->n_backing - off;
+			mix_bytes(hash, off, l->backing + off, n < run.bytes ? n : run.bytes);
+		}
+	}
+}
+
+static void look_at_bitmaps(const struct look *l, uint64_t disk_bytes)
+{
+	struct qkt_dirtymap map;
+	for (uint32_t i = 0; qkt_dirtymap_get(qkc_disk_bytes(l->d), qkc_disk_size(l->d), i, &map);
+		i++) {
+		l->face->in_use = l->face->in_use || map.in_use;
+		mix(&l->face->bitmaps, i);
+		for (uint64_t off = 0; off < disk_bytes; off += UINT64_C(1) << map.granularity_bits)
+			if (qkt_dirtymap_at(&map, off))
+				mix(&l->face->bitmaps, off);
+	}
+}
+
+static void *look_in_thread(void *ctx)
+{
+	const struct look *l = ctx;
+	struct verdict v;
+	refusal = l->face->why;
+	struct image *img = image_open_bytes(qkc_disk_bytes(l->d), qkc_disk_size(l->d));
+	if (check(img, &v, NULL) == 2)
+		refuse("check: %s", v.first);
+	if (img->snapshots_error != NULL || img->bitmaps_error != NULL)
+		refuse("%s",
+			img->snapshots_error != NULL ? img->snapshots_error : img->bitmaps_error);
+	uint64_t *hash = &l->face->image;
+	mix(hash, img->version);
+	mix(hash, img->refcount_order);
+	mix(hash, img->compatible);
+	mix_view(l, img, NULL, hash);
+	for (uint32_t i = 0; i < img->n_snapshots; i++)
+		mix_view(l, img, img->snapshots[i].id, hash);
+	look_at_bitmaps(l, img->disk_bytes);
+	l->face->is_good = true;
+	return NULL;
+}
+
+static struct face look(const struct qkc_disk *d, const uint8_t *backing, uint64_t n_backing)
+{
+	struct face face = {0};
+	struct look l = {d, backing, n_backing, &face};
+	pthread_t thread;
+	if (pthread_create(&thread, NULL, look_in_thread, &l) != 0 ||
+		pthread_join(thread, NULL) != 0)
+		abort();
+	forget();
+	return face;
+}
+
+/* ---- running ---- */
+
+struct whole {
+	const struct qkc_operation *o;
+	uint8_t *backing;
+	uint64_t n_backing;
+	struct face before, after;
+	struct qkc_whole_result result;
+};
+
+static struct qcow_image *open_image(
+	const struct whole *w, struct qkc_disk *d, struct qkc_log *log, struct qcow_error *err)
+{
+	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_image *image = NULL;
+	options.flags = QCOW_OPEN_WRITE;
+	options.format = "qcow2";
+	if (w->o->passphrase != NULL)
+		options.secret = (struct qcow_secret){w->o->passphrase, strlen(w->o->passphrase)};
+	if (w->backing != NULL) {
+		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
+		raw.format = "raw";
+		if (qcow_open(qkc_bytes_store(w->backing, w->n_backing), &raw, &options.backing,
+			    err) != QCOW_OK)
+			return NULL;
+	}
+	if (qcow_open(qkc_disk_store(d, log, NULL, !w->o->is_fixed), &options, &image, err) ==
+		QCOW_OK)
+		return image;
+	qcow_close(options.backing);
+	return NULL;
+}
+
+/* Open, do it, close. The log has it as a step that is durable when it is done. */
+static bool run_logged(struct whole *w, struct qkc_disk *d, struct qkc_log *log)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_image *image = open_image(w, d, log, &err);
+	if (image == NULL) {
+		(void)snprintf(w->result.first_bad, sizeof(w->result.first_bad), "open: %.200s",
+			err.message);
+		return false;
+	}
+	qkc_log_add(log, QKC_BEGIN, 1, 0, NULL);
+	enum qcow_status status = w->o->run(image, &err);
+	qkc_log_add(log, QKC_END, 1, status == QCOW_OK ? QKC_DONE | QKC_IS_FLUSH : 0, NULL);
+	qcow_close(image);
+	if (status != QCOW_OK)
+		(void)snprintf(
+			w->result.first_bad, sizeof(w->result.first_bad), "%.200s", err.message);
+	return status == QCOW_OK;
+}
+
+/* ---- judging ---- */
+
+static bool is_face(const struct face *seen, const struct face *want)
+{
+	return seen->image == want->image && (seen->in_use || seen->bitmaps == want->bitmaps);
+}
+
+/* The library opens it and goes on. */
+static bool goes_on(struct whole *w, struct qkc_disk *d, char *why, size_t room)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkc_log log = {0};
+	struct qcow_image *image = open_image(w, d, &log, &err);
+	const char *wrong = image != NULL ? w->o->again(image) : err.message;
+	(void)snprintf(why, room, "again: %.150s", wrong != NULL ? wrong : "");
+	qcow_close(image);
+	qkc_log_clear(&log);
+	if (wrong != NULL)
+		return false;
+	struct face face = look(d, w->backing, w->n_backing);
+	(void)snprintf(why, room, "after again: %.150s", face.why);
+	return face.is_good;
+}
+
+static bool judge(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
+{
+	struct whole *w = ctx;
+	char why[220] = "";
+	struct face seen = look(d, w->backing, w->n_backing);
+	bool is_good = seen.is_good;
+	(void)snprintf(why, sizeof(why), "%s", seen.why);
+	if (is_good) {
+		bool may_be_before = s->at.floor == 0;
+		is_good = is_face(&seen, &w->after) ||
+			  (may_be_before && is_face(&seen, &w->before));
+		(void)snprintf(why, sizeof(why), "neither before nor after%s",
+			may_be_before ? "" : ", which is promised");
+	}
+	if (is_good && w->o->again != NULL && qkc_disk_hash(d) % AGAIN_ONE_IN == 0)
+		is_good = goes_on(w, d, why, sizeof(why));
+	if (!is_good && w->result.first_bad[0] == '\0') {
+		(void)snprintf(w->result.first_bad, sizeof(w->result.first_bad),
+			"%s state %" PRIu64 ": %.200s", s->kind, s->id, why);
+		(void)printf("FAILED %s: %s\n", w->o->name, w->result.first_bad);
+		qkc_story(s, stdout);
+	}
+	return is_good;
+}
+
+static void explore(
+	struct whole *w, const struct qkc_disk *initial, const struct qkc_log *log, uint64_t seed)
+{
+	struct qkc_totals totals = {0};
+	const struct qkc_explore x = {.initial = initial,
+		.log = log,
+		.seed = seed,
+		.subset_bits = 9,
+		.n_random = 24,
+		.n_cuts = 12,
+		.judge = judge,
+		.ctx = w};
+	qkc_explore(&x, &totals);
+	w->result.n_distinct = totals.n_distinct;
+	w->result.n_bad = totals.n_bad;
+	qkc_set_free(&totals.contents);
+}
+
+struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed)
+{
+	struct whole w = {.o = o};
+	struct qkc_log log = {0};
+	size_t n = 0, n_backing = 0;
+	qkt_must("rm -f img back.raw && %s", o->setup);
+	if (o->backing != NULL)
+		w.backing = qkt_slurp(qkt_path(o->backing), &n_backing);
+	w.n_backing = n_backing;
+	uint8_t *bytes = qkt_slurp(qkt_path("img"), &n);
+	struct qkc_disk *initial = qkc_disk_new(bytes, n), *live = qkc_disk_new(bytes, n);
+	free(bytes);
+	w.before = look(initial, w.backing, w.n_backing);
+	if (run_logged(&w, live, &log)) {
+		w.after = look(live, w.backing, w.n_backing);
+		if (w.before.is_good && w.after.is_good && !w.after.in_use)
+			explore(&w, initial, &log, seed);
+		else
+			(void)snprintf(w.result.first_bad, sizeof(w.result.first_bad), "%.99s%.99s%s",
+				w.before.why, w.after.why, w.after.in_use ? " in use" : "");
+	}
+	qkc_log_clear(&log);
+	qkc_disk_free(initial);
+	qkc_disk_free(live);
+	free(w.backing);
+	return w.result;
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * whole: operations that manage an image are wholly done or not at all. Each runs once, on an image that QEMU made, and
+ * every state that a crash may leave (explore.h) shows what the image was before it or what it is after it: size, version,
+ * refcount width, lazy refcounts, the disk, the snapshots, the bitmaps (or they are in use), as the oracle reads them,
+ * and no error. Once the operation has returned it is the image after it, whatever is lost.
+ */
+#ifndef QKC_WHOLE_H
+#define QKC_WHOLE_H
+
+#include <stdint.h>
+
+#include <qcowkit/qcowkit.h>
+
+struct qkc_operation {
+	const char *name;
+	const char *setup; /* shell commands in the test's folder that make `img` */
+	const char *backing; /* a raw file in that folder, below the image, or NULL */
+	const char *passphrase; /* or NULL: nothing is encrypted */
+	enum qcow_status (*run)(struct qcow_image *image, struct qcow_error *err);
+	/* Asked of one state in 16, which the library has opened for writing: does it go on as it should? NULL: all is
+	 * well. What it did is judged too: no errors in the image. */
+	const char *(*again)(struct qcow_image *image);
+	uint64_t min_states; /* fewer distinct ones fail */
+	bool is_fixed; /* a device */
+};
+
+struct qkc_whole_result {
+	uint64_t n_distinct, n_bad;
+	char first_bad[256];
+};
+
+/* Explore one. `seed` decides which states are tried where there are too many. */
+struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed);
+
+#endif
