@@ -85,6 +85,64 @@ QCOW_EXPORT enum qcow_status qcow_snapshot_delete(struct qcow_image *image, cons
 QCOW_EXPORT enum qcow_status qcow_snapshot_rename(struct qcow_image *image, const char *key,
 	enum qcow_snapshot_key how, const char *name, struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- bitmaps ---- */
+
+enum qcow_bitmap_act {
+	QCOW_BITMAP_ADD = 1,	/* a new one, clear and enabled */
+	QCOW_BITMAP_REMOVE,	/* also one that is marked in use, which nothing else may be done to */
+	QCOW_BITMAP_REMOVE_ALL, /* those too; none there is no failure */
+	QCOW_BITMAP_CLEAR,	/* all of it is clean */
+	QCOW_BITMAP_ENABLE,	/* it records what is written from now on */
+	QCOW_BITMAP_DISABLE,
+	QCOW_BITMAP_MERGE	/* what is dirty in the source becomes dirty in it; granularities may differ */
+};
+
+struct qcow_bitmap_action {
+	enum qcow_bitmap_act act;
+	const char *name;	   /* of the bitmap, 1 to 1023 bytes; not for REMOVE_ALL */
+	uint32_t granularity_bits; /* ADD: 9 to 31; 0: the cluster size, but at least 4 KiB and at most 64 KiB */
+	const char *source;	   /* MERGE: the name of the bitmap that is added */
+	struct qcow_image *source_image; /* MERGE: the image that has it, of a disk of the same size; NULL: the same image */
+};
+
+struct qcow_bitmap_edit_options {
+	uint32_t struct_size;
+	bool dry_run; /* say whether it could be done, and change nothing; the image may be open read-only */
+	struct qcow_progress progress; /* cancelling ends it before it is done, or not at all */
+};
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_bitmap_edit_options qcow_bitmap_edit_options_init(void)
+{
+	struct qcow_bitmap_edit_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_BITMAP_EDIT_OPTIONS_INIT qcow_bitmap_edit_options_init()
+#else
+#define QCOW_BITMAP_EDIT_OPTIONS_INIT                                 \
+	{                                                             \
+		.struct_size = sizeof(struct qcow_bitmap_edit_options) \
+	}
+#endif
+
+/*
+ * The actions, in their order, on the persistent bitmaps of a version 3 image: all of them or none. Bitmaps that record
+ * writes are stored first. `options` NULL: the defaults. `failed` (or NULL) gets, on failure, the index of the action
+ * that could not be done, n_actions where it was none of them. Memory does not grow with the disk.
+ * Meanwhile no other thread may call anything about bitmaps of this image (qcow_get_bitmap and its kin), and readers of them
+ * are closed before: indices, strings and readers from before a call that succeeds mean nothing afterwards.
+ * QCOW_E_NOENT (no such bitmap), QCOW_E_EXIST, QCOW_E_INVAL (names, granularity, disks of different sizes), QCOW_E_LIMIT
+ * (65,535 bitmaps, 64 MiB of directory, 512 MiB of bits in a bitmap, 1 GiB in all enabled ones), QCOW_E_CORRUPT with
+ * finding BITMAP_INCONSISTENT (marked in use) or that of what is damaged, QCOW_E_UNSUPPORTED (version 2; extra data
+ * that nobody may ignore), QCOW_E_NOTSUP (no qcow2 image), QCOW_E_READONLY, QCOW_E_CANCELLED, QCOW_E_NOSPC, QCOW_E_IO,
+ * QCOW_E_NOMEM. Specification: "Bitmaps extension", "Bitmaps".
+ */
+QCOW_EXPORT enum qcow_status qcow_bitmap_edit(struct qcow_image *image,
+	const struct qcow_bitmap_action *actions, size_t n_actions,
+	const struct qcow_bitmap_edit_options *options, size_t *failed,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- size and options ---- */
 
 struct qcow_resize_options {

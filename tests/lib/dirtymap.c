@@ -67,3 +67,8 @@ bool qkt_dirtymap_at(const struct qkt_dirtymap *map, uint64_t off)
 		return (entry & 1) != 0;
 	return data + byte < map->n && (map->image[data + byte] >> (bit % 8) & 1) != 0;
 }
+
+uint64_t qkt_dirtymap_capacity(const struct qkt_dirtymap *map)
+{
+	return map->table_entries * map->cluster_bytes * 8 << map->granularity_bits;
+}

@@ -27,4 +27,7 @@ bool qkt_dirtymap_get(const uint8_t *image, uint64_t n, uint32_t index, struct q
 /* Is the granule of guest offset `off` marked? What lies outside of the file is not. */
 bool qkt_dirtymap_at(const struct qkt_dirtymap *map, uint64_t off);
 
+/* Guest bytes that its table could speak of: bits past the end of the disk are tail bits, and must be clear. */
+uint64_t qkt_dirtymap_capacity(const struct qkt_dirtymap *map);
+
 #endif
