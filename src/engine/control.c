@@ -10,7 +10,7 @@
  * away: qcow_recover writes the old sector 0 again. It is nowhere known, until then, which of the two a crash would show;
  * both are whole.
  *
- * Invariants: Q1 between begin and end nothing is staged, and no bitmap is tracked; Q2 a failed reload keeps the fence up.
+ * Invariants: Q1 nothing is staged at begin and at the switch; Q2 a failed reload keeps the fence up.
  * Locking: the gate; under it everything of the data plane may be locked.
  */
 #include "engine/control.h"
@@ -189,7 +189,7 @@ enum qcow_status qk_control_switch(struct qcow_image *image, const struct qk_hea
 {
 	struct qk_rw *rw = image->rw;
 	struct qcow_error own = QCOW_ERROR_INIT;
-	QK_ASSERT(Q1, qk_stage_is_empty(rw->stage) && rw->track == NULL);
+	QK_ASSERT(Q1, qk_stage_is_empty(rw->stage));
 	if ((flags & QK_SWITCH_SHADOW) != 0)
 		QK_TRY(qk_publish_barrier(rw->publish, err));
 	else

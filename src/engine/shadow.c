@@ -71,8 +71,16 @@ static enum qcow_status take(struct builder *b, uint64_t n, uint64_t min_n,
 	struct qk_shadow_run *out, struct qcow_error *err)
 {
 	const struct qk_shadow_source *src = b->rq->source;
+	struct qk_shadow_run *spare = &b->s->spare;
+	enum qcow_status status = src->take(src->ctx, n, min_n, &out->first, &out->n, err);
 
-	QK_TRY(src->take(src->ctx, n, min_n, &out->first, &out->n, err));
+	/* where room is scarce, what was taken for blocks to come may be all of it */
+	if (status == QCOW_E_NOSPC && spare->n != 0) {
+		give_back(src, spare->first, spare->n);
+		spare->n = 0;
+		status = src->take(src->ctx, n, min_n, &out->first, &out->n, err);
+	}
+	QK_TRY(status);
 	QK_ASSERT(H1, out->n >= min_n && out->n <= n && out->n != 0);
 	return QCOW_OK;
 }

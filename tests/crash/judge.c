@@ -16,13 +16,23 @@
 
 #include "plan.h"
 
+/* The snapshots as some operation left them. */
+struct version {
+	uint32_t step, n;
+	char **ids;
+	struct qkc_guest *
+		*disks; /* a disk that several versions have belongs to the first of them */
+};
+
 struct qkc_expect {
 	struct qkc_guest *guest;
 	uint64_t disk_bytes, cluster_bytes;
-	uint32_t version, n_snapshots;
+	uint32_t version;
 	unsigned tolerates;
-	char **ids;
-	struct qkc_guest **snapshots;
+	struct version *versions;
+	uint32_t n_versions;
+	struct qkc_guest **made; /* of snapshots, to be freed */
+	uint32_t n_made;
 	uint64_t *backing; /* hashes */
 	uint32_t n_bitmaps;
 	bool **marks; /* a bitmap's: of each sector */
@@ -104,7 +114,7 @@ static uint64_t moment_next(const void *ctx, uint64_t sector, uint64_t past)
 
 struct qkc_rule qkc_rule_at(const struct qkc_by_moment *ctx)
 {
-	return (struct qkc_rule){moment_allows, moment_next, ctx};
+	return (struct qkc_rule){moment_allows, moment_next, ctx, 0};
 }
 
 /* ---- the guest's disk ---- */
@@ -251,18 +261,107 @@ static void judge_views(struct job *job, struct image *img)
 {
 	static const struct qkc_moment never = {0};
 	const struct qkc_expect *e = job->e;
+	const struct version *v = &e->versions[job->rule.version];
 	struct taker t = {
 		.job = job, .rule = job->rule, .look = job->look, .view = "disk", .is_disk = true};
 	if (img->disk_bytes != e->disk_bytes || img->version != e->version ||
-		img->n_snapshots != e->n_snapshots || img->snapshots_error != NULL)
+		img->n_snapshots != v->n || img->snapshots_error != NULL)
 		refuse("size, version or snapshots are not what they were");
 	take_view(&t, img, NULL);
 	judge_marks(job);
-	for (uint32_t i = 0; i < e->n_snapshots; i++) {
-		struct qkc_by_moment by = {e->snapshots[i], &never};
+	for (uint32_t i = 0; i < v->n; i++) {
+		struct qkc_by_moment by = {v->disks[i], &never};
 		struct taker s = {.job = job, .rule = qkc_rule_at(&by), .view = "snapshot"};
-		take_view(&s, img, e->ids[i]);
+		if (strcmp(img->snapshots[i].id, v->ids[i]) != 0)
+			refuse("snapshot %" PRIu32 " has another id", i);
+		take_view(&s, img, v->ids[i]);
 	}
+	if (job->look != NULL)
+		job->look->version = job->rule.version;
+}
+
+/* The last version again. */
+static struct version *new_version(struct qkc_expect *e, uint32_t step)
+{
+	e->versions = qkc_more(e->versions, e->n_versions + 1, sizeof(*e->versions));
+	struct version *v = &e->versions[e->n_versions++];
+	*v = (struct version){.step = step};
+	if (e->n_versions == 1)
+		return v;
+	const struct version *last = v - 1;
+	v->ids = qkc_need(last->n + 1, sizeof(*v->ids));
+	v->disks = qkc_need(last->n + 1, sizeof(struct qkc_guest *));
+	for (; v->n < last->n; v->n++) {
+		v->ids[v->n] = strdup(last->ids[v->n]);
+		v->disks[v->n] = last->disks[v->n];
+	}
+	return v;
+}
+
+/* A disk of zeros with that id, at the end. */
+static struct qkc_guest *add_snapshot(
+	struct qkc_expect *e, struct version *v, const char *id, uint64_t disk_bytes)
+{
+	struct qkc_guest *disk = qkc_guest_new(disk_bytes);
+	e->made = qkc_more(e->made, e->n_made + 1, sizeof(struct qkc_guest *));
+	e->made[e->n_made++] = disk;
+	v->ids = qkc_more(v->ids, v->n + 1, sizeof(*v->ids));
+	v->disks = qkc_more(v->disks, v->n + 1, sizeof(struct qkc_guest *));
+	v->ids[v->n] = strdup(id);
+	v->disks[v->n++] = disk;
+	return disk;
+}
+
+void qkc_expect_create(struct qkc_expect *e, uint32_t step)
+{
+	struct version *v = new_version(e, step);
+	unsigned long most = 0;
+	char id[24];
+	for (uint32_t i = 0; i < v->n; i++)
+		most = strtoul(v->ids[i], NULL, 10) > most ? strtoul(v->ids[i], NULL, 10) : most;
+	(void)snprintf(id, sizeof(id), "%lu", most + 1);
+	struct qkc_guest *disk = add_snapshot(e, v, id, e->disk_bytes);
+	for (uint64_t s = qkc_guest_next(e->guest, 0, UINT64_MAX); s != UINT64_MAX;
+		s = qkc_guest_next(e->guest, s + 1, UINT64_MAX))
+		qkc_guest_start(disk, s, qkc_guest_now(e->guest, s));
+}
+
+void qkc_expect_apply(struct qkc_expect *e, uint32_t step, uint64_t index)
+{
+	const struct qkc_guest *disk = new_version(e, step)->disks[index];
+	uint64_t s = 0;
+	for (;;) {
+		uint64_t ours = qkc_guest_next(e->guest, s, UINT64_MAX);
+		uint64_t theirs = qkc_guest_next(disk, s, UINT64_MAX);
+		s = ours < theirs ? ours : theirs;
+		if (s == UINT64_MAX)
+			return;
+		qkc_guest_write(e->guest, step, QKC_FUA, s, qkc_guest_now(disk, s));
+		s++;
+	}
+}
+
+void qkc_expect_delete(struct qkc_expect *e, uint32_t step, uint64_t mask)
+{
+	struct version *v = new_version(e, step);
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < v->n; i++) {
+		if ((mask >> i & 1) != 0) {
+			free(v->ids[i]);
+			continue;
+		}
+		v->ids[n] = v->ids[i];
+		v->disks[n++] = v->disks[i];
+	}
+	v->n = n;
+}
+
+uint32_t qkc_expect_version_at(const struct qkc_expect *e, uint32_t step)
+{
+	uint32_t i = e->n_versions - 1;
+	while (i != 0 && e->versions[i].step > step)
+		i--;
+	return i;
 }
 
 static void take_marks(struct qkc_expect *e, const struct qkc_disk *d)
@@ -290,13 +389,12 @@ static void take_start(struct job *job, struct image *img)
 	take_view(&t, img, NULL);
 	if (img->snapshots_error != NULL)
 		refuse("snapshot table: %s", img->snapshots_error);
-	e->ids = qkc_need(img->n_snapshots, sizeof(*e->ids));
-	e->snapshots = qkc_need(img->n_snapshots, sizeof(struct qkc_guest *));
-	for (uint32_t i = 0; i < img->n_snapshots; i++, e->n_snapshots++) {
-		e->ids[i] = strdup(img->snapshots[i].id);
-		e->snapshots[i] = qkc_guest_new(img->snapshots[i].disk_bytes);
-		struct taker s = {.job = job, .start = e->snapshots[i]};
-		take_view(&s, img, e->ids[i]);
+	struct version *v = new_version(e, 0);
+	for (uint32_t i = 0; i < img->n_snapshots; i++) {
+		struct qkc_guest *disk = add_snapshot(
+			e, v, img->snapshots[i].id, img->snapshots[i].disk_bytes);
+		struct taker s = {.job = job, .start = disk};
+		take_view(&s, img, v->ids[i]);
 	}
 }
 
@@ -389,15 +487,19 @@ void qkc_expect_free(struct qkc_expect *e)
 {
 	if (e == NULL)
 		return;
-	for (uint32_t i = 0; i < e->n_snapshots; i++) {
-		free(e->ids[i]);
-		qkc_guest_free(e->snapshots[i]);
+	for (uint32_t k = 0; k < e->n_versions; k++) {
+		for (uint32_t i = 0; i < e->versions[k].n; i++)
+			free(e->versions[k].ids[i]);
+		free(e->versions[k].ids);
+		free(e->versions[k].disks);
 	}
+	for (uint32_t i = 0; i < e->n_made; i++)
+		qkc_guest_free(e->made[i]);
+	free(e->versions);
+	free(e->made);
 	for (uint32_t i = 0; i < e->n_bitmaps; i++)
 		free(e->marks[i]);
 	free(e->marks);
-	free(e->ids);
-	free(e->snapshots);
 	qkc_guest_free(e->guest);
 	free(e->backing);
 	free(e);

@@ -40,6 +40,7 @@ struct qkc_look {
 		uint64_t sector, hash;
 	} * sectors;
 	size_t n, room;
+	uint32_t version; /* of the snapshots: the rule's */
 };
 void qkc_look_free(struct qkc_look *look);
 uint64_t qkc_look_at(const struct qkc_look *look, uint64_t sector);
@@ -52,6 +53,7 @@ struct qkc_rule {
 	/* the first sector in [sector, past) where zeros may be wrong; UINT64_MAX: none */
 	uint64_t (*next)(const void *ctx, uint64_t sector, uint64_t past);
 	const void *ctx;
+	uint32_t version; /* of the snapshots */
 };
 
 /* By the guest's history, at a moment. */
@@ -60,6 +62,15 @@ struct qkc_by_moment {
 	const struct qkc_moment *at;
 };
 struct qkc_rule qkc_rule_at(const struct qkc_by_moment *ctx);
+
+/* ---- operations on snapshots: their steps in order, each after what the steps before it wrote ---- */
+
+/* Version 0 is the start; each operation that was done makes the next. */
+void qkc_expect_create(struct qkc_expect *e, uint32_t step);
+void qkc_expect_apply(struct qkc_expect *e, uint32_t step, uint64_t index);
+void qkc_expect_delete(struct qkc_expect *e, uint32_t step, uint64_t mask);
+/* The version after all operations up to this step. */
+uint32_t qkc_expect_version_at(const struct qkc_expect *e, uint32_t step);
 
 /* False: bad, and `why` says in what. `look` (may be NULL) is filled where the disk could be read. */
 bool qkc_judge_disk(const struct qkc_expect *e, const struct qkc_disk *d, struct qkc_rule rule,

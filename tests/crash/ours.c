@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <qcowkit/qcowkit.h>
+#include <qcowkit/manage.h>
 
 #include "explore.h"
 #include "peer.h"
@@ -72,6 +72,34 @@ static enum qcow_status write_step(
 	return st;
 }
 
+static enum qcow_status snapshot_step(
+	struct qcow_image *image, const struct qkc_step *s, struct qcow_error *err)
+{
+	struct qcow_snapshot_create_options o = QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
+	char ids[64][24];
+	const char *keys[64];
+	size_t n = 0;
+	uint64_t mask = s->act == QKC_DO_APPLY ? UINT64_C(1) << s->off : s->off;
+	o.name = "made";
+	o.has_date = true;
+	if (s->act == QKC_DO_SNAPSHOT)
+		return qcow_snapshot_create(image, &o, err);
+	for (uint32_t i = 0; i < 64; i++) {
+		struct qcow_snapshot known;
+		if ((mask >> i & 1) == 0)
+			continue;
+		enum qcow_status st = qcow_get_snapshot(image, i, &known, err);
+		if (st != QCOW_OK)
+			return st;
+		(void)snprintf(ids[n], sizeof(ids[n]), "%s", known.id);
+		keys[n] = ids[n];
+		n++;
+	}
+	if (s->act == QKC_DO_APPLY)
+		return qcow_snapshot_apply(image, keys[0], QCOW_SNAPSHOT_ID, NULL, err);
+	return qcow_snapshot_delete(image, keys, n, QCOW_SNAPSHOT_ID, NULL, err);
+}
+
 static enum qcow_status do_step(
 	struct qcow_image *image, const struct qkc_step *s, uint32_t number, struct qcow_error *err)
 {
@@ -90,6 +118,10 @@ static enum qcow_status do_step(
 		return qcow_flush(image, err);
 	case QKC_DO_RECOVER:
 		return qcow_recover(image, err);
+	case QKC_DO_SNAPSHOT:
+	case QKC_DO_APPLY:
+	case QKC_DO_DELETE:
+		return snapshot_step(image, s, err);
 	default:
 		return QCOW_OK;
 	}
@@ -299,7 +331,7 @@ static uint64_t later_next(const void *ctx, uint64_t sector, uint64_t past)
 
 static struct qkc_rule later_rule(const struct later *l)
 {
-	return (struct qkc_rule){later_allows, later_next, l};
+	return (struct qkc_rule){later_allows, later_next, l, l->a->look->version};
 }
 
 static void choose_writes(struct later *l)

@@ -40,14 +40,20 @@ void qkc_plan_clear(struct qkc_plan *p)
 void qkc_step_print(const struct qkc_step *s, char *line, size_t n)
 {
 	static const char *const names[] = {"write", "write, FUA", "write compressed", "zero",
-		"zero with unmap", "discard", "flush", "fail", "recover", "reopen"};
+		"zero with unmap", "discard", "flush", "fail", "recover", "reopen", "snapshot",
+		"apply", "delete"};
 	static const char *const fails[] = {
 		"nothing", "a flush", "a flush, cache dropped", "a write", "for want of space"};
 	switch (s->act) {
 	case QKC_DO_FLUSH:
 	case QKC_DO_RECOVER:
 	case QKC_DO_REOPEN:
+	case QKC_DO_SNAPSHOT:
 		(void)snprintf(line, n, "%s", names[s->act]);
+		break;
+	case QKC_DO_APPLY:
+	case QKC_DO_DELETE:
+		(void)snprintf(line, n, "%s %" PRIu64, names[s->act], s->off);
 		break;
 	case QKC_DO_FAIL:
 		(void)snprintf(line, n, "fail %s, from call %" PRIu64 " on", fails[s->off], s->len);

@@ -22,7 +22,10 @@ enum qkc_act {
 	/* of ours alone: */
 	QKC_DO_FAIL, /* off: an enum qkc_fail; len: the nth such call from now on fails */
 	QKC_DO_RECOVER,
-	QKC_DO_REOPEN /* close, and open again */
+	QKC_DO_REOPEN, /* close, and open again */
+	QKC_DO_SNAPSHOT, /* make one */
+	QKC_DO_APPLY, /* off: the snapshot's place in the table */
+	QKC_DO_DELETE /* off: a bit for each place: in one call */
 };
 
 enum qkc_fail {
@@ -44,6 +47,12 @@ struct qkc_step {
 	enum qkc_act act;
 	uint64_t off, len; /* multiples of 512, but for writes and zeros of our own */
 };
+
+/* Wholly before or wholly after, and durable when it is done. */
+static inline bool qkc_is_operation(enum qkc_act act)
+{
+	return act >= QKC_DO_SNAPSHOT;
+}
 
 #define QKC_PASSPHRASE "abc123"
 

@@ -44,12 +44,25 @@ static uint64_t content_hash(
 	return qkc_part_hash(bytes, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR));
 }
 
+static void enter_operation(struct context *c, uint32_t number)
+{
+	const struct qkc_step *s = &c->plan->steps[number - 1];
+	if (s->act == QKC_DO_SNAPSHOT)
+		qkc_expect_create(c->expect, number);
+	else if (s->act == QKC_DO_APPLY)
+		qkc_expect_apply(c->expect, number, s->off);
+	else
+		qkc_expect_delete(c->expect, number, s->off);
+}
+
 static void enter_step(struct context *c, uint32_t number, bool is_done)
 {
 	const struct qkc_plan *p = c->plan;
 	struct qkc_step s = p->steps[number - 1];
 	struct qkc_guest *g = qkc_expect_guest(c->expect);
 	enum qkc_write_kind kind = s.act == QKC_DO_WRITE_FUA ? QKC_FUA : QKC_PLAIN;
+	if (qkc_is_operation(s.act) && is_done)
+		enter_operation(c, number);
 	if (s.act >= QKC_DO_FLUSH)
 		return;
 	if (s.act == QKC_DO_DISCARD) {
@@ -81,7 +94,8 @@ static void enter_steps(struct context *c, const enum qkc_outcome *outcomes)
 		enter_step(c, i, is_done);
 		if ((act == QKC_DO_RECOVER || act == QKC_DO_REOPEN) && in_doubt)
 			qkc_guest_doubt(qkc_expect_guest(c->expect), flushed + 1);
-		if ((act == QKC_DO_FLUSH || act == QKC_DO_RECOVER || act == QKC_DO_REOPEN) &&
+		if ((act == QKC_DO_FLUSH || qkc_is_operation(act) || act == QKC_DO_RECOVER ||
+			    act == QKC_DO_REOPEN) &&
 			is_done) {
 			flushed = i;
 			in_doubt = false;
@@ -142,15 +156,38 @@ static bool show_qemu(struct context *c, const struct qkc_disk *d, char *why)
 	return false;
 }
 
+static bool judge_at(struct context *c, struct qkc_disk *d, const struct qkc_moment *at, char *why)
+{
+	struct qkc_by_moment by = {qkc_expect_guest(c->expect), at};
+	struct qkc_rule rule = qkc_rule_at(&by);
+	rule.version = qkc_expect_version_at(c->expect, at->ended);
+	return qkc_judge_disk(c->expect, d, rule, &c->look, why);
+}
+
+/* While an operation is under way: all of it as before, or all of it as after. */
+static bool judge_moments(
+	struct context *c, struct qkc_disk *d, const struct qkc_moment *at, char *why)
+{
+	struct qkc_moment before = *at, after = *at;
+	char other[QKC_WHY_BYTES];
+	bool is_within = at->started > at->ended && at->started != 0 &&
+			 qkc_is_operation(c->plan->steps[at->started - 1].act);
+	if (!is_within)
+		return judge_at(c, d, at, why);
+	before.started = at->ended;
+	after.ended = after.floor = at->started;
+	if (judge_at(c, d, &after, other))
+		return true;
+	return judge_at(c, d, &before, why);
+}
+
 static bool judge_state(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
 {
 	struct context *c = ctx;
 	char why[QKC_WHY_BYTES] = "";
-	struct qkc_by_moment by = {qkc_expect_guest(c->expect), &s->at};
 	if (c->row->only_id != 0 && c->row->save != NULL)
 		qkc_disk_save(d, c->row->save);
-	bool good = qkc_judge_disk(c->expect, d, qkc_rule_at(&by), &c->look, why) &&
-		    show_qemu(c, d, why);
+	bool good = judge_moments(c, d, &s->at, why) && show_qemu(c, d, why);
 	if (good && !c->row->is_peer) {
 		struct qkc_again again = {.expect = c->expect,
 			.base = c->base,

@@ -124,6 +124,17 @@ void qkc_aes_parts_backing(struct qkc_plan *p);
 void qkc_luks_parts(struct qkc_plan *p);
 void qkc_luks_parts_random(struct qkc_plan *p);
 
+/* ---- workloads_snapshot.c ---- */
+
+void qkc_snapshot_create(struct qkc_plan *p);
+void qkc_snapshot_apply(struct qkc_plan *p);
+void qkc_snapshot_delete(struct qkc_plan *p);
+void qkc_snapshot_several(struct qkc_plan *p);
+void qkc_snapshot_bitmaps(struct qkc_plan *p);
+void qkc_snapshot_device(struct qkc_plan *p);
+void qkc_snapshot_random(struct qkc_plan *p);
+void qkc_snapshot_sub_random(struct qkc_plan *p);
+
 /* ---- subclusters.c ---- */
 
 void qkc_sub_allocate(struct qkc_plan *p);

@@ -191,7 +191,7 @@ void qko_judge_tracked(struct qkt_order *o, uint64_t off);
 
 uint64_t qko_refs(struct qkt_order *o, struct qko_cluster *c, const struct qko_header *h);
 void qko_judge_refcount(struct qkt_order *o, struct qko_cluster *c); /* O2 */
-void qko_judge_all(struct qkt_order *o); /* O2, every cluster, by the last header */
+void qko_judge_all(struct qkt_order *o); /* O2 and O9, every cluster, by the last header */
 void qko_judge_copied(struct qkt_order *o, struct qko_cluster *c); /* O9 */
 /* O1: is every sector of [off, off + len) durable, and the file so long? */
 void qko_judge_durable(struct qkt_order *o, uint64_t off, uint64_t len, const char *what);

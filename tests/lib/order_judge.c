@@ -178,13 +178,6 @@ void qko_judge_refcount(struct qkt_order *o, struct qko_cluster *c)
 			return;
 }
 
-void qko_judge_all(struct qkt_order *o)
-{
-	for (size_t i = 0; i < o->n_hash; i++)
-		if (o->hash[i] != NULL && qko_is_named(o->hash[i]))
-			(void)judge_in(o, o->hash[i], &o->headers[o->n_headers - 1]);
-}
-
 void qko_judge_lowered(
 	struct qkt_order *o, struct qko_table *t, uint64_t sector, const uint8_t *before)
 {
@@ -387,6 +380,40 @@ void qko_judge_copied(struct qkt_order *o, struct qko_cluster *c)
 		qko_report(o, QKT_O9,
 			"COPIED names cluster 0x%" PRIx64 " of %" PRIu64 " references",
 			c->index * o->cs, most_refs(o, c));
+}
+
+/* Is it COPIED in the active tree as last issued? */
+static bool is_copied_now(const struct qkt_order *o, const struct qko_cluster *c)
+{
+	for (uint32_t i = 0; i < c->n_refs; i++) {
+		const struct qko_ref *r = &c->refs[i];
+		unsigned n = qko_entry_bytes(o, r->t->role);
+		struct qko_target target = qko_decode(o, r->t->role, r->t->cur + r->slot * n);
+		bool is_active = r->t == latest(o)->l1 ||
+				 (r->t->role == QKO_L2 && active_parent(o, r->t) != NULL);
+		if (is_active && target.is_copied && qko_covers(&target, o->cs, c->index))
+			return true;
+	}
+	return false;
+}
+
+/* A header that names other tables makes entries active that were judged when they were not. */
+void qko_judge_all(struct qkt_order *o)
+{
+	for (size_t i = 0; i < o->n_hash; i++) {
+		struct qko_cluster *c = o->hash[i];
+		if (c == NULL || !qko_is_named(c))
+			continue;
+		(void)judge_in(o, c, latest(o));
+		if (o->is_loading || !latest(o)->is_valid || !is_copied_now(o, c))
+			continue;
+		uint64_t refs = qko_refs(o, c, latest(o));
+		if (refs > 1)
+			qko_report(o, QKT_O9,
+				"the new header makes COPIED of cluster 0x%" PRIx64 " of %" PRIu64
+				" references",
+				c->index * o->cs, refs);
+	}
 }
 
 static bool hits_packed(
