@@ -178,6 +178,7 @@ static struct qko_table *load_table(
 	struct qko_table *t = qko_need(calloc(1, sizeof(*t)));
 	t->role = role;
 	t->off = off;
+	t->used = len;
 	t->len = (len + QKO_SECTOR - 1) / QKO_SECTOR * QKO_SECTOR;
 	t->cur = qko_need(malloc((size_t)t->len));
 	t->cur_id = qko_need(calloc((size_t)(t->len / QKO_SECTOR), sizeof(*t->cur_id)));
@@ -191,7 +192,7 @@ static struct qko_table *load_table(
 static uint64_t n_slots(const struct qkt_order *o, const struct qko_table *t)
 {
 	return t->role == QKO_L1 || t->role == QKO_L2 || t->role == QKO_RT
-		       ? t->len / qko_entry_bytes(o, t->role)
+		       ? t->used / qko_entry_bytes(o, t->role)
 		       : 0;
 }
 
@@ -346,8 +347,10 @@ static struct qko_table *root(struct qkt_order *o, enum qko_role role, uint64_t 
 	if (len == 0 || off == 0 || off % o->cs != 0 || len > QKO_MAX_TABLE)
 		return NULL;
 	for (struct qko_table *t = o->roots; t != NULL; t = t->next)
-		if (t->off == off && t->role == role && t->len >= len)
+		if (t->off == off && t->role == role && t->len >= len) {
+			t->used = t->used > len ? t->used : len;
 			return t;
+		}
 	qko_judge_durable(o, off, len, "table named by the header");
 	struct qko_table *t = load_table(o, role, off, len);
 	t->next = o->roots;
@@ -549,7 +552,8 @@ static void sector_written(
 	if (t->role == QKO_RB)
 		qko_judge_lowered(o, t, sector, v->bytes);
 	unsigned n = qko_entry_bytes(o, t->role);
-	for (unsigned i = 0; n_slots(o, t) != 0 && i < QKO_SECTOR; i += n)
+	for (unsigned i = 0; i < QKO_SECTOR && (sector * QKO_SECTOR + i) / n < n_slots(o, t);
+		i += n)
 		if (memcmp(v->bytes + i, now + i, n) != 0)
 			judge_slot(o, t, (sector * QKO_SECTOR + i) / n);
 }
@@ -687,7 +691,8 @@ static void retire_sector(struct qkt_order *o, struct qko_table *t, uint64_t sec
 		gone = v->newer;
 		n_gone++;
 		const uint8_t *kept = qko_version(t, sector, 0);
-		for (unsigned i = 0; n_slots(o, t) != 0 && i < QKO_SECTOR; i += n) {
+		for (unsigned i = 0;
+			i < QKO_SECTOR && (sector * QKO_SECTOR + i) / n < n_slots(o, t); i += n) {
 			if (memcmp(kept + i, v->bytes + i, n) == 0)
 				continue;
 			struct qko_target target = qko_decode(o, t->role, v->bytes + i);

