@@ -187,6 +187,48 @@ QCOW_EXPORT enum qcow_status qcow_rebase(struct qcow_image *image,
 	const struct qcow_rebase_options *options, struct qcow_rebase_result *result,
 	struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- commit ---- */
+
+struct qcow_commit_options {
+	uint32_t struct_size;
+	bool keep;    /* do not empty the image afterwards */
+	bool dry_run; /* only count; nothing need be open for writing */
+	uint64_t rate_bytes_per_sec; /* of what is copied; 0 = unlimited */
+	unsigned n_workers; /* 1 to 16; 0 = the number of processors, 2 to 16 */
+	struct qcow_progress progress;
+};
+#ifdef __cplusplus
+static inline struct qcow_commit_options qcow_commit_options_init(void)
+{
+	struct qcow_commit_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_COMMIT_OPTIONS_INIT qcow_commit_options_init()
+#else
+#define QCOW_COMMIT_OPTIONS_INIT                                  \
+	{                                                         \
+		.struct_size = sizeof(struct qcow_commit_options) \
+	}
+#endif
+
+struct qcow_commit_result {
+	uint64_t bytes_copied, bytes_zeroed; /* in the base */
+};
+
+/*
+ * Write what `image` and the layers between it and `base` hold into `base`, a layer below it: the base then holds what
+ * the image reads. A shorter base is grown (qcow_resize), a longer one keeps what lies past the end. When the base is
+ * stable the image is emptied (qcow_empty), unless `keep`; the layers between are left as they are. What they hold
+ * beside what the image reads is of no use afterwards, nor are other images that lie on the base.
+ * Both are open for writing (the base by struct qcow_resolved.writable), and nobody else writes either meanwhile.
+ * Where the call fails, is cancelled or the machine stops, the image reads the same as before, from wherever.
+ * Errors of qcow_map, qcow_pread, qcow_pwrite, qcow_resize and qcow_empty, QCOW_E_INVAL, QCOW_E_CANCELLED.
+ */
+QCOW_EXPORT enum qcow_status qcow_commit(struct qcow_image *image, struct qcow_image *base,
+	const struct qcow_commit_options *options, struct qcow_commit_result *result,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- measure ---- */
 
 struct qcow_measure_result {

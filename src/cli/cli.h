@@ -322,6 +322,7 @@ struct cli_sandbox {
 struct cli_open_request {
 	struct cli_operand operand;
 	unsigned flags; /* CLI_OPEN_… */
+	unsigned write_depth; /* with CLI_OPEN_WRITE: this layer of the chain is for writing too; 0: none */
 	const char *options; /* key=value,… over what the operand says, or NULL */
 	const char *
 		device; /* a failure reads "can't open device DEVICE: why" ("" without a name) instead of

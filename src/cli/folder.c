@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * folder: the entry of a new file in its folder. A synced file whose name a crash takes away is lost all the
+ * folder: paths beside a file, and the entry of a new file in its folder. A synced file whose name a crash takes away is lost all the
  * same.
  */
 #include "cli/cli.h"
@@ -20,6 +20,20 @@ static char *folder_of(const char *path)
 	if (slash == NULL)
 		return qk_strndup(".", 1);
 	return qk_strndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+char *cli_join_path(const char *from, const char *name)
+{
+	const char *slash = strrchr(from, '/');
+	if (name[0] == '/' || slash == NULL)
+		return qk_strndup(name, strlen(name));
+	size_t folder = (size_t)(slash - from) + 1, n = strlen(name);
+	char *joined = qk_malloc((uint64_t)folder + n + 1, 1);
+	if (joined != NULL) {
+		memcpy(joined, from, folder);
+		memcpy(joined + folder, name, n + 1);
+	}
+	return joined;
 }
 
 bool cli_sync_folder(struct cli *cli, const char *path)

@@ -36,6 +36,7 @@ struct layer {
 	const json_t *const *specs;
 	size_t n_specs;
 	const char *format, *snapshot; /* of the first of the whole operand, else NULL */
+	unsigned depth; /* in the chain that the operand opens */
 	bool is_written;
 	struct qcow_image
 		*backing; /* spelt out below them, or NULL; stays the caller's on failure */
@@ -49,20 +50,6 @@ struct refs {
 	size_t n_used; /* of its specs */
 	const struct cli_open_request *request;
 };
-
-char *cli_join_path(const char *from, const char *name)
-{
-	const char *slash = strrchr(from, '/');
-	if (name[0] == '/' || slash == NULL)
-		return qk_strndup(name, strlen(name));
-	size_t folder = (size_t)(slash - from) + 1, n = strlen(name);
-	char *joined = qk_malloc((uint64_t)folder + n + 1, 1);
-	if (joined != NULL) {
-		memcpy(joined, from, folder);
-		memcpy(joined + folder, name, n + 1);
-	}
-	return joined;
-}
 
 unsigned cli_cache_file_flags(const char *cache)
 {
@@ -79,10 +66,25 @@ static unsigned file_flags(unsigned flags)
 	       ((flags & CLI_OPEN_DIRECT) != 0 ? (unsigned)QCOW_FILE_DIRECT : 0);
 }
 
-/* Of the files of the layer being opened: the operand's own image is the only one that is written. */
-static unsigned own_file_flags(const struct refs *refs)
+/* Is the layer `below` layers below the one being opened for writing? The operand's own image, and one that was asked
+ * for. */
+static bool is_for_writing(const struct refs *refs, unsigned below)
 {
-	return file_flags(refs->flags) | (refs->layer->is_written ? (unsigned)QCOW_FILE_WRITE : 0);
+	unsigned depth = refs->layer->depth + below, wanted = refs->request->write_depth;
+	return (refs->flags & CLI_OPEN_WRITE) != 0 &&
+	       (depth == 0 || (wanted != 0 && depth == wanted));
+}
+
+static unsigned layer_file_flags(const struct refs *refs, unsigned below)
+{
+	return file_flags(refs->flags) |
+	       (is_for_writing(refs, below) ? (unsigned)QCOW_FILE_WRITE : 0);
+}
+
+/* Of the file that `ref` names. */
+static unsigned ref_file_flags(const struct refs *refs, const struct qcow_reference *ref)
+{
+	return layer_file_flags(refs, ref->depth + (ref->kind == QCOW_REF_BACKING ? 1 : 0));
 }
 
 /* The name of a driver that we have, as a static string; NULL: another one. */
@@ -361,7 +363,7 @@ static enum qcow_status resolve_json(struct refs *refs, const struct qcow_refere
 	if (status == QCOW_OK && (refs->flags & CLI_OPEN_CHECK) == 0)
 		status = find_secret(refs->cli, spec, &node.secret, err);
 	if (status == QCOW_OK)
-		status = open_node(refs->cli, spec, file_flags(refs->flags), &node, err);
+		status = open_node(refs->cli, spec, ref_file_flags(refs, ref), &node, err);
 	json_decref(spec);
 	out->store = node.store;
 	if (node.header != NULL) {
@@ -393,7 +395,7 @@ static enum qcow_status resolve_special(struct refs *refs, const struct qcow_ref
 			"'%s' names a %s by a protocol that is not built in: '%.*s'", ref->from,
 			kind, (int)protocol_bytes, ref->name);
 	return qcow_file_open(
-		ref->name + strlen("file:"), file_flags(refs->flags), &out->store, err);
+		ref->name + strlen("file:"), ref_file_flags(refs, ref), &out->store, err);
 }
 
 /* `qcow` opens regular files only by name from an image. Judged on the open descriptor, not the path. */
@@ -418,12 +420,12 @@ static enum qcow_status resolve_path(struct refs *refs, const struct qcow_refere
 	QK_AUTO_FREE char *path = cli_join_path(ref->from, ref->name);
 	if (path == NULL)
 		return QK_FAIL_NOMEM(err);
-	bool is_own = ref->kind == QCOW_REF_DATA_FILE && ref->depth == 0;
-	unsigned flags = is_own ? own_file_flags(refs) : file_flags(refs->flags);
+	unsigned flags = ref_file_flags(refs, ref);
 	enum qcow_status status = qcow_file_open(path, flags, &out->store, err);
 	bool is_raw = out->format != NULL && strcmp(out->format, "raw") == 0;
 	if (status == QCOW_E_LOCKED && is_raw && refs->cli->traits->shares_raw &&
-		ref->kind == QCOW_REF_BACKING && (refs->flags & CLI_OPEN_UNSHARED) == 0)
+		ref->kind == QCOW_REF_BACKING && (refs->flags & CLI_OPEN_UNSHARED) == 0 &&
+		(flags & QCOW_FILE_WRITE) == 0)
 		status = qcow_file_open(path, flags | QCOW_FILE_SHARE, &out->store, err);
 	if (status == QCOW_OK)
 		status = check_file_kind(refs, ref, out->store, err);
@@ -441,8 +443,7 @@ static enum qcow_status resolve_spelt(struct refs *refs, const struct qcow_refer
 	if (ref->kind == QCOW_REF_DATA_FILE && json_object_get(spec, "data-file") != NULL) {
 		out->format = "raw";
 		return open_protocol(refs->cli, json_object_get(spec, "data-file"),
-			ref->depth == 0 ? own_file_flags(refs) : file_flags(refs->flags),
-			&out->store, err);
+			ref_file_flags(refs, ref), &out->store, err);
 	}
 	bool is_last = ref->depth + 1 == layer->n_specs;
 	if (ref->kind == QCOW_REF_BACKING && is_last && layer->backing != NULL) {
@@ -506,6 +507,7 @@ static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 	if (status == QCOW_OK)
 		status = cli_path_protocol(ref->name, &n) ? resolve_special(refs, ref, n, out, err)
 							  : resolve_path(refs, ref, out, err);
+	out->writable = ref->kind == QCOW_REF_BACKING && is_for_writing(refs, ref->depth + 1);
 	if (status != QCOW_OK) {
 		qcow_store_close(out->store);
 		qcow_store_close(out->luks_header);
@@ -680,12 +682,16 @@ static enum qcow_status open_chain(struct refs *refs, const json_t *spec,
 		size_t end = n;
 		while (--n > 0 && !names_file(specs[n]))
 			;
-		struct layer layer = {.specs = specs + n, .n_specs = end - n, .backing = image};
+		struct layer layer = {.specs = specs + n,
+			.n_specs = end - n,
+			.depth = (unsigned)n,
+			.backing = image};
 		if (n == 0) {
 			layer.format = request->operand.format;
 			layer.snapshot = request->snapshot;
-			layer.is_written = (request->flags & CLI_OPEN_WRITE) != 0;
 		}
+		refs->layer = &layer;
+		layer.is_written = is_for_writing(refs, 0);
 		struct qcow_image *above = NULL;
 		enum qcow_status status = open_layer_shared(refs, &layer, &above, err);
 		if (status == QCOW_OK && layer.backing != NULL)

@@ -156,6 +156,7 @@ static enum qcow_status run(struct empty *e, struct qcow_error *err)
 	QK_TRY(zero_l1(e, err));
 	e->is_dropping = true;
 	QK_TRY(walk(e, err));
+	qk_space_let_cut(e->image->rw->space);
 	if (e->n_leaked != 0)
 		qk_log(e->image, QCOW_LOG_WARNING, 0, "%" PRIu64 " clusters are leaked",
 			e->n_leaked);
@@ -165,6 +166,10 @@ static enum qcow_status run(struct empty *e, struct qcow_error *err)
 enum qcow_status qk_empty(struct qcow_image *image, struct qcow_error *err)
 {
 	struct empty e = {.image = image, .l1_bytes = (uint64_t)image->l1_entries * 8};
+	if ((image->header.autoclear & QK_AUTOCLEAR_RAW_DATA) != 0)
+		return QK_FAIL(err, QCOW_E_NOTSUP,
+			"'%s' has a raw data file, which is the disk: it is not emptied",
+			qcow_store_name(image->store));
 	if (e.l1_bytes == 0)
 		return QCOW_OK;
 	e.l1 = qk_malloc(e.l1_bytes, 1);
