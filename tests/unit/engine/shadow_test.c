@@ -97,7 +97,7 @@ static uint64_t count_at(const uint8_t *block, uint64_t i, unsigned bits)
 {
 	if (bits >= 8)
 		return load_be(block + i * (bits / 8), bits / 8);
-	return block[i * bits / 8] >> (i * bits % 8) & ((1U << bits) - 1);
+	return ((unsigned)block[i * bits / 8] >> (i * bits % 8)) & ((1U << bits) - 1);
 }
 
 /* What is stored is the array, and 1 for the structure; nothing else. */
