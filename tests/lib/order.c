@@ -124,6 +124,7 @@ static void track(
 {
 	if (c->pending == NULL)
 		c->pending = qko_need(calloc((size_t)(o->cs / QKO_SECTOR), sizeof(*c->pending)));
+	uint64_t before = c->pending[off / QKO_SECTOR];
 	for (uint64_t s = off / QKO_SECTOR; s * QKO_SECTOR < off + len; s++) {
 		uint64_t first = s * QKO_SECTOR < off ? off % QKO_SECTOR : 0;
 		uint64_t end = off + len - s * QKO_SECTOR;
@@ -135,6 +136,7 @@ static void track(
 			cover(c, s, (unsigned)first, (unsigned)end);
 	}
 	remember(o, id, c->index * o->cs + off, len, false);
+	o->writes[o->n_writes - 1].before = before;
 }
 
 static void retire_tracked(struct qkt_order *o, struct qko_cluster *c, const struct qko_write *w)
@@ -252,6 +254,14 @@ static uint8_t *gather(const struct iovec *iov, int n_iov, uint64_t *len)
 	return bytes;
 }
 
+/* The bytes of its first sector that a failed write did not touch are as durable as they were. */
+static void keep_head(const struct qkt_order *o, struct qko_cluster *c, const struct qko_write *w)
+{
+	uint64_t s = w->off % o->cs / QKO_SECTOR;
+	if (w->off % QKO_SECTOR != 0 && c->pending != NULL && c->pending[s] == w->id)
+		c->pending[s] = w->before;
+}
+
 /* A failed write may have done all, a part or nothing: what is read now is one more content. */
 static void look_again(struct qkt_order *o, uint64_t id)
 {
@@ -262,6 +272,8 @@ static void look_again(struct qkt_order *o, uint64_t id)
 		const struct qko_write w = o->writes[i];
 		struct qko_cluster *c = w.is_size || !o->has_geometry ? NULL
 								      : qko_find(o, w.off / o->cs);
+		if (c != NULL && c->table == NULL)
+			keep_head(o, c, &w);
 		if (c == NULL || c->table == NULL)
 			continue;
 		uint8_t *bytes = qko_need(malloc((size_t)w.len));

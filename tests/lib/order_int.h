@@ -105,6 +105,7 @@ struct qko_header {
 struct qko_write {
 	uint64_t id, done; /* done: the sequence number of its return; 0: not yet, or never */
 	uint64_t off, len;
+	uint64_t before; /* the pending write of its first sector before it, 0: none */
 	bool is_size; /* the size of the file became `off` */
 	bool retires;
 };

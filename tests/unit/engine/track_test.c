@@ -150,6 +150,27 @@ static void an_open_that_changes_nothing_writes_nothing(void **state)
 	sh("cmp img copy");
 }
 
+static void compressed_writes_are_marked(void **state)
+{
+	(void)state;
+	static uint8_t buf[2 * 4096];
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_dirtymap map;
+	size_t n = 0;
+	make_image(&small);
+	struct qkt_image im = open_image(false);
+	memset(buf, 7, sizeof(buf));
+	assert_int_equal(
+		qcow_write_compressed(im.image, buf, sizeof(buf), 2 << 20, 0, &err), QCOW_OK);
+	qkt_image_close(&im);
+	uint8_t *bytes = slurp("img", &n);
+	assert_true(qkt_dirtymap_get(bytes, n, 0, &map) && !map.in_use);
+	assert_true(qkt_dirtymap_at(&map, 2 << 20) && qkt_dirtymap_at(&map, (2 << 20) + 8191));
+	assert_false(qkt_dirtymap_at(&map, (2 << 20) + 8192));
+	free(bytes);
+	sh("qemu-img check img");
+}
+
 /* What a crash leaves: marked, not trusted by anybody, and marked for ever. */
 static void a_bitmap_in_use_stays_in_use(void **state)
 {
@@ -396,6 +417,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(bitmaps_are_what_qemu_makes_of_the_same_steps),
 		cmocka_unit_test(an_open_that_changes_nothing_writes_nothing),
+		cmocka_unit_test(compressed_writes_are_marked),
 		cmocka_unit_test(a_bitmap_in_use_stays_in_use),
 		cmocka_unit_test(a_reader_sees_what_is_written_meanwhile),
 		cmocka_unit_test(what_cannot_be_tracked_is_refused),
