@@ -80,23 +80,35 @@ void lab_write(struct lab *l)
 
 /* ---- snapshots ---- */
 
-void lab_create(struct lab *l, const char *name)
+static void keep(struct lab *l, const char *id, const char *name)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_snapshot_create_options o = QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
-	struct lab_snap *s = &l->snaps[l->n];
-	struct qcow_snapshot made;
-	assert_true(l->n < LAB_SNAPS);
-	o.name = name;
-	assert_ok(qcow_snapshot_create(l->im.image, &o, &err), err);
-	assert_ok(qcow_get_snapshot(l->im.image, l->n, &made, &err), err);
-	(void)snprintf(s->id, sizeof(s->id), "%s", made.id);
+	struct lab_snap *s = &l->snaps[l->n++];
+	(void)snprintf(s->id, sizeof(s->id), "%s", id);
 	(void)snprintf(s->name, sizeof(s->name), "%s", name);
 	s->size = l->size;
 	s->disk = malloc(l->size);
 	assert_non_null(s->disk);
 	memcpy(s->disk, l->disk, l->size);
-	l->n++;
+}
+
+static void restore(struct lab *l, unsigned i)
+{
+	l->disk = realloc(l->disk, l->snaps[i].size);
+	assert_non_null(l->disk);
+	l->size = l->snaps[i].size;
+	memcpy(l->disk, l->snaps[i].disk, l->size);
+}
+
+void lab_create(struct lab *l, const char *name)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_snapshot_create_options o = QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
+	struct qcow_snapshot made;
+	assert_true(l->n < LAB_SNAPS);
+	o.name = name;
+	assert_ok(qcow_snapshot_create(l->im.image, &o, &err), err);
+	assert_ok(qcow_get_snapshot(l->im.image, l->n, &made, &err), err);
+	keep(l, made.id, name);
 }
 
 void lab_apply(struct lab *l, unsigned i)
@@ -104,10 +116,7 @@ void lab_apply(struct lab *l, unsigned i)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	assert_ok(qcow_snapshot_apply(l->im.image, l->snaps[i].id, QCOW_SNAPSHOT_ID, NULL, &err),
 		err);
-	l->disk = realloc(l->disk, l->snaps[i].size);
-	assert_non_null(l->disk);
-	l->size = l->snaps[i].size;
-	memcpy(l->disk, l->snaps[i].disk, l->size);
+	restore(l, i);
 }
 
 void lab_delete(struct lab *l, unsigned mask)
@@ -196,6 +205,34 @@ static void qemu_reads(const char *qemu, const char *from, const uint8_t *disk, 
 	assert_int_equal(n, size);
 	assert_memory_equal(b, disk, size);
 	free(b);
+}
+
+void lab_turn(struct lab *l, const char *qemu, unsigned number)
+{
+	unsigned what = (unsigned)qkt_rng_below(&l->rng, 3), byte = number % 250 + 1;
+	unsigned i = l->n != 0 ? (unsigned)qkt_rng_below(&l->rng, l->n) : 0;
+	size_t off = qkt_rng_below(&l->rng, l->size / 512) * 512;
+	size_t len = 512 + qkt_rng_below(&l->rng, (l->size - off) / 512) * 512;
+	long most = 0;
+	lab_close(l);
+	if (l->n == 0 || (what == 0 && l->n < LAB_SNAPS)) {
+		char id[24], name[16];
+		for (unsigned k = 0; k < l->n; k++)
+			most = atol(l->snaps[k].id) > most ? atol(l->snaps[k].id) : most;
+		(void)snprintf(id, sizeof(id), "%ld", most + 1);
+		(void)snprintf(name, sizeof(name), "q%u", number);
+		qkt_must("%sqemu-img snapshot -c %s image", qemu, name);
+		keep(l, id, name);
+	} else if (what == 1) {
+		qkt_must("%sqemu-img snapshot -d %s image", qemu, l->snaps[i].name);
+		drop_snap(l, i);
+	} else {
+		qkt_must("%sqemu-img snapshot -a %s image", qemu, l->snaps[i].id);
+		restore(l, i);
+	}
+	qkt_must("%sqemu-io -f qcow2 -c 'write -q -P %u %zu %zu' image", qemu, byte, off, len);
+	memset(l->disk + off, (int)byte, len);
+	open_again(l);
 }
 
 void lab_judge(struct lab *l, const char *qemu)

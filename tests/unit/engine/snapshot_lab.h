@@ -19,7 +19,7 @@
 #define LAB_SNAPS 8u
 
 struct lab_snap {
-	char id[16];
+	char id[24];
 	char name[32];
 	uint8_t *disk;
 	size_t size;
@@ -52,6 +52,8 @@ void lab_rename(struct lab *l, unsigned i, const char *name);
 
 /* Disk and list are what they should be; no finding, no leak. */
 void lab_check(struct lab *l);
+/* Close, let qemu-img make, apply or delete one and qemu-io write, open again. */
+void lab_turn(struct lab *l, const char *qemu, unsigned number);
 /* Close, judge by qemu-img, read every snapshot with it and by us, open again. */
 void lab_judge(struct lab *l, const char *qemu);
 

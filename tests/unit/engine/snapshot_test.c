@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Snapshots made, applied, deleted and renamed at random among writes, on images of all kinds: the disk and each
- * snapshot are what an array of bytes says, for us and for qemu-img, and the refcounts are exact.
+ * snapshot are what an array of bytes says, for us and for qemu-img, which takes turns, and the refcounts are exact.
  */
 #include "snapshot_lab.h"
 
@@ -31,11 +31,13 @@ static void random_steps(const char *options, size_t cluster, size_t size, bool 
 	struct qkt_rng seed = qkt_rng_init(cluster + size);
 	lab_start(&l, options, cluster, size, qkt_rng_next(&seed));
 	l.compresses = compresses;
-	for (unsigned i = 0; i < 60; i++) {
+	for (unsigned i = 0; i < 45; i++) {
 		step(&l, i);
 		lab_check(&l);
-		if (i % 12 == 11)
-			lab_judge(&l, qemus[i / 12 % n_qemus]);
+		if (i % 6 == 5)
+			lab_turn(&l, qemus[i / 6 % n_qemus], i);
+		if (i % 15 == 14)
+			lab_judge(&l, qemus[i / 15 % n_qemus]);
 	}
 	lab_delete(&l, (1u << l.n) - 1);
 	lab_check(&l);
