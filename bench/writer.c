@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * writer FILE COUNT SIZE STEP THREADS FLUSH: what `qemu-img bench -w` does, by the library: COUNT writes of SIZE
+ * writer FILE COUNT SIZE STEP THREADS FLUSH [PASSPHRASE]: what `qemu-img bench -w` does, by the library: COUNT writes of SIZE
  * bytes, each STEP bytes behind the one before, around the disk; from so many threads; a flush every
  * FLUSH writes (0: none but the last). Prints the seconds that the writes took, opening not counted.
  */
@@ -70,8 +70,9 @@ int main(int argc, char **argv)
 	struct qcow_store *store = NULL;
 	struct bench b = {0};
 	pthread_t threads[64];
-	if (argc != 7) {
-		(void)fprintf(stderr, "usage: writer FILE COUNT SIZE STEP THREADS FLUSH\n");
+	if (argc != 7 && argc != 8) {
+		(void)fprintf(
+			stderr, "usage: writer FILE COUNT SIZE STEP THREADS FLUSH [PASSPHRASE]\n");
 		return 2;
 	}
 	b.count = strtoull(argv[2], NULL, 0);
@@ -82,6 +83,8 @@ int main(int argc, char **argv)
 	n = n < 1 ? 1 : n > 64 ? 64 : n;
 	open.flags = QCOW_OPEN_WRITE;
 	open.resolve = resolve;
+	if (argc == 8)
+		open.secret = (struct qcow_secret){argv[7], strlen(argv[7])};
 	must(qcow_file_open(argv[1], QCOW_FILE_WRITE, &store, &err), &err);
 	must(qcow_open(store, &open, &b.image, &err), &err);
 	b.disk = qcow_size(b.image);
