@@ -270,6 +270,35 @@ static void what_was_decoded_is_forgotten_when_its_place_is_used_again(void **st
 	sh("qemu-img check img");
 }
 
+/* Half of the stream is there when the store fails; what follows goes elsewhere, and nothing leaks. */
+static void a_stream_that_cannot_be_written_leaves_nothing(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	static uint8_t old[CLUSTER], new[CLUSTER], got[CLUSTER];
+	fill_cluster(old, 2, 17);
+	fill_cluster(new, 6, 18);
+	for (unsigned nth = 1; nth <= 3; nth++) {
+		sh("rm -f img && qemu-img create -f qcow2 img 4M");
+		struct bench b = open_for_writing(false);
+		for (unsigned i = 0; i < 3; i++) {
+			bool fails = i + 1 == nth;
+			write_compressed(b.image, old, CLUSTER, i * CLUSTER);
+			if (fails)
+				qkt_fault_arm(b.fault, QKT_WRITE, 1, QKT_SHORT, false);
+			assert_int_equal(
+				qcow_write_compressed(b.image, new, CLUSTER, i * CLUSTER, 0, &err),
+				fails ? QCOW_E_IO : QCOW_OK);
+			qkt_fault_disarm(b.fault);
+			assert_int_equal(
+				qcow_pread(b.image, got, CLUSTER, i * CLUSTER, &err), QCOW_OK);
+			assert_memory_equal(got, fails ? old : new, CLUSTER);
+		}
+		close_bench(&b);
+		sh("qemu-img check img && qemu-img convert -O raw img got");
+	}
+}
+
 static void what_cannot_be_compressed_is_refused(void **state)
 {
 	(void)state;
@@ -374,6 +403,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(streams_share_clusters_and_sectors_within_a_generation),
 		cmocka_unit_test(what_was_decoded_is_forgotten_when_its_place_is_used_again),
+		cmocka_unit_test(a_stream_that_cannot_be_written_leaves_nothing),
 		cmocka_unit_test(what_cannot_be_compressed_is_refused),
 		cmocka_unit_test(threads_do_not_disturb_each_other),
 		cmocka_unit_test(random_steps_agree_with_an_array),

@@ -284,6 +284,30 @@ static void nothing_is_stored_plain(void **state)
 	sh("! grep -q 'nobody encrypts' img");
 }
 
+/* More than is encrypted at a time. */
+static void long_writes_number_every_sector(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	static const struct config c = {"long", "aes", "cluster_size=4k", NULL, NULL, 4 << 20, 0};
+	struct disk d = {.size = c.size};
+	uint64_t seed = 88172645463325252;
+	d.bytes = calloc(1, d.size);
+	make_image(&c);
+	struct bench b = open_for_writing(&c);
+	for (uint64_t off = 77; off < d.size; off += 1400001) {
+		uint64_t len = d.size - off < 1300000 ? d.size - off : 1300000;
+		for (uint64_t i = off; i < off + len; i++)
+			d.bytes[i] = (uint8_t)(next_random(&seed) >> 8);
+		assert_int_equal(qcow_pwrite(b.image, d.bytes + off, len, off, 0, &err), QCOW_OK);
+		/* and in place */
+		assert_int_equal(qcow_pwrite(b.image, d.bytes + off, len, off, 0, &err), QCOW_OK);
+	}
+	close_bench(&b);
+	judge_by_qemu(&c, &d);
+	free(d.bytes);
+}
+
 static void without_its_key_nothing_is_written(void **state)
 {
 	(void)state;
@@ -389,6 +413,7 @@ static void writers_of_one_sector_keep_each_others_bytes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(long_writes_number_every_sector),
 		cmocka_unit_test(nothing_is_stored_plain),
 		cmocka_unit_test(without_its_key_nothing_is_written),
 		cmocka_unit_test(writers_of_one_sector_keep_each_others_bytes),
