@@ -257,12 +257,15 @@ static void tour_managing(void)
 {
 	struct qcow_image *image = open_chain(QCOW_OPEN_WRITE);
 	struct qcow_resize_options options = QCOW_RESIZE_OPTIONS_INIT;
+	struct qcow_amend_options amend = QCOW_AMEND_OPTIONS_INIT;
 	uint64_t size = qcow_size(image);
 
 	must(qcow_resize(image, size + 1000000, NULL, &err));
 	expect(qcow_size(image) == size + 1000000, "a longer disk");
 	options.shrink = true;
 	must(qcow_resize(image, size, &options, &err));
+	amend.refcount_bits = 32;
+	must(qcow_amend(image, &amend, &err));
 	qcow_close(image);
 	puts("managing");
 }

@@ -184,6 +184,50 @@ static inline struct qcow_resize_options qcow_resize_options_init(void)
 QCOW_EXPORT enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,
 	const struct qcow_resize_options *options, struct qcow_error *err) QCOW_MUST_USE;
 
+enum qcow_amend_switch {
+	QCOW_AMEND_KEEP = 0,
+	QCOW_AMEND_ON,
+	QCOW_AMEND_OFF
+};
+
+struct qcow_amend_options {
+	uint32_t struct_size;
+	bool dry_run;		/* say whether it could be done, and change nothing; the image may be open read-only */
+	uint32_t version;	/* 2 or 3; 0: stays */
+	uint32_t refcount_bits; /* 1, 2, 4, … 64; 0: stays */
+	enum qcow_amend_switch lazy_refcounts;
+	enum qcow_amend_switch data_file_raw; /* ON is for images that have it already */
+	const char *data_file_name; /* to record for the data file that there is; NULL: stays */
+	struct qcow_progress progress; /* of the longest steps */
+};
+#ifdef __cplusplus
+static inline struct qcow_amend_options qcow_amend_options_init(void)
+{
+	struct qcow_amend_options o = {};
+	o.struct_size = sizeof(o);
+	return o;
+}
+#define QCOW_AMEND_OPTIONS_INIT qcow_amend_options_init()
+#else
+#define QCOW_AMEND_OPTIONS_INIT                             \
+	{                                                   \
+		.struct_size = sizeof(struct qcow_amend_options) \
+	}
+#endif
+
+/*
+ * Change options of a qcow2 image. The disk, the snapshots and the bitmaps stay what they are. All that was asked for is
+ * judged before the first change; each change is then wholly done or not at all, one after the other: to
+ * version 3, lazy refcounts, the data file, refcounts, to version 2. Version 2 has no zero clusters: where a backing file
+ * could show they become clusters of zeros.
+ * QCOW_E_INVAL (a number out of range); QCOW_E_UNSUPPORTED (what version 2 has not: other widths than 16 bits, lazy refcounts,
+ * bitmaps, data files, compression types, extended L2 entries, snapshots of other sizes); QCOW_E_LIMIT (a refcount that the new
+ * width cannot hold); QCOW_E_NOTSUP (no qcow2 image), QCOW_E_CORRUPT with finding, QCOW_E_READONLY, QCOW_E_NOSPC, QCOW_E_IO,
+ * QCOW_E_NOMEM, QCOW_E_CANCELLED.
+ */
+QCOW_EXPORT enum qcow_status qcow_amend(struct qcow_image *image,
+	const struct qcow_amend_options *options, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- backing file ---- */
 
 struct qcow_backing_options {

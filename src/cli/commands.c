@@ -4,6 +4,7 @@
  */
 #include "cli/cli.h"
 
+extern const struct cli_command cli_cmd_amend;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_commit;
 extern const struct cli_command cli_cmd_compare;
@@ -22,6 +23,7 @@ extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_vet;
 
 const struct cli_command *const cli_commands[] = {
+	&cli_cmd_amend,
 	&cli_cmd_check,
 	&cli_cmd_commit,
 	&cli_cmd_compare,

@@ -37,6 +37,14 @@ static const struct {
 	{"a backing format requires", "Backing format cannot be used without backing file"},
 	{"Backing file and preallocation", "Backing file and preallocation can only be used at the "
 					   "same time if extended_l2 is on"},
+	{"refcounts of ",
+		"Refcount widths other than 16 bits require compatibility level 1.1 or above "
+		"(use compat=1.1 or greater)"},
+	{"version 2 needs refcounts of 16 bits", "compat=0.10 requires refcount_bits=16"},
+	{"lazy refcounts need version 3",
+		"Lazy refcounts only supported with compatibility level 1.1 and above "
+		"(use compat=1.1 or greater)"},
+	{"version 2 cannot hold what snapshot", "Internal snapshots prevent downgrade of image"},
 	{"a disk of ", "Failed to grow the L1 table: File too large"},
 	{"a version 2 image with snapshots cannot be resized",
 		"Can't resize a v2 image which has snapshots"},

@@ -273,8 +273,9 @@ struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_
 		if (w.before.is_good && w.after.is_good && !w.after.in_use)
 			explore(&w, initial, &log, seed);
 		else
-			(void)snprintf(w.result.first_bad, sizeof(w.result.first_bad), "%.99s%.99s%s",
-				w.before.why, w.after.why, w.after.in_use ? " in use" : "");
+			(void)snprintf(w.result.first_bad, sizeof(w.result.first_bad),
+				"%.99s%.99s%s", w.before.why, w.after.why,
+				w.after.in_use ? " in use" : "");
 	}
 	qkc_log_clear(&log);
 	qkc_disk_free(initial);

@@ -1,0 +1,70 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# qcow amend: options as they are typed, and the words and exit codes of both QEMUs. What becomes of the image is
+# engine_amend's.
+source "$(dirname "$0")/lib.sh"
+need_qemu
+
+create a.qcow2 1M
+io -c 'write -P 1 0 500k' -c 'write -z 64k 64k' a.qcow2
+prints json "{
+    \"filename\": \"a.qcow2\",
+    \"compat\": \"0.10\",
+    \"refcount-bits\": 16,
+    \"lazy-refcounts\": false,
+    \"virtual-size\": 2097152,
+    \"dry-run\": false
+}" "$QCOW" amend -o compat=0.10,size=2M --output json a.qcow2
+expect several 0 "$QCOW" amend -o compat=1.1 -o refcount_bits=64,lazy_refcounts=on,size=1M -p a.qcow2
+run "$QEMU_IMG" info a.qcow2
+for words in 'compat: 1.1' 'refcount bits: 64' 'lazy refcounts: true' 'virtual size: 1 MiB'; do
+	if grep -q "$words" out; then ok "$words"; else bad "$words" "$(shown)"; fi
+done
+expect check 0 "$QEMU_IMG" check -q a.qcow2
+cp a.qcow2 before
+expect dry_run 0 "$QCOW" amend --dry-run -o size=5M,lazy_refcounts=off a.qcow2
+says no_width 1 'qcow: Refcount width must be *' "$QCOW" amend -o refcount_bits=3 a.qcow2
+says no_version 1 'qcow: cannot amend: version 2 needs refcounts of 16 bits*' "$QCOW" amend -o compat=v2,size=5M a.qcow2
+same refused_and_dry_runs_change_nothing before a.qcow2
+
+create v2.qcow2 -o compat=0.10 1M
+create v3.qcow2 1M
+create sub.qcow2 -o extended_l2=on 1M
+create snap.qcow2 1M
+"$QEMU_IMG" snapshot -c s snap.qcow2
+"$QEMU_IMG" resize -q snap.qcow2 2M
+as_qemu() { # FILE OPTIONS: on copies, what it prints, its exit code, what the image is afterwards
+	local name="$*" qemu
+	for qemu in "$QCOW_QEMU_IMG" "$QEMU_IMG" ${QEMU_IMG_NEW:+"$QEMU_IMG_NEW"}; do
+		mkdir files
+		cp ./*.qcow2 files
+		(cd files && run "$qemu" amend "${@:2}" "$1" && sed 's/qemu-img amend --help/qemu-img --help/' out err &&
+			echo "$rc" && "$QEMU_IMG" check -q "$1" && "$QEMU_IMG" info "$1" | grep -v 'disk size') \
+			>"words.$(basename "$(dirname "$qemu")")" 2>&1
+		rm -r files
+	done
+	sed -i 's/qemu-img amend --help/qemu-img --help/' words.*
+	same "$name" words.compat "words.$(basename "$(dirname "$QEMU_IMG")")"
+	[[ -z $QEMU_IMG_NEW ]] || same "$name (newest)" words.compat "words.$(basename "$(dirname "$QEMU_IMG_NEW")")"
+}
+as_qemu v3.qcow2 -o compat=0.10
+as_qemu v2.qcow2 -o compat=1.1
+as_qemu v2.qcow2 -o compat=v3,refcount_bits=8
+as_qemu v2.qcow2 -o refcount_bits=8
+as_qemu v3.qcow2 -o compat=0.10,refcount_bits=8
+as_qemu v3.qcow2 -o refcount_bits=64,lazy_refcounts=on
+as_qemu v3.qcow2 -o refcount_bits=3
+as_qemu v2.qcow2 -o lazy_refcounts=on
+as_qemu v3.qcow2 -o size=3M
+as_qemu v3.qcow2 -o size=512k
+as_qemu v3.qcow2 -o compat=0.42
+as_qemu v3.qcow2 -o cluster_size=4k
+as_qemu v3.qcow2 -o preallocation=full
+as_qemu v3.qcow2 -o data_file=x
+as_qemu v3.qcow2 -o data_file_raw=on
+as_qemu v3.qcow2 -o backing_file=b
+as_qemu sub.qcow2 -o compat=0.10
+as_qemu snap.qcow2 -o compat=0.10
+as_qemu v3.qcow2 -q
+as_qemu v3.qcow2 -f raw -o size=1M
+finish

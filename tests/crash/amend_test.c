@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+/* Every crash while an image is amended leaves it as it was, or as it was to be; zero clusters on the way to version 2 are
+ * nothing that anybody reads. */
+#include <cm.h>
+
+#include <host.h>
+#include <rng.h>
+#include <qcowkit/manage.h>
+
+#include "whole.h"
+
+#define CREATE "qemu-img create -q -f qcow2 "
+#define ZEROS                                                                                    \
+	" && qemu-io -c 'write -q -P 3 0 100k' -c 'write -q -z 16k 16k' -c 'write -q -z -u 48k " \
+	"8k' "                                                                                   \
+	"-c 'write -q -z 120k 8k' img"
+#define SHARED                                                                                 \
+	" && qemu-img snapshot -c one img && qemu-io -c 'write -q -z 0 4k' -c 'write -q -P 4 " \
+	"90k 8k' img && qemu-img snapshot -c two img"
+#define BASE	"head -c 200k /dev/urandom >back.raw && "
+#define BITMAPS " && qemu-img bitmap --add -g 512 img on"
+
+static enum qcow_status amend(
+	struct qcow_image *image, uint32_t version, uint32_t refcount_bits, struct qcow_error *err)
+{
+	struct qcow_amend_options o = QCOW_AMEND_OPTIONS_INIT;
+	o.version = version;
+	o.refcount_bits = refcount_bits;
+	return qcow_amend(image, &o, err);
+}
+
+static enum qcow_status to_2(struct qcow_image *image, struct qcow_error *err)
+{
+	return amend(image, 2, 0, err);
+}
+
+static enum qcow_status to_3(struct qcow_image *image, struct qcow_error *err)
+{
+	return amend(image, 3, 0, err);
+}
+
+static enum qcow_status to_64(struct qcow_image *image, struct qcow_error *err)
+{
+	return amend(image, 0, 64, err);
+}
+
+static enum qcow_status to_2_bits(struct qcow_image *image, struct qcow_error *err)
+{
+	return amend(image, 0, 2, err);
+}
+
+static enum qcow_status lazy(struct qcow_image *image, struct qcow_error *err)
+{
+	struct qcow_amend_options o = QCOW_AMEND_OPTIONS_INIT;
+	o.lazy_refcounts = QCOW_AMEND_ON;
+	return qcow_amend(image, &o, err);
+}
+
+/* It can be written. */
+static const char *writes(struct qcow_image *image)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	static char buf[30000];
+	memset(buf, 'w', sizeof(buf));
+	return qcow_pwrite(image, buf, sizeof(buf), 5000, QCOW_IO_FUA, &err) == QCOW_OK
+		       ? NULL
+		       : "the write failed";
+}
+
+static const struct qkc_operation operations[] = {
+	{"to version 2, 512", CREATE "-o cluster_size=512 img 200k" ZEROS, NULL, NULL, to_2, writes,
+		5, false},
+	{"to version 2, 4k, snapshots", CREATE "-o cluster_size=4k img 200k" ZEROS SHARED, NULL,
+		NULL, to_2, writes, 5, false},
+	{"to version 2, 512, backing",
+		BASE CREATE "-b back.raw -F raw -o cluster_size=512 img 200k" ZEROS, "back.raw",
+		NULL, to_2, writes, 5, false},
+	{"to version 2, 4k, backing, snapshots",
+		BASE CREATE "-b back.raw -F raw -o cluster_size=4k img 200k" ZEROS SHARED,
+		"back.raw", NULL, to_2, writes, 5, false},
+	{"to version 2, 64k", CREATE "-o cluster_size=64k img 400k" ZEROS, NULL, NULL, to_2, writes,
+		2, false},
+	{"to version 3, 512", CREATE "-o compat=0.10,cluster_size=512 img 200k" ZEROS SHARED, NULL,
+		NULL, to_3, writes, 2, false},
+	{"to version 3, 64k", CREATE "-o compat=0.10 img 200k" ZEROS SHARED, NULL, NULL, to_3,
+		writes, 2, false},
+	{"refcounts of 64 bits, 512", CREATE "-o cluster_size=512 img 200k" ZEROS SHARED BITMAPS,
+		NULL, NULL, to_64, writes, 30, false},
+	{"refcounts of 64 bits, 64k", CREATE "-o cluster_size=64k img 200k" ZEROS SHARED, NULL,
+		NULL, to_64, writes, 2, false},
+	{"refcounts of 2 bits, 4k, device",
+		CREATE "-o cluster_size=4k img 200k" ZEROS SHARED " && truncate -s 1M img", NULL,
+		NULL, to_2_bits, writes, 2, true},
+	{"refcounts of 2 bits, packed",
+		BASE "qemu-img convert -c -O qcow2 -o cluster_size=4k back.raw img", NULL, NULL,
+		to_64, writes, 2, false},
+	{"lazy refcounts", CREATE "img 200k" ZEROS, NULL, NULL, lazy, writes, 2, false},
+};
+
+static void every_crash_leaves_it_whole(void **state)
+{
+	(void)state;
+	struct qkt_rng rng = qkt_rng_init(7);
+	uint64_t n = 0, n_bad = 0;
+	for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
+		struct qkc_whole_result r = qkc_whole_explore(&operations[i], qkt_rng_next(&rng));
+		print_message("%-38s %6llu states, %llu bad%s%s\n", operations[i].name,
+			(unsigned long long)r.n_distinct, (unsigned long long)r.n_bad,
+			r.first_bad[0] != '\0' ? ": " : "", r.first_bad);
+		n += r.n_distinct;
+		n_bad += r.n_bad + (r.n_distinct < operations[i].min_states);
+	}
+	print_message("%llu states\n", (unsigned long long)n);
+	assert_int_equal(n_bad, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_crash_leaves_it_whole),
+	};
+	qkt_need_program("qemu-io", "qemu-utils");
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
