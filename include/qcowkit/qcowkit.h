@@ -206,9 +206,8 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * no guest data is read. Nothing is written, unless QCOW_OPEN_WRITE is given: then unknown autoclear bits
  * are cleared and a dirty image gets its refcounts rebuilt (options->dirty).
  * With QCOW_OPEN_WRITE: QCOW_E_READONLY for a store that is not writable, a snapshot view, and an image that
- * may be opened read-only at most; QCOW_E_UNSUPPORTED with a sentence for what this version cannot
- * write yet (data files), and for an enabled bitmap with extra data that
- * nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (512 MiB of bits
+ * may be opened read-only at most, and a data file that is not writable; QCOW_E_POLICY where the data file was not
+ * opened; QCOW_E_UNSUPPORTED for an enabled bitmap with extra data that nobody may ignore; QCOW_E_LIMIT for more granules of enabled bitmaps than are tracked (512 MiB of bits
  * for one, 1 GiB for all); QCOW_E_KEY without the key of an
  * encrypted image; QCOW_E_CORRUPT with the finding for
  * a refcount below its references, structures that share a cluster, a refcount table that contradicts itself, and
@@ -431,13 +430,15 @@ QCOW_EXPORT enum qcow_status qcow_write_compressed(struct qcow_image *image, con
 
 /* [off, off + len) reads as zeros afterwards, whatever a backing file holds. Whole clusters become zero clusters
  * and keep their host clusters unless QCOW_IO_UNMAP; version 2 knows no zero clusters: zeros are written as
- * data, but with QCOW_IO_UNMAP and no backing file. flags: any of QCOW_IO_. */
+ * data, but with QCOW_IO_UNMAP and no backing file; a raw data file gets the zeros itself, and no fast ones.
+ * flags: any of QCOW_IO_. */
 QCOW_EXPORT enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, uint64_t len, unsigned flags,
 	struct qcow_error *err) QCOW_MUST_USE;
 
 /* The content of the range is not needed any more: clusters that lie in it whole (the last of the disk may
  * be cut) are given up and read as zeros; the rest of the range stays as it is, and so does all of it in a
- * version 2 image with a backing file, where nothing could hide that. flags: QCOW_IO_FUA. */
+ * version 2 image with a backing file, where nothing could hide that. In a data file their space goes back to the
+ * host with the next flush, in a raw one at once. flags: QCOW_IO_FUA. */
 QCOW_EXPORT enum qcow_status qcow_discard(struct qcow_image *image, uint64_t off, uint64_t len,
 	unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
 

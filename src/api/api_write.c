@@ -53,7 +53,7 @@ static enum qcow_status finish(struct qcow_image *image, unsigned pass, unsigned
 	enum qcow_status status, struct qcow_error *err)
 {
 	if (status == QCOW_OK && (flags & QCOW_IO_FUA) != 0)
-		status = qk_publish_flush(image->rw->publish, err);
+		status = qk_write_flush(image, err);
 	qk_pass_leave(image, pass);
 	return status;
 }

@@ -6,12 +6,13 @@
 
 #include <inttypes.h>
 
+#include "engine/data_file.h"
 #include "engine/image.h"
 #include "engine/locks.h"
-#include "engine/publish.h"
 #include "engine/rw.h"
 #include "engine/space.h"
 #include "engine/table.h"
+#include "engine/write.h"
 
 static uint64_t key_of(const struct qcow_image *image, qk_goff off)
 {
@@ -66,7 +67,7 @@ enum qcow_status qk_group_lock(
 	struct qk_rw *rw = image->rw;
 	uint64_t key = key_of(image, off);
 	if (qk_stage_is_full(rw->stage) || qk_space_wants_publish(rw->space))
-		QK_TRY(qk_publish_flush(rw->publish, err));
+		QK_TRY(qk_write_flush(image, err));
 	out->image = image;
 	out->guest.v = key * qk_group_span(image);
 	out->n = qk_stage_entries(&image->geometry);
@@ -92,6 +93,34 @@ void qk_group_unlock(struct qk_group *group)
 	qk_unlock(stripe_of(image, key_of(image, group->guest)));
 }
 
+void qk_group_hold(struct qcow_image *image, qk_goff off, struct qk_group_hold *out)
+{
+	struct qk_stage *stage = image->rw->stage;
+	uint64_t key = key_of(image, off);
+	out->image = image;
+	out->guest.v = key * qk_group_span(image);
+	qk_lock(stripe_of(image, key));
+	out->chunk = qk_stage_pin(stage, key);
+	out->busy = out->chunk != NULL ? qk_stage_unsettled(stage, out->chunk) : 0;
+}
+
+void qk_group_release(struct qk_group_hold *hold)
+{
+	struct qcow_image *image = hold->image;
+	if (hold->chunk != NULL)
+		qk_stage_unpin(image->rw->stage, hold->chunk);
+	qk_unlock(stripe_of(image, key_of(image, hold->guest)));
+}
+
+bool qk_group_is_settled(const struct qk_group_hold *hold, qk_goff off)
+{
+	const struct qk_geometry *g = &hold->image->geometry;
+	uint32_t n = qk_entry_words(g);
+	uint64_t first = ((off.v - hold->guest.v) >> g->cluster_bits) * n;
+	uint64_t words = ((UINT64_C(1) << n) - 1) << first;
+	return (hold->busy & words) == 0;
+}
+
 struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i)
 {
 	const struct qcow_image *image = group->image;
@@ -100,7 +129,8 @@ struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i)
 	uint64_t bitmap = n_words == 2 ? group->words[i * n_words + 1] : 0;
 	struct qk_l2_entry e = qk_l2_decode(
 		&image->geometry, group->words[i * n_words], bitmap, guest);
-	bool is_beyond = qk_l2_has_host(&e) && e.host_off.v >= image->file_size;
+	bool is_beyond = qk_l2_has_host(&e) && !image->geometry.data_file &&
+			 e.host_off.v >= image->file_size;
 	if (e.finding == 0 && is_beyond)
 		e.finding = QCOW_FINDING_L2_ENTRY_BEYOND_FILE;
 	return e;
@@ -129,7 +159,10 @@ enum qcow_status qk_group_judge(
 			return fail_entry(group, i, e.finding, err);
 		if (!qk_l2_has_host(&e))
 			continue;
-		if (!e.copied && qk_space_is_proven(space))
+		/* clusters of a data file have no refcount, and one owner */
+		if (group->image->geometry.data_file)
+			references = 1;
+		else if (!e.copied && qk_space_is_proven(space))
 			QK_TRY(qk_space_refcount(space, e.host_off.v, &references, err));
 		if (references == 1)
 			group->owned |= UINT64_C(1) << i;
@@ -140,6 +173,8 @@ enum qcow_status qk_group_judge(
 struct qk_pair qk_group_unlinked(const struct qk_group *group, const struct qk_l2_entry *e)
 {
 	unsigned bits = group->image->geometry.cluster_bits;
+	if (qk_l2_has_host(e) && group->image->geometry.data_file)
+		return qk_data_file_unlinked(e->host_off.v);
 	if (qk_l2_has_host(e))
 		return (struct qk_pair){e->host_off.v, 1};
 	if (e->type != QK_L2_COMPRESSED)

@@ -27,6 +27,18 @@ enum qcow_status qk_group_lock(struct qcow_image *image, qk_goff off, struct qk_
 	struct qcow_error *err) QK_MUST_USE;
 void qk_group_unlock(struct qk_group *group);
 
+/* The stripe of the group at `off`, to look at its entries and change none. */
+struct qk_group_hold {
+	struct qcow_image *image;
+	struct qk_chunk *chunk; /* NULL: nothing is staged */
+	qk_goff guest;
+	uint64_t busy; /* words of the chunk that the disk may have otherwise */
+};
+void qk_group_hold(struct qcow_image *image, qk_goff off, struct qk_group_hold *out);
+void qk_group_release(struct qk_group_hold *hold);
+/* Does the disk have the entry of the cluster at `off` as readers see it? */
+bool qk_group_is_settled(const struct qk_group_hold *hold, qk_goff off);
+
 /* Decode entry i. Host clusters past the end of the file get their finding too. */
 struct qk_l2_entry qk_group_entry(const struct qk_group *group, uint32_t i);
 

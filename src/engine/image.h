@@ -74,4 +74,10 @@ struct qcow_image {
 	struct qk_rw *rw; /* NULL: read-only */
 };
 
+/* Where plain guest data is stored. */
+static inline struct qcow_store *qk_guest_store(const struct qcow_image *image)
+{
+	return image->geometry.data_file ? image->data_store : image->store;
+}
+
 #endif

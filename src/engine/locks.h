@@ -12,7 +12,7 @@
  *	5  compress.lock	engine/compress.c where the next compressed cluster goes; then
  *	   space lock		engine/space.c	refcounts and what is free
  *	6  tablist.lock, meta.l1_lock, meta.sets_lock, set.lock, decode.cache_lock, decode.pool_lock, hostmap.lock,
- *	   fence.lock, epoch.lock, gate.lock, rw.parts_lock: leaves among each other
+ *	   fence.lock, epoch.lock, gate.lock, rw.parts_lock, rw.data_file.lock: leaves among each other
  *	7  the locks of a store
  *
  * An epoch (engine/epoch.h) is no lock, but who waits for the epochs must be in none, and who is in one takes

@@ -64,11 +64,6 @@ static void join_unallocated(struct walk *w, uint64_t len)
 	w->is_done = !join(w, &next);
 }
 
-static struct qcow_store *guest_store(const struct qcow_image *image)
-{
-	return image->geometry.data_file ? image->data_store : image->store;
-}
-
 /* The subclusters of an extended entry that answer alike, from the one at `in_cluster` on. */
 static void cut_subclusters(const struct qk_geometry *g, const struct qk_l2_entry *e,
 	uint64_t in_cluster, struct qk_run *run)
@@ -142,7 +137,8 @@ static void decode(const struct walk *w, uint64_t raw, uint64_t bitmap, struct p
 	if (e.type != QK_L2_COMPRESSED)
 		run->host_off.v = run->has_host ? e.host_off.v + in_cluster : 0;
 	if (run->has_host)
-		run->store = e.type == QK_L2_COMPRESSED ? w->image->store : guest_store(w->image);
+		run->store = e.type == QK_L2_COMPRESSED ? w->image->store
+							: qk_guest_store(w->image);
 	if (out->finding == 0)
 		out->finding = judge_range(w->image, run);
 	if (w->for_write && (run->kind != QK_RUN_PLAIN || !e.copied)) {

@@ -3,7 +3,7 @@
  * publish: see publish.h. The order, of which doc/ARCHITECTURE.md has the why:
  *
  *	refcounts; changed sectors of L2 tables that no L1 entry on the disk names
- *	  || flush: with them the data, the new tables, the length of the file
+ *	  || flush of the data file, if there is one, then of the image: with them the data, the new tables, the length
  *	refcount table entries, where refcount blocks are new || flush
  *	changed sectors of the other L2 tables; L1 entries
  *	  || flush
@@ -29,6 +29,7 @@
 
 #include "base/mem.h"
 #include "engine/compress.h"
+#include "engine/data_file.h"
 #include "engine/decode.h"
 #include "engine/image.h"
 #include "engine/locks.h"
@@ -60,6 +61,7 @@ struct job {
 	struct qk_publish *p;
 	struct qk_stage *stage;
 	bool is_recovery; /* write again what an earlier one may have lost */
+	bool is_stable; /* the flush for what the entries point to is done, that of the data file with it */
 	bool is_named; /* entries are being written: what they point to is stable */
 	struct qk_chunk **chunks; /* by place in the file */
 	uint64_t n_chunks;
@@ -146,13 +148,25 @@ static enum qcow_status fence_io(struct qk_publish *p, enum qcow_status status,
 	return status;
 }
 
-/* Flush the store. What a failed flush lost is not known, and it is never repeated. */
-static enum qcow_status barrier(struct qk_publish *p, struct qcow_error *err)
+/* Flush the image. What a failed flush lost is not known, and it is never repeated. */
+static enum qcow_status barrier_image(struct qk_publish *p, struct qcow_error *err)
 {
 	struct qcow_error own = QCOW_ERROR_INIT;
 	enum qcow_status status = qcow_store_flush(p->image->store, &own);
 	p->is_lost = p->is_lost || status != QCOW_OK;
 	return fence(p, status, &own, err);
+}
+
+/* The same of both stores, the data file first. */
+static enum qcow_status barrier(struct qk_publish *p, struct qcow_error *err)
+{
+	struct qcow_error own = QCOW_ERROR_INIT;
+	if (p->image->data_store == NULL)
+		return barrier_image(p, err);
+	enum qcow_status status = qcow_store_flush(p->image->data_store, &own);
+	p->is_lost = p->is_lost || status != QCOW_OK;
+	QK_TRY(fence(p, status, &own, err));
+	return barrier_image(p, err);
 }
 
 /* ---- L2 entries ---- */
@@ -295,6 +309,22 @@ static enum qcow_status restore_length(const struct job *job, struct qcow_error 
 	return qcow_store_truncate(image->store, size + image->geometry.cluster_size, err);
 }
 
+/* That of a data file as well, which must not become longer than the disk. */
+static enum qcow_status restore_data_length(const struct job *job, struct qcow_error *err)
+{
+	struct qcow_store *store = job->p->image->data_store;
+	struct qcow_store_caps caps;
+	uint64_t size = 0;
+	if (store == NULL)
+		return QCOW_OK;
+	qcow_store_caps(store, &caps);
+	if (!caps.can_grow)
+		return QCOW_OK;
+	QK_TRY(qcow_store_size(store, &size, err));
+	QK_TRY(qcow_store_truncate(store, size + 1, err));
+	return qcow_store_truncate(store, size, err);
+}
+
 /* Does the disk hold what was written? */
 static enum qcow_status verify(const struct job *job, struct qcow_error *err)
 {
@@ -339,7 +369,7 @@ static enum qcow_status collect(struct job *job, struct qcow_error *err)
 }
 
 /* All that the entries will point to. */
-static enum qcow_status make_targets_stable(const struct job *job, struct qcow_error *err)
+static enum qcow_status make_targets_stable(struct job *job, struct qcow_error *err)
 {
 	struct qk_publish *p = job->p;
 	struct qk_space *space = p->image->rw->space;
@@ -347,13 +377,16 @@ static enum qcow_status make_targets_stable(const struct job *job, struct qcow_e
 	bool needs_link = false;
 	if (job->is_recovery)
 		QK_TRY(restore_length(job, err));
+	if (job->is_recovery)
+		QK_TRY(restore_data_length(job, err));
 	QK_TRY(fence_io(p, qk_space_publish_begin(space, &needs_link, &own), &own, err));
 	QK_TRY(write_chunks(job, false, err));
 	QK_TRY(barrier(p, err));
+	job->is_stable = true;
 	if (!needs_link)
 		return QCOW_OK;
 	QK_TRY(fence_io(p, qk_space_publish_link(space, &own), &own, err));
-	return barrier(p, err);
+	return barrier_image(p, err);
 }
 
 static enum qcow_status write_entries(const struct job *job, struct qcow_error *err)
@@ -362,7 +395,7 @@ static enum qcow_status write_entries(const struct job *job, struct qcow_error *
 	struct qcow_error own = QCOW_ERROR_INIT;
 	QK_TRY(fence(p, write_chunks(job, true, &own), &own, err));
 	QK_TRY(fence(p, write_l1(job, &own), &own, err));
-	QK_TRY(barrier(p, err));
+	QK_TRY(job->is_stable ? barrier_image(p, err) : barrier(p, err));
 	return job->is_recovery ? verify(job, err) : QCOW_OK;
 }
 
@@ -426,6 +459,7 @@ static void drop_unlinked(struct qk_publish *p)
 	if (unlinked.n == 0)
 		return;
 	qk_epoch_wait(rw->epoch);
+	qk_data_file_take(p->image, &unlinked);
 	if (drop_pairs(p, &unlinked) != QCOW_OK)
 		qk_stage_defer(rw->stage, &unlinked);
 	else

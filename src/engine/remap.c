@@ -86,6 +86,16 @@ static uint64_t guest_of(const struct remap *r, uint32_t entry)
 	return r->group.guest.v + ((uint64_t)entry << r->group.image->geometry.cluster_bits);
 }
 
+/* head and tail end with what the new cluster, or the old one, has to hold. */
+static void fit_subclusters(const struct remap *r, struct part *part)
+{
+	const struct qk_geometry *g = &r->group.image->geometry;
+	struct qk_l2_entry e = qk_group_entry(&r->group, part->first);
+	part->head = qk_sub_head(g, &e, part->in_place, part->lead);
+	e = qk_group_entry(&r->group, part->first + part->n - 1);
+	part->tail = qk_sub_tail(g, &e, part->in_place, g->cluster_size - part->tail);
+}
+
 /* head, payload and tail of entries [first, first + n). */
 static struct part make_part(const struct remap *r, const struct qk_step *step, uint32_t n)
 {
@@ -98,12 +108,11 @@ static struct part make_part(const struct remap *r, const struct qk_step *step, 
 	part.payload = qk_min(r->end, end) - r->off;
 	part.tail = end - r->off - part.payload;
 	part.in_place = step->kind != QK_STEP_ALLOCATE;
-	if (!g->extended_l2)
-		return part;
-	struct qk_l2_entry e = qk_group_entry(&r->group, first);
-	part.head = qk_sub_head(g, &e, part.in_place, r->off & (g->cluster_size - 1));
-	e = qk_group_entry(&r->group, first + n - 1);
-	part.tail = qk_sub_tail(g, &e, part.in_place, g->cluster_size - part.tail);
+	if (g->extended_l2)
+		fit_subclusters(r, &part);
+	/* a data file may end with the disk */
+	if (g->data_file)
+		part.tail = qk_min(part.tail, r->group.image->size - r->off - part.payload);
 	return part;
 }
 
@@ -122,7 +131,7 @@ static uint32_t written_subclusters(const struct remap *r, const struct part *pa
 static struct qk_put put_of(struct remap *r, const struct part *part, uint64_t into)
 {
 	const struct qk_put put = {.image = r->group.image,
-		.at = {r->group.image->store, {part->host_off + into},
+		.at = {qk_guest_store(r->group.image), {part->host_off + into},
 			{guest_of(r, part->first) + into}},
 		.from = r->from,
 		.len = part->payload};
@@ -163,7 +172,7 @@ static enum qcow_status write_part(struct remap *r, const struct part *part, str
 	struct fill head = {0}, tail = {0};
 	uint64_t len = part->head + part->payload + part->tail;
 	uint64_t at = part->host_off + part->lead - part->head;
-	QK_TRY(qk_space_check_overlap(image->rw->space, QK_SPACE_DATA, at, len, err));
+	QK_TRY(qk_rw_check_data(image, at, len, err));
 	enum qcow_status status = get_fill(
 		image, r->off - part->head, part->head, part->reads_zero, &head, err);
 	if (status == QCOW_OK)
@@ -189,8 +198,7 @@ static enum qcow_status copy_apart(
 		struct qk_sub_run run = qk_sub_next(&left);
 		uint64_t from = run.first * g->subcluster_size, len = run.n * g->subcluster_size;
 		struct fill fill = {0};
-		QK_TRY(qk_space_check_overlap(
-			image->rw->space, QK_SPACE_DATA, host_off + from, len, err));
+		QK_TRY(qk_rw_check_data(image, host_off + from, len, err));
 		enum qcow_status status = get_fill(image, guest_of(r, part->first + i) + from, len,
 			part->reads_zero, &fill, err);
 		if (status == QCOW_OK && fill.p != NULL)
@@ -255,7 +263,10 @@ static enum qcow_status write_allocating(
 	const struct qk_space_want want = {
 		.n = step->n, .near = step->host.v, .kind = QK_SPACE_DATA};
 	struct qk_space_run run = {0};
-	QK_TRY(qk_table_take(image, &want, &run, err));
+	if (image->geometry.data_file)
+		run = (struct qk_space_run){.off = guest_of(r, step->first), .n = step->n};
+	else
+		QK_TRY(qk_table_take(image, &want, &run, err));
 	QK_ASSERT(W5, run.n != 0 && run.n <= step->n);
 	*part = make_part(r, step, (uint32_t)run.n);
 	part->host_off = run.off;
@@ -266,7 +277,7 @@ static enum qcow_status write_allocating(
 		status = write_part(r, part, err);
 	if (status == QCOW_OK)
 		status = link_part(r, part, true, err);
-	if (status != QCOW_OK)
+	if (status != QCOW_OK && !image->geometry.data_file)
 		qk_space_give_back(image->rw->space, run.off, run.n);
 	return status;
 }
@@ -275,8 +286,7 @@ static enum qcow_status write_allocating(
 static enum qcow_status write_over(struct remap *r, const struct part *part, struct qcow_error *err)
 {
 	const struct qk_put put = put_of(r, part, part->lead);
-	QK_TRY(qk_space_check_overlap(
-		r->group.image->rw->space, QK_SPACE_DATA, put.at.host.v, part->payload, err));
+	QK_TRY(qk_rw_check_data(r->group.image, put.at.host.v, part->payload, err));
 	return qk_put_part(&put, err);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "engine/compress.h"
+#include "engine/data_file.h"
 #include "engine/gate.h"
 #include "engine/hostmap.h"
 #include "engine/image.h"
@@ -16,6 +17,7 @@
 #include "engine/space.h"
 #include "engine/stage.h"
 #include "engine/track.h"
+#include "engine/write.h"
 
 static enum qcow_status judge_features(struct qcow_image *image, struct qcow_error *err)
 {
@@ -23,8 +25,7 @@ static enum qcow_status judge_features(struct qcow_image *image, struct qcow_err
 		return QK_FAIL(err, QCOW_E_KEY,
 			"the image is encrypted, and it cannot be written without its key");
 	if (image->geometry.data_file)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the image has a data file: this version cannot write to it");
+		QK_TRY(qk_data_file_judge(image, err));
 	return QCOW_OK;
 }
 
@@ -96,6 +97,7 @@ static enum qcow_status make(
 	qk_fence_init(&rw->fence);
 	(void)pthread_mutex_init(&rw->parts_lock, NULL);
 	(void)pthread_mutex_init(&rw->tables_lock, NULL);
+	qk_data_file_init(&rw->data_file);
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_init(&rw->stripes[i], NULL);
 	rw->has_below = image->backing != NULL || image->backing_name != NULL;
@@ -122,7 +124,7 @@ enum qcow_status qk_rw_open(
 static void settle(struct qcow_image *image)
 {
 	struct qk_rw *rw = image->rw;
-	if (rw->publish == NULL || qk_publish_flush(rw->publish, NULL) != QCOW_OK)
+	if (rw->publish == NULL || qk_write_flush(image, NULL) != QCOW_OK)
 		return;
 	if (rw->space == NULL)
 		return;
@@ -152,10 +154,20 @@ void qk_rw_close(struct qcow_image *image)
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_destroy(&rw->stripes[i]);
 	(void)pthread_mutex_destroy(&rw->tables_lock);
+	qk_data_file_release(&rw->data_file);
 	(void)pthread_mutex_destroy(&rw->parts_lock);
 	qk_fence_release(&rw->fence);
 	free(rw);
 	image->rw = NULL;
+}
+
+enum qcow_status qk_rw_check_data(
+	struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	struct qk_space *space = image->rw->space;
+	if (space == NULL || image->geometry.data_file)
+		return QCOW_OK;
+	return qk_space_check_overlap(space, QK_SPACE_DATA, off, len, err);
 }
 
 void qk_rw_follow_size(struct qcow_image *image)

@@ -8,6 +8,7 @@
 
 #include <qcowkit/qcowkit.h>
 
+#include "engine/data_file.h"
 #include "engine/epoch.h"
 #include "engine/fence.h"
 #include "format/limits.h"
@@ -47,6 +48,7 @@ struct qk_rw {
 	struct qk_stage *stage;
 	struct qk_track *track; /* NULL: no bitmap is enabled */
 	struct qk_compress *compress;
+	struct qk_data_file data_file;
 	pthread_mutex_t tables_lock; /* making L2 tables, growing L1 */
 	pthread_mutex_t stripes[QK_STRIPES]; /* remapping clusters */
 };
@@ -67,6 +69,10 @@ enum qcow_status qk_rw_header(
 struct qk_space;
 enum qcow_status qk_rw_make_space(
 	struct qcow_image *image, struct qk_space **out, struct qcow_error *err) QK_MUST_USE;
+/* Would a write of guest data to [off, off + len) of its store land on a structure of the image? As
+ * qk_space_check_overlap; a data file holds no structures. */
+enum qcow_status qk_rw_check_data(
+	struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err) QK_MUST_USE;
 
 /* The store has grown: clusters that were taken lie within the file from now on. */
 void qk_rw_follow_size(struct qcow_image *image);

@@ -342,6 +342,14 @@ bool qk_stage_has_unlinked(struct qk_stage *stage)
 	return has;
 }
 
+uint64_t qk_stage_unsettled(struct qk_stage *stage, const struct qk_chunk *chunk)
+{
+	qk_lock(&stage->lock);
+	uint64_t words = chunk->open | chunk->publishing | chunk->named;
+	qk_unlock(&stage->lock);
+	return words;
+}
+
 /* ---- publishing ---- */
 
 void qk_stage_swap(struct qk_stage *stage)

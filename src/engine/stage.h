@@ -142,6 +142,9 @@ enum qcow_status qk_stage_l1(struct qk_stage *stage, uint64_t index, uint64_t ra
 enum qcow_status qk_stage_unlink(
 	struct qk_stage *stage, uint64_t off, uint64_t n, struct qcow_error *err) QK_MUST_USE;
 
+/* Words of a pinned chunk that the disk may have otherwise: their publication is to come, under way, or failed. */
+uint64_t qk_stage_unsettled(struct qk_stage *stage, const struct qk_chunk *chunk);
+
 /* Is something waiting for a publication that would set clusters free? */
 bool qk_stage_has_unlinked(struct qk_stage *stage);
 

@@ -86,7 +86,9 @@ static enum qcow_status write_table(struct qcow_image *image, const struct qk_sp
 	if (old != 0) {
 		QK_TRY(qcow_store_read_padded(
 			image->store, table, (size_t)g->cluster_size, old, err));
-		clear_copied(g, table);
+		/* in a data file nothing is shared, and COPIED alone names its first cluster */
+		if (!g->data_file)
+			clear_copied(g, table);
 	}
 	QK_TRY(qk_space_check_overlap(
 		image->rw->space, QK_SPACE_L2, run->off, g->cluster_size, err));

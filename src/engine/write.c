@@ -5,22 +5,20 @@
 #include "engine/write.h"
 
 #include "base/err.h"
+#include "engine/data_file.h"
 #include "engine/image.h"
 #include "engine/iov.h"
+#include "engine/publish.h"
 #include "engine/put.h"
 #include "engine/remap.h"
 #include "engine/rw.h"
-#include "engine/space.h"
 #include "engine/track.h"
 
 /* A bad image may name metadata as data. */
 static enum qcow_status check_overlap(
 	struct qcow_image *image, const struct qk_run *run, struct qcow_error *err)
 {
-	struct qk_space *space = image->rw->space;
-	if (space == NULL)
-		return QCOW_OK;
-	return qk_space_check_overlap(space, QK_SPACE_DATA, run->host_off.v, run->len, err);
+	return qk_rw_check_data(image, run->host_off.v, run->len, err);
 }
 
 static enum qcow_status find_runs(
@@ -178,5 +176,12 @@ enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int
 		range.off.v += done;
 		range.len -= done;
 	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_write_flush(struct qcow_image *image, struct qcow_error *err)
+{
+	QK_TRY(qk_publish_flush(image->rw->publish, err));
+	qk_data_file_punch(image);
 	return QCOW_OK;
 }

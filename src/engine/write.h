@@ -45,4 +45,8 @@ void qk_write_end(struct qk_write *write);
 enum qcow_status qk_write(struct qcow_image *image, const struct iovec *iov, int n_iov,
 	uint64_t off, struct qcow_error *err) QK_MUST_USE;
 
+/* qcow_flush, and what it set free in a data file goes back to the host. The caller holds no lock. Errors as
+ * qk_publish_flush. */
+enum qcow_status qk_write_flush(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;
+
 #endif

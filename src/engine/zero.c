@@ -7,6 +7,7 @@
  *	plain or zero, one reference	zero, the cluster is kept	zero, the cluster is unlinked
  *	plain or zero, shared		zero, one reference less
  *	compressed			zero, one reference less for each cluster touched
+ * A raw data file gets the zeros itself, and its entries stay.
  * Version 2 has no zero flag: absent stands for zero where nothing lies below, else zeros are data.
  *
  * With extended entries zeroing goes by subclusters: where it takes a part of a cluster, their zero bits are set and
@@ -14,6 +15,7 @@
  */
 #include "engine/zero.h"
 
+#include "engine/data_file.h"
 #include "engine/group.h"
 #include "engine/image.h"
 #include "engine/map.h"
@@ -237,6 +239,19 @@ static struct cut cut_range(
 	return (struct cut){head, whole - tail, tail};
 }
 
+/* Who reads a raw data file alone has to find the zeros there, whatever the entries say. */
+static enum qcow_status zero_raw_data(
+	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	if (z->is_fast)
+		return QK_FAIL(
+			err, QCOW_E_NOTSUP, "a raw data file may have to be written zeros as data");
+	/* what lies below would show through an entry that is absent, and zeros of the host are no zeros when decrypted */
+	if (has_below(z) || z->image->crypt != NULL)
+		return write_zeros(z->image, off, len, err);
+	return qk_data_file_zero(z->image, off, len, z->unmap, err);
+}
+
 static enum qcow_status zero_qcow2(
 	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
 {
@@ -246,6 +261,8 @@ static enum qcow_status zero_qcow2(
 		image, g->extended_l2 ? g->subcluster_size : g->cluster_size, off, len);
 	if (image->geometry.version < 3 && (has_below(z) || !z->unmap))
 		return zero_data(z, off, len, err);
+	if (qk_data_file_is_raw(image))
+		return zero_raw_data(z, off, len, err);
 	/* these write nothing where only fast zeros are wanted */
 	QK_TRY(zero_data(z, off, cut.head, err));
 	QK_TRY(zero_data(z, off + cut.head + cut.whole, cut.tail, err));
@@ -297,5 +314,7 @@ enum qcow_status qk_discard(
 	if (image->geometry.version < 3 && image->rw->has_below)
 		return QCOW_OK;
 	struct cut cut = cut_range(image, image->geometry.cluster_size, off, len);
+	if (qk_data_file_is_raw(image))
+		return cut.whole == 0 ? QCOW_OK : zero_raw_data(&z, off + cut.head, cut.whole, err);
 	return zero_clusters(&z, off + cut.head, cut.whole, err);
 }

@@ -248,11 +248,12 @@ no_create_writes_into_a_qcow2_image() {
 	truncate -s 6M n.raw
 	qemu-img create -q -f raw nbase.raw 4M && qemu-io -f raw -c 'write -q -P 9 0 4M' nbase.raw || return 1
 	for options in compat=0.10 cluster_size=4k,refcount_bits=1 cluster_size=2M backing_file=nbase.raw,backing_fmt=raw \
-		compat=0.10,backing_file=nbase.raw,backing_fmt=raw; do
-		rm -f kept.qcow2
+		compat=0.10,backing_file=nbase.raw,backing_fmt=raw data_file=n.data,cluster_size=4k \
+		data_file=n.data,extended_l2=on data_file=n.data,data_file_raw=on; do
+		rm -f kept.qcow2 n.data
 		qemu-img create -q -f qcow2 -o "$options" kept.qcow2 8M &&
 			qemu-io -c 'write -q -P 5 1M 3M' -c 'write -q -P 6 7M 1M' kept.qcow2 || return 1
-		[[ $options == *refcount_bits=1 ]] || qemu-img snapshot -c s kept.qcow2 || return 1
+		[[ $options == *refcount_bits=1 || $options == data_file* ]] || qemu-img snapshot -c s kept.qcow2 || return 1
 		ok "$qcow" convert -n -f raw -O qcow2 n.raw kept.qcow2 || return 1
 		for peer in "${peers[@]}"; do
 			"$peer" check -q kept.qcow2 || { fail "$peer check: $options"; return 1; }
@@ -261,6 +262,7 @@ no_create_writes_into_a_qcow2_image() {
 			cmp -n 1048576 -i 7340032:0 got.raw <(head -c 1048576 /dev/zero | tr '\0' '\6') ||
 				{ fail "past the end of the source: $options"; return 1; }
 		done
+		[[ $options != *raw=on ]] || cmp n.data got.raw || { fail "$options"; return 1; }
 	done
 	qemu-img create -q -f qcow2 zero.qcow2 6M || return 1
 	ok "$qcow" convert -n --target-is-zero -f raw -O qcow2 n.raw zero.qcow2 || return 1

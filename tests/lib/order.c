@@ -102,14 +102,21 @@ static void cover(struct qko_cluster *c, uint64_t sector, unsigned first, unsign
 		mask->bits[i / 8] |= (uint8_t)(1u << (i % 8));
 }
 
+void qko_peek(const struct qkt_order *o, void *buf, uint64_t len, uint64_t off)
+{
+	struct qcow_store *from = qko_is_data(off) ? o->data_peek : o->peek;
+	uint64_t at = qko_is_data(off) ? off - QKO_DATA : off;
+	if (qcow_store_read_padded(from, buf, (size_t)len, at, NULL) != QCOW_OK)
+		abort();
+}
+
 /* Was it zeros, and durable? Asked before the first write that is not durable. */
 static void note_blank(struct qkt_order *o, struct qko_cluster *c, uint64_t sector)
 {
 	static const uint8_t zeros[QKO_SECTOR];
 	uint8_t b[QKO_SECTOR];
 	uint64_t at = c->index * o->cs + sector * QKO_SECTOR;
-	if (qcow_store_read_padded(o->peek, b, sizeof(b), at, NULL) != QCOW_OK)
-		abort();
+	qko_peek(o, b, sizeof(b), at);
 	if (c->blank == NULL)
 		c->blank = qko_need(calloc(1, (size_t)(o->cs / QKO_SECTOR + 7) / 8));
 	if (memcmp(b, zeros, sizeof(b)) == 0)
@@ -155,14 +162,14 @@ static void retire_tracked(struct qkt_order *o, struct qko_cluster *c, const str
 	}
 }
 
-/* Everything that returned before the sequence number `begin` is durable. */
-static void retire(struct qkt_order *o, uint64_t begin)
+/* Everything in one of the stores that returned before the sequence number `begin` is durable. */
+static void retire(struct qkt_order *o, bool of_data, uint64_t begin)
 {
 	size_t n = o->n_writes, kept = 0;
 	uint64_t last_size = 0;
 	for (size_t i = 0; i < n; i++) {
 		struct qko_write *w = &o->writes[i];
-		w->retires = w->done != 0 && w->done < begin;
+		w->retires = w->done != 0 && w->done < begin && qko_is_data(w->off) == of_data;
 		if (w->retires && w->is_size) {
 			o->base_size = w->off;
 			last_size = w->id;
@@ -218,11 +225,11 @@ static void judge_piece(
 		track(o, c, id, off % o->cs, len);
 }
 
-static uint64_t judge_write(
+uint64_t qko_judge_write(
 	struct qkt_order *o, uint64_t off, uint64_t len, const uint8_t *bytes, bool is_punch)
 {
 	uint64_t id = ++o->seq;
-	if (off + len > o->size) {
+	if (!qko_is_data(off) && off + len > o->size) {
 		o->size = off + len;
 		remember(o, id, o->size, 0, true);
 	}
@@ -230,7 +237,9 @@ static uint64_t judge_write(
 		uint64_t at = off + done, n = o->cs - at % o->cs;
 		n = n < len - done ? n : len - done;
 		const struct qko_cluster *c = qko_find(o, at / o->cs);
-		if (is_punch && c != NULL && qko_is_named(c))
+		/* who reads a raw data file alone has to find the zeros in it */
+		bool may_punch = o->is_raw_data && qko_is_data(at);
+		if (is_punch && !may_punch && c != NULL && qko_is_named(c))
 			qko_report(o, QKT_O5,
 				"cluster 0x%" PRIx64
 				" is punched while a pointer to it may be there",
@@ -241,7 +250,7 @@ static uint64_t judge_write(
 	return id;
 }
 
-static uint8_t *gather(const struct iovec *iov, int n_iov, uint64_t *len)
+uint8_t *qko_gather(const struct iovec *iov, int n_iov, uint64_t *len)
 {
 	uint64_t at = 0;
 	*len = 0;
@@ -286,13 +295,29 @@ static void look_again(struct qkt_order *o, uint64_t id)
 		abort();
 }
 
-static void finish(struct qkt_order *o, uint64_t id, enum qcow_status st)
+void qko_finish(struct qkt_order *o, uint64_t id, enum qcow_status st)
 {
 	(void)pthread_mutex_lock(&o->lock);
 	o->seq++;
 	set_done(o, id, st == QCOW_OK ? o->seq : LOST);
 	if (st != QCOW_OK)
 		look_again(o, id);
+	(void)pthread_mutex_unlock(&o->lock);
+}
+
+void qko_flushed(struct qkt_order *o, bool of_data, uint64_t begin, enum qcow_status st)
+{
+	(void)pthread_mutex_lock(&o->lock);
+	if (st == QCOW_OK) {
+		retire(o, of_data, begin);
+		if (!of_data && !o->has_geometry)
+			qko_load(o);
+	} else {
+		/* the kernel may have dropped the pages: no later flush brings them back */
+		for (size_t i = 0; i < o->n_writes; i++)
+			if (o->writes[i].done != 0 && qko_is_data(o->writes[i].off) == of_data)
+				o->writes[i].done = LOST;
+	}
 	(void)pthread_mutex_unlock(&o->lock);
 }
 
@@ -310,13 +335,13 @@ static enum qcow_status order_pwritev(
 {
 	struct qkt_order *o = ctx;
 	uint64_t len = 0;
-	uint8_t *bytes = gather(iov, n_iov, &len);
+	uint8_t *bytes = qko_gather(iov, n_iov, &len);
 	(void)pthread_mutex_lock(&o->lock);
-	uint64_t id = judge_write(o, off, len, bytes, false);
+	uint64_t id = qko_judge_write(o, off, len, bytes, false);
 	(void)pthread_mutex_unlock(&o->lock);
 	free(bytes);
 	enum qcow_status st = qcow_store_writev(o->inner, iov, n_iov, off, err);
-	finish(o, id, st);
+	qko_finish(o, id, st);
 	return st;
 }
 
@@ -327,18 +352,7 @@ static enum qcow_status order_flush(void *ctx, struct qcow_error *err)
 	uint64_t begin = ++o->seq;
 	(void)pthread_mutex_unlock(&o->lock);
 	enum qcow_status st = qcow_store_flush(o->inner, err);
-	(void)pthread_mutex_lock(&o->lock);
-	if (st == QCOW_OK) {
-		retire(o, begin);
-		if (!o->has_geometry)
-			qko_load(o);
-	} else {
-		/* the kernel may have dropped the pages: no later flush brings them back */
-		for (size_t i = 0; i < o->n_writes; i++)
-			if (o->writes[i].done != 0)
-				o->writes[i].done = LOST;
-	}
-	(void)pthread_mutex_unlock(&o->lock);
+	qko_flushed(o, false, begin, st);
 	return st;
 }
 
@@ -359,7 +373,7 @@ static enum qcow_status order_truncate(void *ctx, uint64_t size_bytes, struct qc
 	remember(o, id, size_bytes, 0, true);
 	(void)pthread_mutex_unlock(&o->lock);
 	enum qcow_status st = qcow_store_truncate(o->inner, size_bytes, err);
-	finish(o, id, st);
+	qko_finish(o, id, st);
 	return st;
 }
 
@@ -368,10 +382,10 @@ static enum qcow_status order_zero(
 {
 	struct qkt_order *o = ctx;
 	(void)pthread_mutex_lock(&o->lock);
-	uint64_t id = judge_write(o, off, len, NULL, false);
+	uint64_t id = qko_judge_write(o, off, len, NULL, false);
 	(void)pthread_mutex_unlock(&o->lock);
 	enum qcow_status st = qcow_store_zero(o->inner, off, len, flags, err);
-	finish(o, id, st);
+	qko_finish(o, id, st);
 	return st;
 }
 
@@ -379,10 +393,10 @@ static enum qcow_status order_punch(void *ctx, uint64_t off, uint64_t len, struc
 {
 	struct qkt_order *o = ctx;
 	(void)pthread_mutex_lock(&o->lock);
-	uint64_t id = judge_write(o, off, len, NULL, true);
+	uint64_t id = qko_judge_write(o, off, len, NULL, true);
 	(void)pthread_mutex_unlock(&o->lock);
 	enum qcow_status st = qcow_store_punch(o->inner, off, len, err);
-	finish(o, id, st);
+	qko_finish(o, id, st);
 	return st;
 }
 

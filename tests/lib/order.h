@@ -33,7 +33,8 @@ enum qkt_order_rule {
 	QKT_O8, /* an entry that no reader would take: reserved bits, unaligned */
 	QKT_O9, /* COPIED on a cluster that has several references */
 	QKT_O10, /* one cluster in two roles */
-	QKT_O11 /* the disk changes before its enabled bitmaps are in use, durably */
+	QKT_O11, /* the disk changes before its enabled bitmaps are in use, durably */
+	QKT_O12 /* an entry says zeros, and a raw data file holds something else there */
 };
 
 struct qkt_order_options {
@@ -56,8 +57,18 @@ void qkt_order_free(struct qkt_order *o);
 struct qcow_store *qkt_order_wrap(
 	struct qkt_order *o, struct qcow_store *inner, struct qcow_store *peek);
 
+/*
+ * The data file of the image that is wrapped, before anything was written to either: it is judged with it, as O1, O3,
+ * O5, O6, O8 and O12 say. A cluster of it has one place, so what was unlinked may be written again at once.
+ */
+struct qcow_store *qkt_order_wrap_data(
+	struct qkt_order *o, struct qcow_store *inner, struct qcow_store *peek);
+
 /* The usual stack of a test that writes: order over fault over `base`, which it owns. */
 struct qcow_store *qkt_guard(
+	struct qkt_fault *f, struct qkt_order *o, struct qcow_store *base, unsigned id);
+/* The same for the data file. */
+struct qcow_store *qkt_guard_data(
 	struct qkt_fault *f, struct qkt_order *o, struct qcow_store *base, unsigned id);
 
 /* With `report`: the first rule that was broken, how often any was, and the sentence. */

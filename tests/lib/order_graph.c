@@ -87,8 +87,10 @@ static struct qko_target decode_l2(const struct qkt_order *o, const uint8_t *ent
 	if ((v & UINT64_C(0x3f000000000001fe)) != 0 || target.off % o->cs != 0 ||
 		(target.is_zero && (o->version == 2 || o->is_extended)))
 		target.kind = QKO_BAD;
-	else if (o->has_data_file)
+	else if (o->has_data_file && (o->data == NULL || (target.off == 0 && !target.is_copied)))
 		target.kind = QKO_NOTHING;
+	else if (o->has_data_file)
+		target.off += QKO_DATA;
 	else if (target.off == 0)
 		target.kind = target.is_copied ? QKO_BAD : QKO_NOTHING;
 	return target;
@@ -273,6 +275,16 @@ static uint32_t fresh_subclusters(
 	return now & ~before;
 }
 
+/* A data file may end with the disk, whose last cluster is then not written whole. */
+static void judge_subcluster(struct qkt_order *o, struct qko_cluster *c, unsigned i, uint64_t end)
+{
+	uint64_t size = o->cs / 32, off = size * i;
+	if (!qko_is_data(c->index * o->cs) || off + size <= end)
+		qko_judge_data(o, c, off, size);
+	else if (off < end)
+		qko_judge_data(o, c, off, end - off);
+}
+
 static void judge_extended(
 	struct qkt_order *o, struct qko_table *t, uint64_t slot, const struct qko_target *target)
 {
@@ -282,7 +294,7 @@ static void judge_extended(
 	c->shown |= fresh;
 	for (unsigned i = 0; i < 32; i++)
 		if ((fresh >> i & 1) != 0)
-			qko_judge_data(o, c, o->cs / 32 * i, o->cs / 32);
+			judge_subcluster(o, c, i, qko_guest_len(o, t, slot));
 }
 
 /* One more reference to each host cluster that the entry touches. */
@@ -329,6 +341,8 @@ static void judge_slot(struct qkt_order *o, struct qko_table *t, uint64_t slot)
 	unsigned bytes = qko_entry_bytes(o, t->role);
 	struct qko_target target = qko_decode(o, t->role, t->cur + slot * bytes);
 	o->n_judged += !o->is_loading && target.kind != QKO_NOTHING;
+	if (t->role == QKO_L2 && o->data != NULL)
+		qko_judge_beside_data(o, t, slot, &target);
 	if (target.kind == QKO_BAD)
 		qko_report(o, QKT_O8, "entry %" PRIu64 " of the table 0x%" PRIx64 " is 0x%" PRIx64,
 			slot, t->off, qko_be64(t->cur + slot * bytes));
@@ -602,9 +616,14 @@ static void settle(struct qkt_order *o, struct qko_cluster *c)
 		settle_subclusters(o, c);
 	bool was_visible = c->is_visible;
 	c->is_visible = compute_visible(o, c);
-	/* a thread that knows of a zero flag not issued yet may have written the whole cluster already */
-	c->is_owned = c->n_refs != 0 && (c->is_owned || (was_visible && o->opt.threads));
-	if ((was_visible && !c->is_visible && !c->is_owned) || c->n_refs == 0)
+	/* a thread that knows of a zero flag not issued yet may have written the whole cluster already; in a data file,
+	 * whose clusters have one place, also one that knows of an unlinking */
+	bool is_kept = o->opt.threads && qko_is_data(c->index * o->cs);
+	c->is_owned = (c->n_refs != 0 || is_kept) &&
+		      (c->is_owned || (was_visible && o->opt.threads));
+	if (is_kept && o->is_extended)
+		return;
+	if ((was_visible && !c->is_visible && !c->is_owned) || (c->n_refs == 0 && !c->is_owned))
 		qko_begin_life(o, c);
 }
 
@@ -727,6 +746,7 @@ void qko_load(struct qkt_order *o)
 	o->cs = UINT64_C(1) << bits;
 	o->refcount_bits = o->version == 2 ? 16 : 1u << (b[99] & 7);
 	o->has_data_file = o->version >= 3 && (b[79] & 4) != 0;
+	o->is_raw_data = o->has_data_file && (b[95] & 2) != 0;
 	o->is_extended = o->version >= 3 && (b[79] & 16) != 0;
 	o->header = load_table(o, QKO_HEADER, 0, o->cs < HEADER_BYTES ? o->cs : HEADER_BYTES);
 	push_header(o, 0, 0);

@@ -9,7 +9,9 @@
 
 #define QKO_MAX_TABLE (UINT64_C(1) << 28) /* bytes: longer ones are not read */
 
-#define QKO_SECTOR	512u
+#define QKO_SECTOR 512u
+/* The data file begins here: one space of offsets for both. */
+#define QKO_DATA	(UINT64_C(1) << 60)
 #define QKO_COPIED	(UINT64_C(1) << 63)
 #define QKO_PACKED_FLAG (UINT64_C(1) << 62)
 #define QKO_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
@@ -114,10 +116,12 @@ struct qkt_order {
 	struct qkt_order_options opt;
 	pthread_mutex_t lock;
 	struct qcow_store *inner, *peek;
+	struct qcow_store *data, *data_peek; /* of the data file, or NULL */
+	uint64_t data_size, data_written; /* its size, and up to where it holds something */
 	bool is_loading; /* what is there already is not judged */
 	bool is_deferring; /* refcounts are judged when all tables of a new header are read */
 	/* geometry, from the first header */
-	bool has_geometry, has_data_file, is_extended;
+	bool has_geometry, has_data_file, is_raw_data, is_extended;
 	uint32_t version, cluster_bits, refcount_bits;
 	uint64_t cs;
 	struct qko_cluster **hash;
@@ -144,6 +148,23 @@ void qko_report(struct qkt_order *o, enum qkt_order_rule rule, const char *fmt, 
 	__attribute__((format(printf, 3, 4)));
 uint64_t qko_be64(const uint8_t *p);
 uint32_t qko_be32(const uint8_t *p);
+
+static inline bool qko_is_data(uint64_t off)
+{
+	return off >= QKO_DATA;
+}
+
+/* ---- order.c ---- */
+
+/* What was issued up to now; zeros past the end. */
+void qko_peek(const struct qkt_order *o, void *buf, uint64_t len, uint64_t off);
+uint64_t qko_judge_write(
+	struct qkt_order *o, uint64_t off, uint64_t len, const uint8_t *bytes, bool is_punch);
+uint8_t *qko_gather(const struct iovec *iov, int n_iov, uint64_t *len);
+/* The call `id` returned. */
+void qko_finish(struct qkt_order *o, uint64_t id, enum qcow_status st);
+/* A flush of one of the stores, that began at `begin`, returned. */
+void qko_flushed(struct qkt_order *o, bool of_data, uint64_t begin, enum qcow_status st);
 
 /* ---- order_graph.c: what is reachable ---- */
 
@@ -209,5 +230,10 @@ void qko_judge_lowered(
 void qko_judge_truncate(struct qkt_order *o, uint64_t size);
 uint64_t qko_size_min(const struct qkt_order *o);
 uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uint64_t slot);
+/* Guest offset of the entry; UINT64_MAX for tables that the active one does not reach. */
+uint64_t qko_guest_off(const struct qkt_order *o, const struct qko_table *t, uint64_t slot);
+/* O8, O12: an entry beside a data file, as issued. */
+void qko_judge_beside_data(struct qkt_order *o, const struct qko_table *t, uint64_t slot,
+	const struct qko_target *target);
 
 #endif

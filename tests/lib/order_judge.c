@@ -158,7 +158,8 @@ static uint64_t lowest_refcount(
 /* False where it was reported. */
 static bool judge_in(struct qkt_order *o, struct qko_cluster *c, const struct qko_header *h)
 {
-	if (o->is_loading || o->is_deferring || !h->is_valid || h->is_dirty)
+	bool is_counted = !qko_is_data(c->index * o->cs) && !h->is_dirty;
+	if (o->is_loading || o->is_deferring || !h->is_valid || !is_counted)
 		return true;
 	uint64_t refs = qko_refs(o, c, h);
 	uint64_t count = refs != 0 ? lowest_refcount(o, c, h) : 0;
@@ -223,7 +224,8 @@ static void judge_pending(struct qkt_order *o, uint64_t off, uint64_t len, const
 
 static void judge_end(struct qkt_order *o, uint64_t off, uint64_t end, const char *what)
 {
-	if (end > qko_size_min(o))
+	/* a short data file reads as zeros */
+	if (!qko_is_data(off) && end > qko_size_min(o))
 		qko_report(o, QKT_O1,
 			"the %s at 0x%" PRIx64
 			" is linked and goes beyond the durable end 0x%" PRIx64,
@@ -260,9 +262,7 @@ static unsigned stale_byte(
 {
 	uint8_t b[QKO_SECTOR];
 	const struct qko_mask *mask = mask_of(c, sector);
-	if (qcow_store_read_padded(
-		    o->peek, b, sizeof(b), c->index * o->cs + sector * QKO_SECTOR, NULL) != QCOW_OK)
-		abort();
+	qko_peek(o, b, sizeof(b), c->index * o->cs + sector * QKO_SECTOR);
 	for (unsigned i = 0; i < n; i++)
 		if (b[i] != 0 && (mask == NULL || (mask->bits[i / 8] >> (i % 8) & 1) == 0))
 			return i;
@@ -355,15 +355,19 @@ static uint64_t most_refs(struct qkt_order *o, struct qko_cluster *c)
 	return most;
 }
 
+uint64_t qko_guest_off(const struct qkt_order *o, const struct qko_table *t, uint64_t slot)
+{
+	const struct qko_ref *parent = active_parent(o, t);
+	uint64_t n_entries = o->cs / qko_entry_bytes(o, QKO_L2);
+	return parent != NULL ? (parent->slot * n_entries + slot) * o->cs : UINT64_MAX;
+}
+
 /* Guest bytes of the entry that the disk has; a cluster for tables that the active one does not reach. */
 uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uint64_t slot)
 {
-	const struct qko_ref *parent = active_parent(o, t);
-	if (parent == NULL)
+	uint64_t off = qko_guest_off(o, t, slot), size = latest(o)->size;
+	if (off == UINT64_MAX)
 		return o->cs;
-	uint64_t n_entries = o->cs / qko_entry_bytes(o, QKO_L2);
-	uint64_t off = (parent->slot * n_entries + slot) * o->cs;
-	uint64_t size = latest(o)->size;
 	if (off >= size)
 		return 0;
 	return size - off < o->cs ? size - off : o->cs;
@@ -371,7 +375,7 @@ uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uin
 
 void qko_judge_copied(struct qkt_order *o, struct qko_cluster *c)
 {
-	if (o->is_loading || o->is_deferring)
+	if (o->is_loading || o->is_deferring || qko_is_data(c->index * o->cs))
 		return;
 	bool is_active = is_active_now(o, c);
 	for (uint32_t i = 0; i < c->n_refs && !is_active; i++)
@@ -441,6 +445,8 @@ static bool has_plain(const struct qkt_order *o, const struct qko_cluster *c)
 
 void qko_judge_overwrite(struct qkt_order *o, struct qko_cluster *c, uint64_t off, uint64_t len)
 {
+	if (qko_is_data(c->index * o->cs))
+		return;
 	if (hits_packed(o, c, off, len)) {
 		qko_report(o, QKT_O4, "compressed data in cluster 0x%" PRIx64 " is overwritten",
 			c->index * o->cs);
@@ -500,7 +506,7 @@ void qko_judge_truncate(struct qkt_order *o, uint64_t size)
 		return;
 	for (size_t i = 0; i < o->n_hash; i++) {
 		const struct qko_cluster *c = o->hash[i];
-		if (c == NULL || !qko_is_named(c))
+		if (c == NULL || !qko_is_named(c) || qko_is_data(c->index * o->cs))
 			continue;
 		uint64_t at = c->index * o->cs;
 		if (at < o->size && at + o->cs > size) {

@@ -79,6 +79,16 @@ static const struct config configs[] = {
 	{"subclusters bitmap", "extended_l2=on",
 		"qemu-img bitmap --add img b && qemu-io -c 'write -P 7 1M 100k' img", 8 << 20, NULL,
 		200, 0},
+	{"data file", "data_file=data", NULL, 20 << 20, NULL, 300, 0},
+	{"data file c4k", "data_file=data,cluster_size=4k",
+		"qemu-io -c 'write -P 7 1M 3M' -c 'write -z 2M 1M' -c 'discard 3M 64k' img",
+		(8 << 20) + 1024, NULL, 400, 1},
+	{"data file subclusters", "data_file=data,cluster_size=16k,extended_l2=on",
+		"qemu-io -c 'write -P 7 1M 3M' -c 'write -z 2M 9k' img", 8 << 20, NULL, 400, 0},
+	{"data file raw", "data_file=data,data_file_raw=on", NULL, 20 << 20, NULL, 300, 0},
+	{"data file raw c4k", "data_file=data,data_file_raw=on,cluster_size=4k", NULL, 8 << 20,
+		NULL, 300, 0},
+	{"data file backing", "data_file=data,cluster_size=4k", NULL, 8 << 20, "5000001", 300, 0},
 	{"subclusters compressed", "extended_l2=on,cluster_size=16k",
 		"qemu-io -c 'write -P 7 0 3M' img && qemu-img convert -c -O qcow2 -o "
 		"extended_l2=on,cluster_size=16k img i2 && mv i2 img",
@@ -87,7 +97,7 @@ static const struct config configs[] = {
 
 static void make_image(const struct config *c)
 {
-	sh("rm -f img base");
+	sh("rm -f img base data");
 	if (c->backing != NULL)
 		sh("head -c %s /dev/urandom >base", c->backing);
 	sh("qemu-img create -f qcow2 %s%s %s img %llu", c->options[0] != 0 ? "-o " : "", c->options,
@@ -103,6 +113,19 @@ struct bench {
 	struct qcow_image *image;
 };
 
+/* Of a bench: its data file is guarded too. */
+static enum qcow_status resolve_guarded(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	struct bench *b = ctx;
+	bool is_data = ref->kind == QCOW_REF_DATA_FILE && ref->depth == 0;
+	enum qcow_status status = qcow_file_open(
+		in_dir(ref->name), is_data ? QCOW_FILE_WRITE : 0, &out->store, err);
+	if (status == QCOW_OK && is_data)
+		out->store = qkt_guard_data(b->fault, b->order, out->store, 1);
+	return status;
+}
+
 static struct bench open_for_writing(uint64_t stage_bytes)
 {
 	struct bench b = {.order = qkt_order_new(NULL), .fault = qkt_fault_new()};
@@ -110,7 +133,8 @@ static struct bench open_for_writing(uint64_t stage_bytes)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_store *base = NULL;
 	o.flags = QCOW_OPEN_WRITE;
-	o.resolve = resolve_in_dir;
+	o.resolve = resolve_guarded;
+	o.resolve_ctx = &b;
 	o.stage_bytes = stage_bytes;
 	if (qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err) != QCOW_OK)
 		fail_msg("%s", err.message);
@@ -206,9 +230,15 @@ static void run_config(const struct config *c)
 	assert_memory_equal(all, d.bytes, d.size);
 	assert_int_equal(qcow_flush(b.image, &err), QCOW_OK);
 	free(all);
-	assert_true(qkt_order_judged(b.order) > 0);
+	/* what is allocated from the start stays so */
+	bool is_raw_data = strstr(c->options, "data_file_raw") != NULL;
+	assert_true(qkt_order_judged(b.order) > 0 || is_raw_data);
 	close_bench(&b);
 	judge_by_qemu(&d, c->name);
+	if (is_raw_data)
+		sh("head -c %llu data | cmp - truth && "
+		   "qemu-img info img | grep -q 'data file raw: true'",
+			(unsigned long long)c->size);
 	free(d.bytes);
 	free(d.buf);
 }
@@ -288,8 +318,6 @@ static void what_cannot_be_written_is_refused(void **state)
 {
 	(void)state;
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-	refuse("qemu-img create -f qcow2 -o data_file=data img 1M", &o, QCOW_FILE_WRITE,
-		QCOW_E_UNSUPPORTED, "data file");
 	refuse("qemu-img create -f qcow2 img 1M", &o, 0, QCOW_E_READONLY, "reading only");
 	refuse("qemu-img create --object secret,id=s,data=x -f qcow2 "
 	       "-o encrypt.format=aes,encrypt.key-secret=s img 1M",

@@ -131,19 +131,20 @@ static void run_workers(struct shared *shared)
 }
 
 /* What the closed image left behind. */
-static void check_clean(struct qcow_store *store)
+static void check_clean(struct qcow_store *store, struct qcow_store *data)
 {
 	struct qcow_check_options o = QCOW_CHECK_OPTIONS_INIT;
 	struct qcow_check_result result;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_image *image = NULL;
-	open.flags = QCOW_OPEN_NO_BACKING;
+	open.flags = QCOW_OPEN_NO_BACKING | (data != NULL ? (unsigned)QCOW_OPEN_NO_DATA_FILE : 0);
 	assert_int_equal(qcow_open(store, &open, &image, &err), QCOW_OK);
 	assert_int_equal(qcow_check(image, &o, &result, &err), QCOW_OK);
 	assert_int_equal(result.corruptions, 0);
 	assert_int_equal(result.leaks, 0);
 	qcow_close(image);
+	qcow_store_close(data);
 }
 
 /* ---- a store that passes everything on and whose close leaves the inner one open ---- */
@@ -175,6 +176,17 @@ static enum qcow_status lent_truncate(void *ctx, uint64_t size, struct qcow_erro
 	return qcow_store_truncate(ctx, size, err);
 }
 
+static enum qcow_status lent_zero(
+	void *ctx, uint64_t off, uint64_t len, unsigned flags, struct qcow_error *err)
+{
+	return qcow_store_zero(ctx, off, len, flags, err);
+}
+
+static enum qcow_status lent_punch(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	return qcow_store_punch(ctx, off, len, err);
+}
+
 static void lent_caps(void *ctx, struct qcow_store_caps *out)
 {
 	qcow_store_caps(ctx, out);
@@ -194,6 +206,8 @@ static struct qcow_store *lend(struct qcow_store *inner)
 		.flush = lent_flush,
 		.size = lent_size,
 		.truncate = lent_truncate,
+		.zero = lent_zero,
+		.punch = lent_punch,
 		.caps = lent_caps,
 		.close = lent_close};
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -240,32 +254,97 @@ static struct qcow_store *new_image(uint32_t version, uint64_t cluster_size)
 	return store;
 }
 
-static void run(struct qcow_store *store, uint64_t stage_bytes, struct qcow_image *backing)
+/* What the workers write to. */
+struct bench {
+	struct qcow_store *store, *data; /* data: NULL where there is no data file */
+	struct qkt_order *order;
+	struct qkt_fault *fault;
+};
+
+static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	struct bench *b = ctx;
+	(void)ref;
+	(void)err;
+	out->store = qkt_guard_data(b->fault, b->order, lend(b->data), 1);
+	return QCOW_OK;
+}
+
+/* A raw data file holds the disk. */
+static void check_raw(struct qcow_store *data, const uint8_t *all)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint8_t *raw = malloc(SIZE);
+	assert_int_equal(qcow_store_read_padded(data, raw, SIZE, 0, &err), QCOW_OK);
+	assert_memory_equal(raw, all, SIZE);
+	free(raw);
+}
+
+static void run_on(struct bench b, bool is_raw, uint64_t stage_bytes, struct qcow_image *backing)
 {
 	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	const struct qkt_order_options order = {.threads = true, .report = true};
-	struct qkt_order *o = qkt_order_new(&order);
-	struct qkt_fault *f = qkt_fault_new();
+	b.order = qkt_order_new(&order);
+	b.fault = qkt_fault_new();
 	struct shared shared = {.size = SIZE, .n_steps = N_STEPS};
 	open.flags = QCOW_OPEN_WRITE;
 	open.stage_bytes = stage_bytes;
 	open.backing = backing;
-	if (qcow_open(qkt_guard(f, o, lend(store), 0), &open, &shared.image, &err) != QCOW_OK)
+	open.resolve = resolve;
+	open.resolve_ctx = &b;
+	if (qcow_open(qkt_guard(b.fault, b.order, lend(b.store), 0), &open, &shared.image, &err) !=
+		QCOW_OK)
 		fail_msg("%s", err.message);
 	run_workers(&shared);
 	uint8_t *all = malloc(shared.size);
 	uint64_t bad = 0;
 	assert_int_equal(qcow_pread(shared.image, all, shared.size, 0, &err), QCOW_OK);
 	assert_true(is_own(all, 0, shared.size, &bad));
+	if (is_raw)
+		check_raw(b.data, all);
 	free(all);
 	assert_int_equal(qcow_flush(shared.image, &err), QCOW_OK);
 	qcow_close(shared.image);
-	check_clean(store);
-	if (qkt_order_rule(o) != QKT_O_NONE)
-		fail_msg("%s", qkt_order_message(o));
-	qkt_order_free(o);
-	qkt_fault_free(f);
+	check_clean(b.store, b.data);
+	if (qkt_order_rule(b.order) != QKT_O_NONE)
+		fail_msg("%s", qkt_order_message(b.order));
+	qkt_order_free(b.order);
+	qkt_fault_free(b.fault);
+}
+
+static void run(struct qcow_store *store, uint64_t stage_bytes, struct qcow_image *backing)
+{
+	run_on((struct bench){.store = store}, false, stage_bytes, backing);
+}
+
+static void run_beside_data(uint64_t cluster_size, bool is_raw, bool is_extended, uint64_t stage)
+{
+	struct qcow_create_options create = QCOW_CREATE_OPTIONS_INIT;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct bench b = {.order = NULL};
+	create.version = 3;
+	create.cluster_size = cluster_size;
+	create.virtual_size = SIZE;
+	create.data_file_name = "data";
+	create.data_file_raw = is_raw;
+	create.extended_l2 = is_extended;
+	assert_int_equal(qcow_memory_open(0, &b.store, &err), QCOW_OK);
+	assert_int_equal(qcow_memory_open(0, &b.data, &err), QCOW_OK);
+	if (qcow_create(b.store, b.data, &create, &err) != QCOW_OK)
+		fail_msg("%s", err.message);
+	run_on(b, is_raw, stage, NULL);
+}
+
+static void threads_share_a_data_file(void **state)
+{
+	(void)state;
+	run_beside_data(4096, false, false, 0);
+	run_beside_data(65536, false, false, 0);
+	run_beside_data(512, false, false, 1);
+	run_beside_data(16384, false, true, 0);
+	run_beside_data(4096, true, false, 0);
 }
 
 static void threads_share_small_clusters(void **state)
@@ -337,6 +416,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(threads_share_subclusters),
+		cmocka_unit_test(threads_share_a_data_file),
 		cmocka_unit_test(threads_share_small_clusters),
 		cmocka_unit_test(threads_share_clusters),
 		cmocka_unit_test(threads_share_a_small_stage),
