@@ -139,7 +139,8 @@ static int resize(struct io *io, uint64_t size, struct qcow_resize_options *opti
 		size = (size + 511) / 512 * 512;
 	options->shrink = true;
 	if (size < in.virtual_size && options->preallocation != QCOW_PREALLOC_OFF) {
-		cli_error(io->cli, "Preallocation can't be used for shrinking an image");
+		cli_error(io->cli, is_raw ? "Cannot use preallocation for shrinking files"
+					  : "Preallocation can't be used for shrinking an image");
 		return -1;
 	}
 	if (qcow_resize(io->image, size, options, &err) == QCOW_OK)
