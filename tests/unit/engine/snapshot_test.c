@@ -78,12 +78,118 @@ static void widths(void **state)
 	random_steps(",refcount_bits=8", 2048, 300 * 1024, false);
 }
 
+/* What was on the disk when the bitmap was made is not what the snapshot had. */
+static void bitmaps_record_that_everything_changed(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_bitmap_reader *reader = NULL;
+	struct qcow_bitmap_extent extent;
+	struct lab l;
+	lab_start(&l, "", 65536, 1 << 20, 1);
+	lab_create(&l, "old");
+	lab_close(&l);
+	qkt_must("qemu-img bitmap --add image enabled && qemu-img bitmap --add --disable image "
+		 "disabled");
+	lab_open(&l);
+	lab_apply(&l, 0);
+	lab_check(&l);
+	lab_close(&l);
+	lab_open(&l);
+	for (uint32_t i = 0; i < 2; i++) {
+		assert_ok(qcow_bitmap_open(l.im.image, i, &reader, &err), err);
+		assert_ok(qcow_bitmap_read(reader, 0, 1 << 20, &extent, &err), err);
+		assert_int_equal(extent.dirty, i == 0);
+		assert_int_equal(extent.len, 1 << 20);
+		qcow_bitmap_close(reader);
+	}
+	lab_judge(&l, "");
+	lab_free(&l);
+}
+
+/* A disk that was longer, and one that was shorter, when the snapshot was made. */
+static void the_size_comes_back(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct lab l;
+	lab_start(&l, "", 4096, 1 << 20, 2);
+	for (unsigned i = 0; i < 9; i++)
+		lab_write(&l);
+	lab_create(&l, "short");
+	lab_close(&l);
+	qkt_must("qemu-img resize -q image 3M");
+	l.disk = realloc(l.disk, 3 << 20);
+	memset(l.disk + (1 << 20), 0, 2 << 20);
+	l.size = 3 << 20;
+	lab_open(&l);
+	for (unsigned i = 0; i < 9; i++)
+		lab_write(&l);
+	lab_create(&l, "long");
+	lab_apply(&l, 0);
+	lab_check(&l);
+	lab_judge(&l, "");
+	lab_apply(&l, 1);
+	lab_check(&l);
+	lab_judge(&l, "");
+	lab_close(&l);
+	qkt_must("qemu-img bitmap --add image b");
+	lab_open(&l);
+	assert_status(qcow_snapshot_apply(l.im.image, "short", QCOW_SNAPSHOT_NAME, NULL, &err),
+		QCOW_E_UNSUPPORTED, err);
+	lab_check(&l);
+	lab_free(&l);
+}
+
+/* What nobody here knows of an entry stays. */
+static void extra_data_stays(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_snapshot s;
+	struct lab l;
+	uint8_t table[65536] = {0}, extra[40];
+	lab_start(&l, "", 65536, 1 << 20, 3);
+	lab_write(&l);
+	lab_create(&l, "kept");
+	lab_create(&l, "other");
+	struct qcow_info info;
+	qcow_get_info(l.im.image, &info);
+	assert_ok(qcow_store_read(
+			  qcow_image_store(l.im.image), table, 4096, info.snapshots_offset, &err),
+		err);
+	lab_close(&l);
+	/* 16 bytes more of extra data in the first entry: id and name move */
+	for (unsigned i = 0; i < 40; i++)
+		extra[i] = i < 24 ? table[40 + i] : (uint8_t)(0xa0 + i);
+	memmove(table + 40 + 40, table + 40 + 24, 4096);
+	memcpy(table + 40, extra, sizeof(extra));
+	table[39] = 40;
+	FILE *f = fopen(qkt_path("image"), "r+b");
+	assert_non_null(f);
+	assert_int_equal(fseek(f, (long)info.snapshots_offset, SEEK_SET), 0);
+	assert_int_equal(fwrite(table, 1, 4096, f), 4096);
+	assert_int_equal(fclose(f), 0);
+	lab_open(&l);
+	lab_rename(&l, 1, "renamed");
+	lab_delete(&l, 2);
+	lab_create(&l, "third");
+	lab_apply(&l, 0);
+	assert_ok(qcow_get_snapshot(l.im.image, 0, &s, &err), err);
+	assert_int_equal(s.extra_bytes, sizeof(extra));
+	assert_memory_equal(s.extra, extra, sizeof(extra));
+	lab_check(&l);
+	lab_judge(&l, "");
+	lab_free(&l);
+}
+
 int main(void)
 {
 	qkt_need_program("qemu-img", "qemu-utils");
 	n_qemus = qkt_qemus(qemus);
 	const struct CMUnitTest tests[] = {cmocka_unit_test(version_3), cmocka_unit_test(version_2),
 		cmocka_unit_test(small_clusters), cmocka_unit_test(extended),
-		cmocka_unit_test(widths)};
+		cmocka_unit_test(widths), cmocka_unit_test(bitmaps_record_that_everything_changed),
+		cmocka_unit_test(the_size_comes_back), cmocka_unit_test(extra_data_stays)};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
