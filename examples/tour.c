@@ -258,6 +258,7 @@ static void tour_managing(void)
 	struct qcow_image *image = open_chain(QCOW_OPEN_WRITE);
 	struct qcow_resize_options options = QCOW_RESIZE_OPTIONS_INIT;
 	struct qcow_amend_options amend = QCOW_AMEND_OPTIONS_INIT;
+	struct qcow_key_options keys = QCOW_KEY_OPTIONS_INIT;
 	uint64_t size = qcow_size(image);
 
 	must(qcow_resize(image, size + 1000000, NULL, &err));
@@ -266,6 +267,8 @@ static void tour_managing(void)
 	must(qcow_resize(image, size, &options, &err));
 	amend.refcount_bits = 32;
 	must(qcow_amend(image, &amend, &err));
+	keys.action = QCOW_KEY_ADD;
+	expect(qcow_amend_keys(image, &keys, &err) == QCOW_E_NOTSUP, "an image without passphrases");
 	qcow_close(image);
 	puts("managing");
 }

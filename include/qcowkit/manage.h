@@ -228,6 +228,56 @@ static inline struct qcow_amend_options qcow_amend_options_init(void)
 QCOW_EXPORT enum qcow_status qcow_amend(struct qcow_image *image,
 	const struct qcow_amend_options *options, struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- LUKS key slots ---- */
+
+#define QCOW_LUKS_SLOTS	   8
+#define QCOW_LUKS_ANY_SLOT (-1)
+
+enum qcow_key_action {
+	QCOW_KEY_NONE = 0,
+	QCOW_KEY_ADD = 1,
+	QCOW_KEY_ERASE
+};
+
+struct qcow_key_options {
+	uint32_t struct_size;
+	enum qcow_key_action action;
+	int slot;		     /* 0 to 7, or QCOW_LUKS_ANY_SLOT: a free one; those that old_secret opens */
+	struct qcow_secret new_secret; /* ADD: opens the slot from now on */
+	struct qcow_secret old_secret; /* ERASE: all slots that it opens (with `slot`: that one, if it does); data NULL: none */
+	uint32_t iter_time_ms;	     /* ADD: that opening the slot takes this machine; 0 = 2000; QCOW_LUKS_ITER_LEAST */
+	bool force; /* ERASE also the last slot, after which nothing opens the image any more; ADD over an active slot */
+	bool dry_run;
+	struct qcow_progress progress; /* cancelled before anything is written, or not at all */
+};
+#ifdef __cplusplus
+static inline struct qcow_key_options qcow_key_options_init(void)
+{
+	struct qcow_key_options o = {};
+	o.struct_size = sizeof(o);
+	o.slot = QCOW_LUKS_ANY_SLOT;
+	return o;
+}
+#define QCOW_KEY_OPTIONS_INIT qcow_key_options_init()
+#else
+#define QCOW_KEY_OPTIONS_INIT                                                                  \
+	{                                                                                      \
+		.struct_size = sizeof(struct qcow_key_options), .slot = QCOW_LUKS_ANY_SLOT \
+	}
+#endif
+
+/*
+ * Add a passphrase to an image that is encrypted with LUKS and open with one of its passphrases, or erase some. qcow2 images,
+ * LUKS files and detached headers. The disk stays as it is. In no state that a crash may leave is a slot active whose
+ * key is not there, or the last one gone; an active slot that is overwritten (`force`) may be the one that a crash loses, and
+ * only beside another. The key material of an erased slot is overwritten after it was made inactive.
+ * QCOW_E_NOTSUP (not LUKS), QCOW_E_INVAL (slot, secrets), QCOW_E_EXIST (the slot is active; none is free), QCOW_E_NOENT (no slot
+ * fits; it is inactive), QCOW_E_POLICY (the last slot, and no `force`), QCOW_E_LIMIT, QCOW_E_READONLY, QCOW_E_IO, QCOW_E_NOMEM,
+ * QCOW_E_CANCELLED. After a failure of the host the slot may be as it was, or as it was to be.
+ */
+QCOW_EXPORT enum qcow_status qcow_amend_keys(struct qcow_image *image,
+	const struct qcow_key_options *options, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- backing file ---- */
 
 struct qcow_backing_options {

@@ -57,6 +57,7 @@ static const struct {
 
 static const char unknown_bits[] = "incompatible_features has bits that are not supported: ";
 static const char no_memory[] = "out of memory";
+static const char erased[] = "is already erased (inactive)";
 static const char short_l1[] = "l1_size is ";
 
 /* The bit of one item of the list, `"name" (bit 5)` or `bit 5`; its name, if it has one. *next: behind it.
@@ -124,6 +125,10 @@ bool qk_compat_words(const char *sentence, char *out, size_t room)
 		}
 	if (strncmp(sentence, unknown_bits, strlen(unknown_bits)) == 0)
 		return put_features(sentence + strlen(unknown_bits), out, room);
+	if (n >= strlen(erased) && strcmp(sentence + n - strlen(erased), erased) == 0) {
+		(void)snprintf(out, room, "%s ", sentence); /* QEMU's has a blank at its end */
+		return true;
+	}
 	const char *needs = strstr(sentence, " needs ");
 	if (strncmp(sentence, short_l1, strlen(short_l1)) == 0 && needs != NULL) {
 		bool is_huge = strtoull(needs + strlen(" needs "), NULL, 10) > INT_MAX;

@@ -172,6 +172,13 @@ enum qcow_status qk_build_options_encode(const struct qcow_create_options *o, st
 
 /* ---- build_crypt.c ---- */
 
+/* For salts, keys and what keys are hidden in. QCOW_E_IO: the host has none. */
+enum qcow_status qk_build_crypt_random(void *buf, size_t n, struct qcow_error *err) QK_MUST_USE;
+struct qk_luks;
+/* Iterations that take this machine `ms` for `key_bytes`, measured; QCOW_LUKS_ITER_LEAST: the least that LUKS allows. */
+enum qcow_status qk_build_crypt_iterations(const struct qk_luks *luks, size_t key_bytes,
+	uint64_t ms, uint32_t *out, struct qcow_error *err) QK_MUST_USE;
+
 /* QCOW_E_KEY, QCOW_E_INVAL, QCOW_E_UNSUPPORTED: with a sentence. */
 enum qcow_status qk_build_crypt_validate(
 	const struct qcow_create_options *o, struct qcow_error *err) QK_MUST_USE;

@@ -154,7 +154,7 @@ enum qcow_status qk_build_crypt_bytes(
 
 /* ---- keys ---- */
 
-static enum qcow_status fill_random(void *buf, size_t n, struct qcow_error *err)
+enum qcow_status qk_build_crypt_random(void *buf, size_t n, struct qcow_error *err)
 {
 	uint8_t *at = buf;
 
@@ -170,8 +170,8 @@ static enum qcow_status fill_random(void *buf, size_t n, struct qcow_error *err)
 	return QCOW_OK;
 }
 
-static enum qcow_status choose_iterations(const struct qk_luks *luks, size_t key_bytes, uint64_t ms,
-	uint32_t *out, struct qcow_error *err)
+enum qcow_status qk_build_crypt_iterations(const struct qk_luks *luks, size_t key_bytes,
+	uint64_t ms, uint32_t *out, struct qcow_error *err)
 {
 	uint64_t per_sec = 0;
 
@@ -189,9 +189,9 @@ static enum qcow_status set_random_parts(struct qk_luks *luks, struct qcow_error
 {
 	uint8_t id[16];
 
-	QK_TRY(fill_random(luks->salt, sizeof(luks->salt), err));
-	QK_TRY(fill_random(luks->slots[0].salt, sizeof(luks->slots[0].salt), err));
-	QK_TRY(fill_random(id, sizeof(id), err));
+	QK_TRY(qk_build_crypt_random(luks->salt, sizeof(luks->salt), err));
+	QK_TRY(qk_build_crypt_random(luks->slots[0].salt, sizeof(luks->slots[0].salt), err));
+	QK_TRY(qk_build_crypt_random(id, sizeof(id), err));
 	id[6] = (uint8_t)((id[6] & 0x0f) | 0x40); /* RFC 4122, version 4 */
 	id[8] = (uint8_t)((id[8] & 0x3f) | 0x80);
 	char *at = luks->uuid;
@@ -231,14 +231,16 @@ static enum qcow_status write_luks(
 	if (area == NULL)
 		return QK_FAIL_NOMEM(err);
 	QK_TRY(set_random_parts(luks, err));
-	QK_TRY(choose_iterations(luks, luks->spec.key_bytes, ms, &luks->slots[0].iterations, err));
-	QK_TRY(choose_iterations(luks, QK_LUKS_DIGEST_BYTES, digest_ms, &luks->iterations, err));
+	QK_TRY(qk_build_crypt_iterations(
+		luks, luks->spec.key_bytes, ms, &luks->slots[0].iterations, err));
+	QK_TRY(qk_build_crypt_iterations(
+		luks, QK_LUKS_DIGEST_BYTES, digest_ms, &luks->iterations, err));
 	QK_TRY(qk_luks_set_digest(luks, key, &cancel, err));
 	const struct qk_luks_slot_request seal = {.luks = luks,
 		.material = area + luks->slots[0].key_off,
 		.passphrase = {b->options.secret.data, b->options.secret.len},
 		.cancel = cancel};
-	QK_TRY(fill_random(seal.material, qk_luks_material_bytes(luks, 0), err));
+	QK_TRY(qk_build_crypt_random(seal.material, qk_luks_material_bytes(luks, 0), err));
 	QK_TRY(qk_luks_seal(&seal, key, err));
 	qk_luks_encode(luks, area);
 	return write_area(b, area, n, err);
@@ -288,7 +290,7 @@ static enum qcow_status init_luks(struct qcow_builder *b, struct qcow_error *err
 	uint8_t *key = qk_secmem_new(QK_CIPHER_KEY_BYTES);
 	if (key == NULL)
 		return QK_FAIL_NOMEM(err);
-	enum qcow_status status = fill_random(key, luks.spec.key_bytes, err);
+	enum qcow_status status = qk_build_crypt_random(key, luks.spec.key_bytes, err);
 	if (status == QCOW_OK)
 		status = write_luks(b, &luks, key, err);
 	if (status == QCOW_OK)

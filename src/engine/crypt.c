@@ -125,6 +125,11 @@ void qk_crypt_free(struct qk_crypt *crypt)
 	free(crypt);
 }
 
+const uint8_t *qk_crypt_key(const struct qk_crypt *crypt)
+{
+	return crypt->key;
+}
+
 static uint64_t sector_of(const struct qk_crypt *crypt, const struct qk_crypt_place *at)
 {
 	return (crypt->by_guest ? at->guest.v : at->host.v) / QK_CRYPT_SECTOR;

@@ -55,6 +55,9 @@ enum qcow_status qk_crypt_sink_put(
 enum qcow_status qk_crypt_sink_close(
 	struct qk_crypt_sink *sink, enum qcow_status status, struct qcow_error *err) QK_MUST_USE;
 
+/* The key of the disk, of as many bytes as its cipher takes. It is `crypt`'s. */
+const uint8_t *qk_crypt_key(const struct qk_crypt *crypt);
+
 /* ---- crypt_luks.c ---- */
 
 /* Where a LUKS header is, and who wants to open it. */
@@ -71,6 +74,10 @@ struct qk_crypt_luks_request {
 /* Read and judge the header alone. Errors of qk_luks_decode and of the store. */
 enum qcow_status qk_crypt_luks_header(const struct qk_crypt_luks_request *rq, struct qk_luks *out,
 	struct qcow_error *err) QK_MUST_USE;
+
+/* Does the passphrase open this active slot? Errors of qk_luks_unlock. */
+enum qcow_status qk_crypt_luks_fits(const struct qk_crypt_luks_request *rq, struct qk_luks *luks,
+	unsigned slot, bool *fits, struct qcow_error *err) QK_MUST_USE;
 
 /* Try every active slot. QCOW_E_KEY where none opens; errors of qk_luks_unlock. */
 enum qcow_status qk_crypt_luks_unlock(const struct qk_crypt_luks_request *rq,

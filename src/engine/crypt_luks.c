@@ -44,6 +44,17 @@ static enum qcow_status try_slot(const struct qk_crypt_luks_request *rq, struct 
 	return qk_luks_unlock(&unlock, key, found, err);
 }
 
+enum qcow_status qk_crypt_luks_fits(const struct qk_crypt_luks_request *rq, struct qk_luks *luks,
+	unsigned slot, bool *fits, struct qcow_error *err)
+{
+	uint8_t *key = qk_secmem_new(QK_CIPHER_KEY_BYTES);
+	if (key == NULL)
+		return QK_FAIL_NOMEM(err);
+	enum qcow_status status = try_slot(rq, luks, slot, key, fits, err);
+	qk_secmem_free(key, QK_CIPHER_KEY_BYTES);
+	return status;
+}
+
 static enum qcow_status find_key(const struct qk_crypt_luks_request *rq, struct qk_luks *luks,
 	uint8_t *key, struct qcow_error *err)
 {

@@ -9,11 +9,11 @@ create a.qcow2 1M
 io -c 'write -P 1 0 500k' -c 'write -z 64k 64k' a.qcow2
 prints json "{
     \"filename\": \"a.qcow2\",
+    \"dry-run\": false,
     \"compat\": \"0.10\",
     \"refcount-bits\": 16,
     \"lazy-refcounts\": false,
-    \"virtual-size\": 2097152,
-    \"dry-run\": false
+    \"virtual-size\": 2097152
 }" "$QCOW" amend -o compat=0.10,size=2M --output json a.qcow2
 expect several 0 "$QCOW" amend -o compat=1.1 -o refcount_bits=64,lazy_refcounts=on,size=1M -p a.qcow2
 run "$QEMU_IMG" info a.qcow2
@@ -67,4 +67,27 @@ as_qemu sub.qcow2 -o compat=0.10
 as_qemu snap.qcow2 -o compat=0.10
 as_qemu v3.qcow2 -q
 as_qemu v3.qcow2 -f raw -o size=1M
+
+# LUKS: passphrases; those who time their key derivation are asked again on a busy machine
+secrets=(--object secret,id=a,data=one --object secret,id=b,data=two)
+"$QCOW" create -q -f luks "${secrets[@]}" -o key-secret=a,iter-time=10 l.luks 1M
+"$QCOW" create -q "${secrets[@]}" -o encrypt.format=luks,encrypt.key-secret=a,encrypt.iter-time=10 l.qcow2 1M
+by() { printf 'driver=%s,file.filename=%s,%skey-secret=%s' "$1" "l.$1" "$2" "$3"; }
+for format in luks qcow2; do
+	e=$([[ $format == qcow2 ]] && echo encrypt.)
+	expect "$format: add" 0 "$QCOW" amend "${secrets[@]}" --image-opts "$(by $format "$e" a)" \
+		-o "${e}state=active,${e}new-secret=b,${e}iter-time=10"
+	expect "$format: qemu-img opens it by the new one" 0 patient "$QEMU_IMG" compare "${secrets[@]}" --image-opts \
+		"$(by $format "$e" b)" "$(by $format "$e" a)" -U
+	says "$format: in use" 1 'qcow: cannot amend: Refusing to overwrite active keyslot 1*' "$QCOW" amend "${secrets[@]}" \
+		--image-opts "$(by $format "$e" a)" -o "${e}state=active,${e}new-secret=b,${e}keyslot=1"
+	expect "$format: erase" 0 "$QCOW" amend "${secrets[@]}" --image-opts "$(by $format "$e" b)" \
+		-o "${e}state=inactive,${e}old-secret=a"
+	says "$format: the last" 1 'qcow: cannot amend: Attempt to erase the only active keyslot 1 *' "$QCOW" amend \
+		"${secrets[@]}" --image-opts "$(by $format "$e" b)" -o "${e}state=inactive,${e}keyslot=1"
+	says "$format: what to do" 1 "qcow: Parameter '${e}state' is missing" "$QCOW" amend \
+		"${secrets[@]}" --image-opts "$(by $format "$e" b)" -o "${e}keyslot=1"
+	expect "$format: the last by force" 0 "$QCOW" amend --force "${secrets[@]}" --image-opts "$(by $format "$e" b)" \
+		-o "${e}state=inactive,${e}keyslot=1"
+done
 finish
