@@ -103,6 +103,9 @@ def make_base(name, path, args):
             for command in " ".join(words[2:]).split(" & "):
                 argv += ["-c", command]
             argv.append(path)
+        elif words[0] == "keyio":
+            argv = [io, "--object", "secret,id=s,data=abc", "--image-opts", "-c", " ".join(words[2:]),
+                    "driver=qcow2,encrypt.key-secret=s,file.filename=" + path]
         else:
             argv = [args.qemu_img] + words
         # QEMU measures its own speed for LUKS, and gives up where the machine is too busy to tell

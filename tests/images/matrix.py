@@ -38,7 +38,9 @@ CANARY = b"canary" * 1000
 BASES = dict(images.BASES)
 BASES.update({
     "luks": "create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,encrypt.key-secret=s,"
-            "encrypt.iter-time=TIME F 64M",
+            "encrypt.iter-time=TIME F 64M; keyio F write -q -P 5 1000k 200k",
+    "aes": "create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=aes,encrypt.key-secret=s F 64M; "
+           "keyio F write -q -P 5 1000k 200k",
     "c512": "create -q -f qcow2 -o cluster_size=512 F 1M; io F write -q -P 1 0 64k",
 })
 
@@ -55,6 +57,10 @@ COMMANDS = [
     ("convert", ["convert", "-m", "2", "-f", "qcow2", "-O", "raw"], ["TARGET"], (0, 1), 40 * MIB),
     ("sanitize", ["sanitize"], ["TARGET"], (0, 1, 2), 64 * MIB),
 ]
+# of encrypted bases alone
+UNLOCK = ("unlock", ["convert", "-m", "2", "-f", "qcow2", "-O", "raw", "--secret-file", "KEY"], ["TARGET"], (0, 1),
+          40 * MIB)
+MOST_ITERATIONS = 100000000
 JSON = ("info", "check", "map", "measure", "dump", "vet")
 
 
@@ -216,8 +222,16 @@ def digest(path):
 
 
 def argv_of(command, args, path, folder):
-    target = os.path.join(folder, "target")
-    return [args.qcow] + command[1] + [path] + [target if w == "TARGET" else w for w in command[2]]
+    named = {"TARGET": os.path.join(folder, "target"), "KEY": os.path.join(folder, "key")}
+    return [args.qcow] + [named.get(w, w) for w in command[1]] + [path] + [named.get(w, w) for w in command[2]]
+
+
+def commands_of(mutant):
+    """those that are tried; a minute of key derivation is what qcow(1) promises up to 10^8 iterations, and not waited for"""
+    base, name, _, _, value = mutant
+    if base not in ("luks", "aes") or "iterations" in name and MOST_ITERATIONS // 100 < value <= MOST_ITERATIONS:
+        return COMMANDS
+    return COMMANDS + [UNLOCK]
 
 
 def try_mutant(mutant, data, floors, args, folder):
@@ -229,7 +243,7 @@ def try_mutant(mutant, data, floors, args, folder):
     with open(path, "wb") as f:
         f.write(changed)
     before = hashlib.sha256(changed).digest()
-    for command in COMMANDS:
+    for command in commands_of(mutant):
         got = run_once(argv_of(command, args, path, folder), folder, args.helper)
         why = judge(command, got, floors[base, command[0]], args.unbounded)
         if os.path.exists(os.path.join(folder, "target")):
@@ -240,7 +254,7 @@ def try_mutant(mutant, data, floors, args, folder):
         return "the image was changed"
     if any(digest(os.path.join(folder, name)) != hashlib.sha256(CANARY).digest() for name in ("canary", "canary.raw")):
         return "a canary was changed"
-    left = set(os.listdir(folder)) - {"image.qcow2", "canary", "canary.raw", "out", "err"}
+    left = set(os.listdir(folder)) - {"image.qcow2", "canary", "canary.raw", "out", "err", "key"}
     return "files were made: %s" % sorted(left) if left else None
 
 
@@ -248,6 +262,8 @@ def canaries(folder):
     for name in ("canary", "canary.raw"):
         with open(os.path.join(folder, name), "wb") as f:
             f.write(CANARY)
+    with open(os.path.join(folder, "key"), "w") as f:
+        f.write("abc")
 
 
 def work(mutants, bases, floors, args):
@@ -289,8 +305,10 @@ def base_floors(bases, args, folder):
     own = run_once([args.qcow, "--version"], folder, args.helper)[2]
     canaries(folder)
     for base in bases:
-        for command in COMMANDS:
+        for command in commands_of((base, "", 0, 0, 0)):
             got = run_once(argv_of(command, args, os.path.join(folder, base), folder), folder, args.helper)
+            if command == UNLOCK and got[0] != 0:
+                raise SystemExit("matrix: base %s is not decrypted: %s" % (base, got[4].decode(errors="replace")))
             if got[0] < 0 or got[0] not in command[3] and base not in ("back", "df"):
                 raise SystemExit("matrix: %s of base %s: exit code %d\n%s" %
                                  (command[0], base, got[0], got[4].decode(errors="replace")))
