@@ -129,8 +129,7 @@ static void settle_range(struct run *r, uint64_t off, uint64_t len)
 		bool is_old = memcmp(got + (at - off), was + at, n) == 0;
 		if (!is_new && !is_old)
 			fail_msg("%s: %s %llu: sector at %llu is neither old nor new", config->name,
-				config->name, r->what, (unsigned long long)r->nth,
-				(unsigned long long)at);
+				r->what, (unsigned long long)r->nth, (unsigned long long)at);
 		memcpy(disk + at, got + (at - off), n);
 		at += n;
 	}
@@ -148,8 +147,7 @@ static void settle_all(struct run *r)
 			known = memcmp(got + at, past[i] + at, n) == 0;
 		if (!known)
 			fail_msg("%s: %s %llu: sector at %llu never was what it is", config->name,
-				config->name, r->what, (unsigned long long)r->nth,
-				(unsigned long long)at);
+				r->what, (unsigned long long)r->nth, (unsigned long long)at);
 	}
 	memcpy(disk, got, SIZE);
 }
@@ -327,7 +325,7 @@ static void check_outcome(struct run *r, struct qcow_store *base)
 	for (size_t i = 0; i < SIZE; i++)
 		if (got[i] != disk[i])
 			fail_msg("%s: %s %llu: byte %zu differs after a reopen", config->name,
-				config->name, r->what, (unsigned long long)r->nth, i);
+				r->what, (unsigned long long)r->nth, i);
 	assert_int_equal(qcow_check(image, &o, &result, &err), QCOW_OK);
 	if (result.corruptions != 0)
 		fail_msg("%s: %s %llu: %llu corruptions", config->name, r->what,
