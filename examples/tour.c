@@ -281,6 +281,26 @@ static void print_refusal(void *ctx, const struct qcow_refusal *refusal)
 	printf("refused: %s\n", refusal->rule);
 }
 
+/* A part of the disk, to the start of a raw one. */
+static void tour_dd(struct qcow_image *image)
+{
+	struct qcow_dd_options dd = QCOW_DD_OPTIONS_INIT;
+	struct qcow_dd_result done;
+	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_store *memory;
+	struct qcow_image *raw;
+
+	must(qcow_memory_open(65536, &memory, &err));
+	open.format = "raw";
+	open.flags = QCOW_OPEN_WRITE;
+	must(qcow_open(memory, &open, &raw, &err));
+	dd.source_off = 4096;
+	dd.len = 32768;
+	must(qcow_dd(image, raw, &dd, &done, &err));
+	expect(done.bytes_written == 32768, "all of it");
+	qcow_close(raw);
+}
+
 static void tour_whole_images(void)
 {
 	struct qcow_image *image = open_chain(0);
@@ -308,6 +328,7 @@ static void tour_whole_images(void)
 	expect(same.difference == QCOW_DIFFERENCE_NONE, "the same disk");
 	qcow_close(copy); /* and the target with it */
 
+	tour_dd(image);
 	stream = tmpfile();
 	expect(stream != NULL, "a temporary file");
 	must(qcow_convert_to_fd(image, fileno(stream), NULL, &err));

@@ -229,6 +229,45 @@ QCOW_EXPORT enum qcow_status qcow_commit(struct qcow_image *image, struct qcow_i
 	const struct qcow_commit_options *options, struct qcow_commit_result *result,
 	struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- dd ---- */
+
+struct qcow_dd_options {
+	uint32_t struct_size;
+	uint64_t source_off, target_off, len; /* bytes; the source may be read to the end of its last sector of 512 */
+	uint64_t block_bytes; /* what `sparse` judges */
+	bool sparse; /* blocks of zeros, counted from source_off, are not written: the target keeps what it has there */
+	unsigned n_workers; /* 1 to 16; 0 = the number of processors, 2 to 16 */
+	struct qcow_progress progress;
+};
+#ifdef __cplusplus
+static inline struct qcow_dd_options qcow_dd_options_init(void)
+{
+	struct qcow_dd_options o = {};
+	o.struct_size = sizeof(o);
+	o.block_bytes = 512;
+	return o;
+}
+#define QCOW_DD_OPTIONS_INIT qcow_dd_options_init()
+#else
+#define QCOW_DD_OPTIONS_INIT                                                        \
+	{                                                                           \
+		.struct_size = sizeof(struct qcow_dd_options), .block_bytes = 512 \
+	}
+#endif
+
+struct qcow_dd_result {
+	uint64_t bytes_written;
+};
+
+/*
+ * Write a range of the disk of `source` to `target`, which is open for writing, in any order. Both are as long as the range
+ * asks for. Not flushed. QCOW_E_RANGE, QCOW_E_INVAL, QCOW_E_NOMEM, QCOW_E_CANCELLED, errors of qcow_pread, qcow_pwrite
+ * and qcow_map: the target may hold any part of it then.
+ */
+QCOW_EXPORT enum qcow_status qcow_dd(struct qcow_image *source, struct qcow_image *target,
+	const struct qcow_dd_options *options, struct qcow_dd_result *result,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- measure ---- */
 
 struct qcow_measure_result {

@@ -11,6 +11,7 @@ extern const struct cli_command cli_cmd_compare;
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;
+extern const struct cli_command cli_cmd_dd;
 extern const struct cli_command cli_cmd_dump;
 extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;
@@ -30,6 +31,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_completion,
 	&cli_cmd_convert,
 	&cli_cmd_create,
+	&cli_cmd_dd,
 	&cli_cmd_dump,
 	&cli_cmd_info,
 	&cli_cmd_io,
