@@ -13,6 +13,9 @@
 
 #define BATCH_BYTES  QK_MIB(1)
 #define TAKE_AT_ONCE 64U
+#define COPIED_TOP   0x80U /* of an entry's first byte */
+/* Bits of an entry that need a closer look: compressed, reserved, the zero flag. */
+#define UNUSUAL UINT64_C(0x7f000000000001ff)
 
 enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struct qk_fresh *fresh,
 	const uint64_t *base, uint64_t n, struct qcow_error *err)
@@ -112,8 +115,8 @@ static bool clear_all(const struct qk_geometry *g, uint8_t *table)
 	bool any = false;
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
 		uint8_t *top = table + (size_t)i * g->l2_entry_size;
-		any = any || (*top & 0x80) != 0;
-		*top &= 0x7f;
+		any = any || (*top & COPIED_TOP) != 0;
+		*top &= (uint8_t)~COPIED_TOP;
 	}
 	return any;
 }
@@ -148,26 +151,38 @@ static void judge_own(struct qk_copy *c, const struct qk_counter *counter)
 	}
 }
 
+/* The host cluster of entry i, 0: none that COPIED could speak of. */
+static enum qcow_status host_of(
+	struct qk_copy *c, uint64_t off, uint32_t i, uint64_t *host, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	uint64_t raw = 0, bitmap = 0;
+	qk_l2_load(g, c->table, i, &raw, &bitmap);
+	*host = raw & QK_OFFSET_MASK;
+	if (QK_LIKELY(!g->extended_l2 && (raw & UNUSUAL) == 0 &&
+		      qk_is_aligned(*host, g->cluster_size) && (*host != 0 || raw == 0)))
+		return QCOW_OK;
+	struct qk_l2_entry e = qk_l2_decode(g, raw, bitmap, (qk_goff){0});
+	*host = qk_l2_has_host(&e) ? e.host_off.v : 0;
+	return e.finding == 0 ? QCOW_OK : qk_snapshot_bad_entry(off, i, raw, e.finding, err);
+}
+
 /* Has a bit changed? */
 static enum qcow_status judge_table(struct qk_copy *c, const struct qk_counter *counter,
 	uint64_t off, bool *changed, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &c->image->geometry;
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		uint64_t raw = 0, bitmap = 0;
-		qk_l2_load(g, c->table, i, &raw, &bitmap);
-		if (raw == 0 && bitmap == 0)
-			continue;
-		struct qk_l2_entry e = qk_l2_decode(g, raw, bitmap, (qk_goff){0});
-		if (e.finding != 0)
-			return qk_snapshot_bad_entry(off, i, raw, e.finding, err);
-		uint64_t cluster = e.host_off.v >> g->cluster_bits;
-		if (!qk_l2_has_host(&e) || cluster < counter->lo || cluster >= counter->hi)
+		uint8_t *top = c->table + (size_t)i * g->l2_entry_size;
+		uint64_t host = 0;
+		QK_TRY(host_of(c, off, i, &host, err));
+		uint64_t cluster = host >> g->cluster_bits;
+		if (host == 0 || cluster < counter->lo || cluster >= counter->hi)
 			continue;
 		bool is_single = qk_counter_at(counter, cluster) == 1;
-		if (is_single == e.copied)
+		if (is_single == ((*top & COPIED_TOP) != 0))
 			continue;
-		qk_l2_store(g, c->table, i, raw ^ QK_FLAG_COPIED, bitmap);
+		*top ^= COPIED_TOP;
 		*changed = true;
 	}
 	return QCOW_OK;
