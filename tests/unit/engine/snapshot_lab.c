@@ -219,8 +219,10 @@ void lab_turn(struct lab *l, const char *qemu, unsigned number)
 	lab_close(l);
 	if (l->n == 0 || (what == 0 && l->n < LAB_SNAPS)) {
 		char id[24], name[16];
-		for (unsigned k = 0; k < l->n; k++)
-			most = atol(l->snaps[k].id) > most ? atol(l->snaps[k].id) : most;
+		for (unsigned k = 0; k < l->n; k++) {
+			long number_of = strtol(l->snaps[k].id, NULL, 10);
+			most = number_of > most ? number_of : most;
+		}
 		(void)snprintf(id, sizeof(id), "%ld", most + 1);
 		(void)snprintf(name, sizeof(name), "q%u", number);
 		qkt_must("%sqemu-img snapshot -c %s image", qemu, name);
