@@ -51,6 +51,10 @@ static const struct {
 	{"preallocation is for disks that grow",
 		"Preallocation can only be used for growing images"},
 	{"a raw disk has no metadata to preallocate", "Unsupported preallocation mode: metadata"},
+	{"Name length exceeds maximum", "Name length exceeds maximum (1023 characters)"},
+	{"Granularity must be power of 2", "Granularity must be power of 2 and at least 512"},
+	{"Too much space will be occupied by the bitmap",
+		"Too much space will be occupied by the bitmap. Use larger granularity"},
 	{"a virtual size of ", "The image size is too large for file format 'qcow2' (try using a "
 			       "larger cluster size)"},
 };

@@ -202,6 +202,9 @@ static enum qcow_status plan_merge(struct edit *e, const struct qcow_bitmap_acti
 	bool is_apart = a->source_image != NULL && a->source_image != e->image;
 	if (a->source == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "a merge needs the name of a source");
+	QK_TRY(find(e, a->name, &step->index, err));
+	if (!is_apart)
+		QK_TRY(find(e, a->source, &step->source, err));
 	QK_TRY(find_usable(e, a->name, &step->index, err));
 	if (is_apart)
 		QK_TRY(find_apart(e->image, a, step, err));
