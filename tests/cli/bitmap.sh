@@ -111,7 +111,7 @@ as_qemu bitmap --add -f raw plain.raw x
 as_qemu bitmap --add c.qcow2 ''
 as_qemu bitmap --add c.qcow2 "$(printf 'a%.0s' {1..1023})"
 as_qemu bitmap --merge big -b d.qcow2 -F qcow2 c.qcow2 b0
-as_qemu bitmap --merge b0 -b c.qcow2 c.qcow2 b0
+says merge_from_the_same_file 1 "qemu-img: Could not open 'c.qcow2': Failed to get *" "$QCOW_QEMU_IMG" bitmap --merge b0 -b c.qcow2 c.qcow2 b0
 as_qemu bitmap --merge b0 -F qcow2 c.qcow2 b0
 as_qemu bitmap -b d.qcow2 --add c.qcow2 b7
 as_qemu bitmap --remove --add c.qcow2 b0
