@@ -113,7 +113,7 @@ void qkc_encrypted_copy(struct qkc_plan *p);
 void qkc_encrypted_backing(struct qkc_plan *p);
 void qkc_encrypted_random(struct qkc_plan *p);
 void qkc_encrypted_sub_random(struct qkc_plan *p);
-void qkc_encrypted_sub_backing(struct qkc_plan *p);
+void qkc_encrypted_sub_shared(struct qkc_plan *p);
 void qkc_luks_random(struct qkc_plan *p);
 void qkc_parts(struct qkc_plan *p);
 void qkc_parts_shared(struct qkc_plan *p);

@@ -121,10 +121,10 @@ void qkc_encrypted_sub_random(struct qkc_plan *p)
 	qkc_sub_random(p);
 }
 
-void qkc_encrypted_sub_backing(struct qkc_plan *p)
+void qkc_encrypted_sub_shared(struct qkc_plan *p)
 {
 	p->crypt = "aes";
-	qkc_sub_random_backing(p);
+	qkc_sub_shared(p);
 }
 
 void qkc_luks_random(struct qkc_plan *p)
