@@ -111,6 +111,20 @@ enum qcow_prove {
 	QCOW_PROVE_OFF	     /* believe the refcounts */
 };
 
+/*
+ * Bits of qcow_open_options.discard. What nothing refers to any more, durably, is always free for the image itself. With
+ * these it also goes back to the file system, as holes, before it is used again. A store that cannot punch holes is
+ * no failure.
+ */
+enum qcow_discard_flags {
+	QCOW_DISCARD_PASS_REQUEST = 1,	/* freed by qcow_discard and by qcow_zero with QCOW_IO_UNMAP */
+	QCOW_DISCARD_PASS_SNAPSHOT = 2, /* freed by operations on snapshots */
+	QCOW_DISCARD_PASS_OTHER = 4,	/* freed by anything else: overwritten, compressed anew, tables that moved */
+	QCOW_DISCARD_NO_UNREF = 8	/* qcow_discard and QCOW_IO_UNMAP leave a cluster of its own to a zero cluster
+					   instead of freeing it, so that a later write allocates nothing; with
+					   PASS_REQUEST its content goes all the same. Version 3 only (QCOW_E_INVAL) */
+};
+
 #define QCOW_MAX_CHAIN_DEPTH 256
 
 enum qcow_encryption {
@@ -183,6 +197,7 @@ struct qcow_open_options {
 	 * not call back with the image. The library itself never prints. */
 	void (*log)(void *ctx, const struct qcow_log_entry *entry);
 	void *log_ctx;
+	uint32_t discard; /* with QCOW_OPEN_WRITE: enum qcow_discard_flags, for this image and none below it */
 };
 #ifdef __cplusplus
 /* C++ has no designated initialisers before C++20 */

@@ -12,6 +12,15 @@
 	((uint32_t)(QCOW_OPEN_NO_BACKING | QCOW_OPEN_NO_DATA_FILE | QCOW_OPEN_CHECK | \
 		    QCOW_OPEN_PROBE | QCOW_OPEN_WRITE))
 
+#define KNOWN_DISCARD                                                        \
+	((uint32_t)(QCOW_DISCARD_PASS_REQUEST | QCOW_DISCARD_PASS_SNAPSHOT | \
+		    QCOW_DISCARD_PASS_OTHER | QCOW_DISCARD_NO_UNREF))
+
+/* Where the struct of a caller has the member. */
+#define HAS(options, member)       \
+	((options)->struct_size >= \
+		offsetof(struct qcow_open_options, member) + sizeof((options)->member))
+
 const char *qcow_version(void)
 {
 	return QCOW_VERSION_TEXT;
@@ -36,6 +45,9 @@ static enum qcow_status check_options(const struct qcow_open_options *o, struct 
 	if ((o->flags & QCOW_OPEN_WRITE) != 0 && (o->flags & QCOW_OPEN_CHECK) != 0)
 		return QK_FAIL(
 			err, QCOW_E_INVAL, "QCOW_OPEN_CHECK does not go with QCOW_OPEN_WRITE");
+	if ((o->discard & ~KNOWN_DISCARD) != 0)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "discard flags 0x%x hold an unknown bit", o->discard);
 	if (o->dirty > QCOW_DIRTY_REFUSE || o->prove > QCOW_PROVE_OFF)
 		return QK_FAIL(err, QCOW_E_INVAL, "no such policy: dirty %d, prove %d",
 			(int)o->dirty, (int)o->prove);
@@ -45,7 +57,7 @@ static enum qcow_status check_options(const struct qcow_open_options *o, struct 
 /* The store of the header is ours with the other, on failure too. */
 static void close_header(const struct qcow_open_options *options)
 {
-	if (options != NULL && options->struct_size >= sizeof(*options))
+	if (options != NULL && HAS(options, luks_header))
 		qcow_store_close(options->luks_header);
 }
 

@@ -18,9 +18,7 @@
 #include "engine/lookup.h"
 #include "engine/locks.h"
 #include "engine/rw.h"
-
-/* Offsets of clusters have zeros there. */
-#define IN_DATA_FILE UINT64_C(1)
+#include "engine/space.h"
 
 void qk_data_file_init(struct qk_data_file *d)
 {
@@ -83,7 +81,7 @@ enum qcow_status qk_data_file_zero(
 
 struct qk_pair qk_data_file_unlinked(uint64_t off)
 {
-	return (struct qk_pair){off | IN_DATA_FILE, 1};
+	return (struct qk_pair){off | QK_FREED_DATA_FILE, 1};
 }
 
 /* Under the lock. Without memory the space stays with the file. */
@@ -115,9 +113,9 @@ void qk_data_file_take(struct qcow_image *image, struct qk_pairs *unlinked)
 	for (struct qk_pairs_block *b = unlinked->first; b != NULL; b = b->next)
 		for (uint32_t i = 0; i < b->n; i++) {
 			struct qk_pair pair = b->v[i];
-			if ((pair.a & IN_DATA_FILE) == 0 || pair.b == 0)
+			if ((pair.a & QK_FREED_DATA_FILE) == 0 || pair.b == 0)
 				continue;
-			pair.a &= ~IN_DATA_FILE;
+			pair.a &= ~(uint64_t)QK_FREED_BITS;
 			remember(d, image->geometry.cluster_size, pair);
 			b->v[i].b = 0;
 		}

@@ -9,6 +9,7 @@
 #include "engine/data_file.h"
 #include "engine/image.h"
 #include "engine/locks.h"
+#include "engine/lookup.h"
 #include "engine/rw.h"
 #include "engine/space.h"
 #include "engine/table.h"
@@ -230,4 +231,30 @@ enum qcow_status qk_group_commit(
 	for (uint32_t i = 0; i < change->n; i++)
 		group->words[change->first + i] = change->words[i];
 	return QCOW_OK;
+}
+
+/* ---- clusters that zero clusters keep ---- */
+
+/* Does the disk say of the guest cluster at `off` that it is zero and keeps the host cluster, and nobody has changed that since? */
+static bool is_zero_still(struct qcow_image *image, qk_goff off, uint64_t host_off)
+{
+	struct qk_slice slice;
+	struct qk_run run;
+	uint64_t len = qk_min(image->geometry.cluster_size, image->size - off.v);
+	return !qk_stage_find(image->rw->stage, key_of(image, off), &slice) &&
+	       qk_lookup(image, off, len, true, &run, NULL) == QCOW_OK && run.kind == QK_RUN_ZERO &&
+	       run.len == len && run.has_host && run.host_off.v == host_off;
+}
+
+void qk_group_punch(struct qcow_image *image, const struct qk_pair *kept)
+{
+	const qk_goff off = {(kept->b - 1) << image->geometry.cluster_bits};
+	const uint64_t host_off = kept->a & ~(uint64_t)QK_FREED_BITS;
+	pthread_mutex_t *stripe = stripe_of(image, key_of(image, off));
+	if (!qk_try_lock(stripe))
+		return;
+	if (off.v < image->size && is_zero_still(image, off, host_off))
+		qk_space_punch_kept(
+			image->rw->space, (unsigned)(kept->a & QK_FREED_BITS), host_off, 1);
+	qk_unlock(stripe);
 }

@@ -50,6 +50,11 @@ enum qcow_status qk_group_judge(
 /* The clusters that lose a reference when entry `e` is replaced; n 0: none. */
 struct qk_pair qk_group_unlinked(const struct qk_group *group, const struct qk_l2_entry *e);
 
+/* A zero cluster that kept its host cluster has been published: `kept` says which (stage.h). Where it still is just that, the
+ * content goes back to the file system; where its group is being changed, nothing is done. Under the publish lock,
+ * when no reader is left. */
+void qk_group_punch(struct qcow_image *image, const struct qk_pair *kept);
+
 /* Bytes of the guest's disk that a group maps. */
 uint64_t qk_group_span(const struct qcow_image *image);
 

@@ -22,10 +22,17 @@
 #define QK_ENGINE_LOCKS_H
 
 #include <pthread.h>
+#include <stdbool.h>
 
 static inline void qk_lock(pthread_mutex_t *m)
 {
 	(void)pthread_mutex_lock(m);
+}
+
+/* False where somebody has it, the caller too. So it may be tried against the order. */
+static inline bool qk_try_lock(pthread_mutex_t *m)
+{
+	return pthread_mutex_trylock(m) == 0;
 }
 
 static inline void qk_unlock(pthread_mutex_t *m)

@@ -31,6 +31,7 @@
 #include "engine/compress.h"
 #include "engine/data_file.h"
 #include "engine/decode.h"
+#include "engine/group.h"
 #include "engine/image.h"
 #include "engine/locks.h"
 #include "engine/meta.h"
@@ -422,13 +423,15 @@ static enum qcow_status write_generation(struct job *job, struct qcow_error *err
 
 /* ---- what was unlinked ---- */
 
-/* Streams may share a cluster: what was decoded, and where the next one would go, is forgotten first. */
-static enum qcow_status drop_run(struct qk_publish *p, uint64_t off, uint64_t n)
+/* Streams may share a cluster: what was decoded, and where the next one would go, is forgotten first. `at`: an offset with
+ * its qk_freed bits. */
+static enum qcow_status drop_run(struct qk_publish *p, uint64_t at, uint64_t n)
 {
 	struct qcow_image *image = p->image;
+	uint64_t off = at & ~(uint64_t)QK_FREED_BITS;
 	qk_compress_forget(image, off, n);
 	qk_decode_forget(image->decode, off, n * image->geometry.cluster_size);
-	return qk_space_drop(image->rw->space, off, n, NULL);
+	return qk_space_drop_for(image->rw->space, (unsigned)(at & QK_FREED_BITS), off, n, NULL);
 }
 
 /* Drop the pairs from the first on, neighbours together, and mark what was dropped. */
@@ -439,6 +442,12 @@ static enum qcow_status drop_pairs(struct qk_publish *p, struct qk_pairs *pairs)
 		for (uint32_t i = 0; i < block->n;) {
 			uint64_t n = block->v[i].b;
 			uint32_t k = i + 1;
+			if ((block->v[i].a & QK_FREED_KEPT) != 0) {
+				if (n != 0)
+					qk_group_punch(p->image, &block->v[i]);
+				block->v[i++].b = 0;
+				continue;
+			}
 			while (k < block->n && block->v[k].a == block->v[i].a + n * cluster_size)
 				n += block->v[k++].b;
 			if (n != 0)

@@ -19,8 +19,12 @@
 #include "engine/track.h"
 #include "engine/write.h"
 
-static enum qcow_status judge_features(struct qcow_image *image, struct qcow_error *err)
+static enum qcow_status judge_features(
+	struct qcow_image *image, uint32_t discard, struct qcow_error *err)
 {
+	if ((discard & QCOW_DISCARD_NO_UNREF) != 0 && !image->is_raw && image->geometry.version < 3)
+		return QK_FAIL(err, QCOW_E_INVAL,
+			"discard-no-unref needs zero clusters, which version 2 does not have");
 	if (image->is_locked)
 		return QK_FAIL(err, QCOW_E_KEY,
 			"the image is encrypted, and it cannot be written without its key");
@@ -43,7 +47,7 @@ static enum qcow_status judge(
 		return QK_FAIL(err, QCOW_E_READONLY,
 			"the image is marked corrupt or its metadata is damaged: it can be opened "
 			"read-only at most");
-	return judge_features(image, err);
+	return judge_features(image, o->discard, err);
 }
 
 enum qcow_status qk_rw_make_space(
@@ -53,7 +57,8 @@ enum qcow_status qk_rw_make_space(
 		.geometry = &image->geometry,
 		.header = &image->header,
 		.ext = &image->ext,
-		.prove = image->rw->prove};
+		.prove = image->rw->prove,
+		.passes = image->rw->discard};
 	/* a rebuild of the refcounts may have made the file longer */
 	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
 	return qk_space_new(&rq, out, err);
@@ -68,7 +73,8 @@ static enum qcow_status make_qcow2(
 		.header = &image->header,
 		.ext = &image->ext,
 		.file_size = image->file_size,
-		.prove = o->prove};
+		.prove = o->prove,
+		.passes = o->discard};
 	const struct qk_header was = image->header;
 	/* refuses before anything is written */
 	QK_TRY(qk_track_new(image, &rw->track, err));
@@ -100,6 +106,7 @@ static enum qcow_status make(
 	qk_data_file_init(&rw->data_file);
 	for (unsigned i = 0; i < QK_STRIPES; i++)
 		(void)pthread_mutex_init(&rw->stripes[i], NULL);
+	rw->discard = o->discard;
 	rw->has_below = image->backing != NULL || image->backing_name != NULL;
 	rw->prove = o->prove;
 	image->rw = rw;

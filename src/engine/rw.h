@@ -37,6 +37,7 @@ struct qk_rw {
 	struct qk_epoch *epoch; /* of the readers, and of the writers in place */
 	struct qk_fence fence;
 	struct qk_publish *publish;
+	unsigned discard; /* enum qcow_discard_flags */
 	bool has_below; /* what this layer does not hold may be held by another */
 
 	/* encrypted images, see put.c */

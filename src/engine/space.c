@@ -81,6 +81,8 @@ static enum qcow_status init(
 	sp->header = *rq->header;
 	sp->ext = rq->ext;
 	sp->can_grow = caps.can_grow;
+	sp->passes = rq->passes;
+	atomic_init(&sp->cannot_punch, !caps.can_punch);
 	sp->grows_zeroed = caps.can_grow && caps.reads_zero_past_end;
 	sp->max_blocks = qk_max(budget >> g->cluster_bits, MIN_BLOCKS);
 	sp->limit = qk_min(QK_MAX_OFFSET >> g->cluster_bits, (uint64_t)MAX_ENTRIES << g->rb_bits);

@@ -7,6 +7,7 @@
  *   space_blocks.c   the cache of refcount blocks, dirty by sector
  *   space_alloc.c    taking clusters, reservations, the end of the file
  *   space_count.c    raise, drop, give back, quarantine
+ *   space_punch.c    giving clusters back to the file system
  *   space_table.c    new refcount blocks, growth of the refcount table, publication of both
  *   space_map.c	      which structure lies in which cluster
  *   space_overlap.c  overlap checks, the header, the corrupt bit
@@ -59,6 +60,7 @@ struct qk_space_request {
 	uint64_t file_size;
 	uint64_t cache_bytes; /* budget of refcount blocks; 0: 4 MiB. At least 4 blocks are kept */
 	enum qcow_prove prove;
+	uint32_t passes; /* QCOW_DISCARD_PASS_ bits */
 };
 
 /*
@@ -116,6 +118,28 @@ enum qcow_status qk_space_raise(
  * already, QCOW_E_IO, QCOW_E_NOMEM: nothing was changed, and calling again later is right. */
 enum qcow_status qk_space_drop(
 	struct qk_space *sp, uint64_t off, uint64_t n, struct qcow_error *err) QK_MUST_USE;
+
+/* Why clusters lose a reference, and what is known of them. Less than a sector, so that it fits beside an offset. */
+enum qk_freed {
+	QK_FREED_OTHER = 0,
+	QK_FREED_REQUEST = 1, /* the guest asked for it */
+	QK_FREED_SNAPSHOT = 2,
+	QK_FREED_CAUSES = 3,
+	QK_FREED_OWNED = 4, /* COPIED said that there is one reference */
+	QK_FREED_KEPT = 8, /* it is not lost: a zero cluster has them now */
+	QK_FREED_DATA_FILE = 16, /* they lie in the data file (data_file.c) */
+	QK_FREED_BITS = 31
+};
+
+/* qk_space_drop, of QK_FREED_OTHER, for any cause. Where that is passed on, the clusters that become free go back to the
+ * file system first: no pointer to them is left, and nobody can be given them yet. What the store says to
+ * it is nobody's concern. */
+enum qcow_status qk_space_drop_for(struct qk_space *sp, unsigned freed, uint64_t off, uint64_t n,
+	struct qcow_error *err) QK_MUST_USE;
+
+/* Give the content of clusters back that stay taken. The caller knows that it shows nowhere, now or after a crash, and that
+ * nobody writes there. */
+void qk_space_punch_kept(struct qk_space *sp, unsigned freed, uint64_t off, uint64_t n);
 
 /* Never hand these clusters out again while the image is open, whatever happens to their refcounts: a failed
  * publication may have left pointers to them. Does no I/O. On QCOW_E_NOMEM nothing at all is handed out from

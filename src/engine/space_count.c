@@ -180,6 +180,13 @@ enum qcow_status qk_space_raise(
 enum qcow_status qk_space_drop(
 	struct qk_space *sp, uint64_t off, uint64_t n, struct qcow_error *err)
 {
+	return qk_space_drop_for(sp, QK_FREED_OTHER, off, n, err);
+}
+
+enum qcow_status qk_space_drop_for(
+	struct qk_space *sp, unsigned freed, uint64_t off, uint64_t n, struct qcow_error *err)
+{
+	qk_space_punch_last(sp, freed, off, n);
 	(void)pthread_mutex_lock(&sp->lock);
 	enum qcow_status status = qk_space_usable(sp, err);
 	if (status == QCOW_OK)

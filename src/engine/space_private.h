@@ -98,6 +98,8 @@ struct qk_space {
 	struct qk_header header; /* a copy; rt_off and rt_clusters as on disk, or uncertain */
 	const struct qk_extensions *ext;
 	bool can_grow, grows_zeroed;
+	uint32_t passes; /* QCOW_DISCARD_PASS_ bits */
+	_Atomic bool cannot_punch; /* the store said so */
 	bool flush_failed; /* since it was last asked for; under the publish lock */
 	bool is_corrupt; /* nothing is taken or published any more */
 	bool is_broken; /* a quarantine could not be remembered: nothing is taken any more */
@@ -233,6 +235,11 @@ enum qcow_status qk_space_extend(
 void qk_space_used(struct qk_space *sp, uint64_t first, uint64_t n);
 void qk_space_freed(struct qk_space *sp, uint64_t cluster);
 enum qcow_status qk_space_unreserve(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
+
+/* ---- space_punch.c: takes the lock by itself ---- */
+
+/* Before a drop: punch those of the clusters of which it is the last reference. */
+void qk_space_punch_last(struct qk_space *sp, unsigned freed, uint64_t off, uint64_t n);
 
 /* ---- space_table.c ---- */
 

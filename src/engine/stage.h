@@ -67,7 +67,7 @@ struct qk_stage_generation {
 	struct qk_chunk *chunks;
 	uint64_t n_chunks;
 	struct qk_pairs l1; /* a: index, b: the entry */
-	struct qk_pairs unlinked; /* a: host offset of a cluster, b: clusters */
+	struct qk_pairs unlinked; /* see qk_stage_change */
 	bool needs_barrier; /* entries point to what was written in this generation */
 };
 
@@ -124,7 +124,8 @@ struct qk_stage_change {
 	uint64_t words[QK_STAGE_WORDS]; /* of first, first + 1, …; host order */
 	bool needs_barrier; /* they point to something written since the last publication */
 	uint32_t n_unlinked;
-	struct qk_pair unlinked[QK_STAGE_ENTRIES]; /* a: host offset, b: clusters */
+	/* a: host offset with qk_freed bits (space.h), b: clusters; of QK_FREED_KEPT ones b: guest cluster + 1 */
+	struct qk_pair unlinked[QK_STAGE_ENTRIES];
 };
 
 /* Readers see the entries from now on, the next publication writes them and drops what was unlinked.

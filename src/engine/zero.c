@@ -8,6 +8,7 @@
  *	plain or zero, shared		zero, one reference less
  *	compressed			zero, one reference less for each cluster touched
  * A raw data file gets the zeros itself, and its entries stay.
+ * With QCOW_DISCARD_NO_UNREF unmapping keeps the cluster as zeroing does.
  * Version 2 has no zero flag: absent stands for zero where nothing lies below, else zeros are data.
  *
  * With extended entries zeroing goes by subclusters: where it takes a part of a cluster, their zero bits are set and
@@ -20,6 +21,7 @@
 #include "engine/image.h"
 #include "engine/map.h"
 #include "engine/rw.h"
+#include "engine/space.h"
 #include "engine/subcluster.h"
 #include "engine/track.h"
 #include "engine/write.h"
@@ -33,6 +35,7 @@ static const uint8_t zeros[ZERO_BYTES];
 struct zero {
 	struct qcow_image *image;
 	bool unmap;
+	bool keeps; /* a cluster of its own stays, unmapping or not */
 	bool is_fast;
 	bool is_explicit; /* the image itself is to hold the zeros */
 };
@@ -99,6 +102,15 @@ static bool has_below(const struct zero *z)
 	return z->image->rw->has_below || z->is_explicit;
 }
 
+/* The host cluster stays with entry `e`, the i-th, and its content is not needed. */
+static struct qk_pair kept(const struct qk_group *group, uint32_t i, const struct qk_l2_entry *e)
+{
+	uint64_t cluster = (group->guest.v >> group->image->geometry.cluster_bits) + i;
+	if (group->image->geometry.data_file)
+		return (struct qk_pair){0, 0};
+	return (struct qk_pair){e->host_off.v | QK_FREED_REQUEST | QK_FREED_KEPT, cluster + 1};
+}
+
 /* What entry `e`, the i-th, becomes; *unlinked the clusters that lose a reference. */
 static struct qk_l2_entry zeroed(const struct zero *z, const struct qk_group *group, uint32_t i,
 	struct qk_l2_entry e, struct qk_pair *unlinked)
@@ -107,10 +119,15 @@ static struct qk_l2_entry zeroed(const struct zero *z, const struct qk_group *gr
 	*unlinked = (struct qk_pair){0, 0};
 	if (e.type == QK_L2_UNALLOCATED && !has_below(z))
 		return e;
-	if (qk_l2_has_host(&e) && (group->owned >> i & 1) != 0 && !z->unmap)
+	bool is_owned = (group->owned >> i & 1) != 0;
+	if (qk_l2_has_host(&e) && is_owned && (!z->unmap || z->keeps)) {
+		if (z->unmap)
+			*unlinked = kept(group, i, &e);
 		return (struct qk_l2_entry){has_flag ? QK_L2_ZERO_ALLOC : QK_L2_NORMAL,
 			.host_off = e.host_off, .copied = true};
+	}
 	*unlinked = qk_group_unlinked(group, &e);
+	unlinked->a |= QK_FREED_REQUEST | (is_owned && e.copied ? QK_FREED_OWNED : 0);
 	return (struct qk_l2_entry){.type = has_flag ? QK_L2_ZERO : QK_L2_UNALLOCATED};
 }
 
@@ -284,6 +301,7 @@ enum qcow_status qk_zero(struct qcow_image *image, uint64_t off, uint64_t len, u
 {
 	const struct zero z = {.image = image,
 		.unmap = (flags & QCOW_IO_UNMAP) != 0,
+		.keeps = (image->rw->discard & QCOW_DISCARD_NO_UNREF) != 0,
 		.is_fast = (flags & QCOW_IO_FAST) != 0,
 		.is_explicit = (flags & QCOW_IO_EXPLICIT) != 0};
 	QK_TRY(qk_fence_check(&image->rw->fence, err));
@@ -306,7 +324,9 @@ static enum qcow_status discard_raw(
 enum qcow_status qk_discard(
 	struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
 {
-	const struct zero z = {.image = image, .unmap = true};
+	const struct zero z = {.image = image,
+		.unmap = true,
+		.keeps = (image->rw->discard & QCOW_DISCARD_NO_UNREF) != 0};
 	QK_TRY(qk_fence_check(&image->rw->fence, err));
 	QK_TRY(qk_track_mark(image, off, len, err));
 	if (image->is_raw)

@@ -37,6 +37,7 @@ static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_st
 	struct qcow_image *image = NULL;
 	options.flags = flags;
 	options.format = "qcow2";
+	options.discard = base->plan->discard;
 	options.stage_bytes = base->plan->stage_bytes;
 	options.cache_bytes = base->plan->cache_bytes;
 	if (base->plan->crypt != NULL)

@@ -71,6 +71,7 @@ struct qkc_plan {
 	bool lacks_copied; /* COPIED is nowhere set */
 	uint64_t
 		fixed_spare; /* not 0: a device that cannot grow, with so many clusters after the image */
+	unsigned discard; /* QCOW_DISCARD_ bits */
 	uint64_t stage_bytes, cache_bytes; /* for the open; 0: as the library likes */
 	struct qkc_step *first; /* done by qemu-io before the snapshot */
 	size_t n_first;

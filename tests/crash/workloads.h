@@ -135,6 +135,15 @@ void qkc_snapshot_device(struct qkc_plan *p);
 void qkc_snapshot_random(struct qkc_plan *p);
 void qkc_snapshot_sub_random(struct qkc_plan *p);
 
+/* ---- workloads_punch.c ---- */
+
+void qkc_punched(struct qkc_plan *p);
+void qkc_punched_shared(struct qkc_plan *p);
+void qkc_punched_compressed(struct qkc_plan *p);
+void qkc_kept(struct qkc_plan *p);
+void qkc_punched_flush_fails(struct qkc_plan *p);
+void qkc_punched_random(struct qkc_plan *p);
+
 /* ---- subclusters.c ---- */
 
 void qkc_sub_allocate(struct qkc_plan *p);

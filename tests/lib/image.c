@@ -113,6 +113,7 @@ enum qcow_status qkt_image_open_store(struct qkt_image *im, struct qcow_store *s
 	open.format = "qcow2";
 	open.resolve = resolve;
 	open.stage_bytes = opt->stage_bytes;
+	open.discard = opt->discard;
 	open.prove = opt->prove;
 	if (opt->passphrase != NULL)
 		open.secret = (struct qcow_secret){opt->passphrase, strlen(opt->passphrase)};

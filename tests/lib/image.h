@@ -23,6 +23,7 @@ struct qkt_image_options {
 	const char *passphrase; /* or NULL */
 	bool no_backing; /* QCOW_OPEN_NO_BACKING */
 	uint64_t stage_bytes;
+	uint32_t discard; /* QCOW_DISCARD_ bits */
 	enum qcow_prove prove;
 };
 

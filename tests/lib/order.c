@@ -239,7 +239,7 @@ uint64_t qko_judge_write(
 		const struct qko_cluster *c = qko_find(o, at / o->cs);
 		/* who reads a raw data file alone has to find the zeros in it */
 		bool may_punch = o->is_raw_data && qko_is_data(at);
-		if (is_punch && !may_punch && c != NULL && qko_is_named(c))
+		if (is_punch && !may_punch && c != NULL && qko_is_named(c) && !qko_is_zero(o, c))
 			qko_report(o, QKT_O5,
 				"cluster 0x%" PRIx64
 				" is punched while a pointer to it may be there",

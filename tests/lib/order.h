@@ -27,7 +27,7 @@ enum qkt_order_rule {
 	QKT_O2, /* a crash could leave more references to a cluster than its stored refcount */
 	QKT_O3, /* data is linked that shows bytes from before the cluster was taken */
 	QKT_O4, /* overwritten while a crash could leave a pointer to it, and not data with one owner */
-	QKT_O5, /* punched while a crash could leave a pointer to it */
+	QKT_O5, /* punched while a crash could leave a pointer to it that shows its content */
 	QKT_O6, /* the file is cut below something reachable */
 	QKT_O7, /* bytes 72 to 103 of a version 2 header are changed */
 	QKT_O8, /* an entry that no reader would take: reserved bits, unaligned */

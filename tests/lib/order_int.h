@@ -223,6 +223,8 @@ void qko_judge_data(struct qkt_order *o, struct qko_cluster *c, uint64_t off, ui
 /* O1: the sectors of compressed data; the last of them may lie past the end. */
 void qko_judge_packed(struct qkt_order *o, uint64_t off, uint64_t len);
 void qko_judge_overwrite(struct qkt_order *o, struct qko_cluster *c, uint64_t off, uint64_t len);
+/* Do all that name it, in every state, say that it reads as zeros? */
+bool qko_is_zero(const struct qkt_order *o, const struct qko_cluster *c);
 void qko_judge_table_write(struct qkt_order *o, struct qko_table *t); /* O4 */
 /* O2 where the write lowered entries of a refcount block. */
 void qko_judge_lowered(

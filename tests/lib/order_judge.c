@@ -443,6 +443,21 @@ static bool has_plain(const struct qkt_order *o, const struct qko_cluster *c)
 	return false;
 }
 
+bool qko_is_zero(const struct qkt_order *o, const struct qko_cluster *c)
+{
+	struct qko_target target;
+	if (c->table != NULL || c->n_static != 0)
+		return false;
+	for (uint32_t i = 0; i < c->n_refs; i++)
+		for (unsigned n = 0; qko_slot(o, c->refs[i].t, c->refs[i].slot, n, &target); n++)
+			if (qko_covers(&target, o->cs, c->index) &&
+				(target.kind != QKO_PLAIN ||
+					!(o->is_extended ? target.subclusters == 0
+							 : target.is_zero)))
+				return false;
+	return true;
+}
+
 void qko_judge_overwrite(struct qkt_order *o, struct qko_cluster *c, uint64_t off, uint64_t len)
 {
 	if (qko_is_data(c->index * o->cs))

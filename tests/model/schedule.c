@@ -383,41 +383,49 @@ static const struct op {
 #define N_OPS (sizeof(ops) / sizeof(ops[0]))
 
 /* Images: what qemu-io does to an empty one, then what we do to it, not flushed, before the pair. */
+#define PASSED ((uint32_t)(QCOW_DISCARD_PASS_REQUEST | QCOW_DISCARD_PASS_OTHER))
+#define KEPT   (PASSED | (uint32_t)QCOW_DISCARD_NO_UNREF)
+
 static const struct bed {
 	const char *name, *options, *commands;
 	bool has_backing;
+	uint32_t discard; /* QCOW_DISCARD_ bits */
 	int before; /* index in ops, -1: nothing */
 } beds[] = {
-	{"empty", "compat=1.1", "true", false, -1},
-	{"allocated", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false, -1},
-	{"version 2", "compat=0.10", "qemu-io -c 'write -q -P 1 0 64k' image", false, -1},
-	{"a write staged", "compat=1.1", "true", false, 0},
-	{"a discard staged", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false, 7},
-	{"a write and a backing file", "compat=1.1", "true", true, 0},
+	{"empty", "compat=1.1", "true", false, PASSED, -1},
+	{"allocated", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false, PASSED, -1},
+	{"version 2", "compat=0.10", "qemu-io -c 'write -q -P 1 0 64k' image", false, PASSED, -1},
+	{"a write staged", "compat=1.1", "true", false, PASSED, 0},
+	{"a discard staged", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false, PASSED,
+		7},
+	{"a discard staged, kept", "compat=1.1", "qemu-io -c 'write -q -P 1 0 64k' image", false,
+		KEPT, 7},
+	{"a write and a backing file", "compat=1.1", "true", true, PASSED, 0},
 	{"a snapshot", "compat=1.1",
 		"qemu-io -c 'write -q -P 1 0 64k' image && qemu-img snapshot -c s image", false,
-		-1},
+		PASSED, -1},
 	{"a snapshot, a write staged", "compat=1.1",
-		"qemu-io -c 'write -q -P 1 0 64k' image && qemu-img snapshot -c s image", false, 0},
-	{"a backing file", "compat=1.1", "true", true, -1},
+		"qemu-io -c 'write -q -P 1 0 64k' image && qemu-img snapshot -c s image", false,
+		PASSED, 0},
+	{"a backing file", "compat=1.1", "true", true, PASSED, -1},
 	{"zero clusters", "compat=1.1",
-		"qemu-io -c 'write -q -P 1 0 64k' -c 'write -q -z 0 64k' image", false, -1},
+		"qemu-io -c 'write -q -P 1 0 64k' -c 'write -q -z 0 64k' image", false, PASSED, -1},
 	{"compressed", "compat=1.1",
 		"for i in 0 4 8 12 16; do qemu-io -c \"write -q -c -P 1 ${i}k 4k\" image || exit "
 		"1; done",
-		false, -1},
-	{"subclusters", "cluster_size=32k,extended_l2=on", "true", false, -1},
+		false, PASSED, -1},
+	{"subclusters", "cluster_size=32k,extended_l2=on", "true", false, PASSED, -1},
 	{"subclusters, a backing file", "cluster_size=32k,extended_l2=on",
-		"qemu-io -c 'write -q -P 1 5k 8k' image", true, -1},
-	{"subclusters, a write staged", "cluster_size=32k,extended_l2=on", "true", true, 0},
+		"qemu-io -c 'write -q -P 1 5k 8k' image", true, PASSED, -1},
+	{"subclusters, a write staged", "cluster_size=32k,extended_l2=on", "true", true, PASSED, 0},
 	{"subclusters, zeros staged", "cluster_size=32k,extended_l2=on",
-		"qemu-io -c 'write -q -P 1 0 64k' image", true, 6},
+		"qemu-io -c 'write -q -P 1 0 64k' image", true, PASSED, 6},
 	{"subclusters, a snapshot", "cluster_size=32k,extended_l2=on",
 		"qemu-io -c 'write -q -P 1 3k 6k' -c 'write -q -P 2 11k 1k' image &&"
 		"qemu-img snapshot -c s image",
-		false, -1},
+		false, PASSED, -1},
 	{"subclusters, compressed", "cluster_size=32k,extended_l2=on",
-		"qemu-io -c 'write -q -c -P 1 0 32k' image", false, -1},
+		"qemu-io -c 'write -q -c -P 1 0 32k' image", false, PASSED, -1},
 };
 #define N_BEDS (sizeof(beds) / sizeof(beds[0]))
 
@@ -644,6 +652,7 @@ static void run_once(void)
 		memset(all.ram.bytes + all.file_size, 0, all.ram.size - all.file_size);
 	all.ram.size = all.file_size;
 	open.flags = QCOW_OPEN_WRITE;
+	open.discard = all.bed->discard;
 	if (all.bed->has_backing) {
 		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
 		struct qcow_store *s = NULL;

@@ -45,6 +45,9 @@ static void begin(struct run *r)
 		.passphrase = r->bed.c.crypt != NULL ? BED_PASSPHRASE : NULL};
 	if (qkt_rng_below(&r->rng, 4) == 0)
 		opt.stage_bytes = 1;
+	/* every second one passes nothing on; version 2 has no zero clusters that could keep theirs */
+	opt.discard = (uint32_t)qkt_rng_below(&r->rng, 32);
+	opt.discard &= opt.discard < 16 ? 0 : r->bed.c.version == 2 ? 7 : 15;
 	opt.prove = (enum qcow_prove)qkt_rng_below(&r->rng, 2);
 	(void)snprintf(r->what, sizeof(r->what), "open");
 	if (qkt_image_open(&r->im, r->bed.path, &opt, &err) != QCOW_OK)

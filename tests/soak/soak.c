@@ -228,6 +228,7 @@ static void child(struct soak *k, int fd, uint64_t seed)
 	pthread_t threads[16];
 	if (qkt_rng_below(&k->rng, 3) == 0)
 		opt.stage_bytes = 4096;
+	opt.discard = (uint32_t)qkt_rng_below(&k->rng, 8);
 	must(qkt_image_open(&im, k->path, &opt, &err), &err, "open");
 	for (unsigned i = 0; i < k->threads; i++) {
 		workers[i] = (struct worker){
