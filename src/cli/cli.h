@@ -304,7 +304,8 @@ enum {
 	CLI_OPEN_UNSHARED = 128, /* what is read must not change: raw disks are not shared either */
 	CLI_OPEN_WRITE =
 		256, /* the operand's own image for reading and writing, what it names read-only */
-	CLI_OPEN_NO_BACKING = 512 /* QCOW_OPEN_NO_BACKING */
+	CLI_OPEN_NO_BACKING = 512, /* QCOW_OPEN_NO_BACKING */
+	CLI_OPEN_KEEP = 1024 /* discards are ignored, unless the operand says otherwise */
 };
 
 struct cli_operand {

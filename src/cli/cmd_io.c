@@ -25,8 +25,8 @@ static bool take_mode(struct io *io, const struct cli_args *args)
 		return false;
 	}
 	return (cache == NULL || io_take_cache(io, cache, mode)) &&
-	       (aio == NULL || io_check_words(io, 'i', aio)) &&
-	       (discard == NULL || io_check_words(io, 'd', discard));
+	       (aio == NULL || io_check_words(io, 'i', aio, mode)) &&
+	       (discard == NULL || io_check_words(io, 'd', discard, mode));
 }
 
 /* Every -c in turn; where there is none, lines from standard input. */

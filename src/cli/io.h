@@ -34,6 +34,7 @@ struct io_mode {
 	const char *format; /* -f, or NULL */
 	const char *cache; /* -t, or NULL */
 	bool read_only, share, temporary, copy_on_read;
+	bool keeps; /* -d ignore */
 	bool image_opts; /* names are option strings */
 };
 
@@ -46,6 +47,7 @@ struct io {
 	struct qcow_image *image; /* NULL: none */
 	struct io_mode opened;
 	char *name, *options; /* as given to the open; each may be NULL */
+	bool ignores_discards;
 	bool guards_sector_0; /* a raw disk that was probed must not begin to look like another format */
 	struct io_request *requests; /* aio that has not been reported, oldest first */
 };

@@ -17,7 +17,9 @@ bool io_take_flag(struct io_flags *flags, int letter);
 /* -t and -c: a cache mode by its word. False: it is none, reported. */
 bool io_take_cache(struct io *io, const char *word, struct io_mode *mode);
 /* -d and -i: is it a word of theirs? False: it is none, reported. */
-bool io_check_words(struct io *io, int letter, const char *word);
+/* "a=b" and "c=d" to "a=b,c=d"; `list` (or NULL) is freed. NULL: out of memory. */
+char *io_append_options(char *list, const char *more);
+bool io_check_words(struct io *io, int letter, const char *word, struct io_mode *mode);
 
 /* All letters of a command that has only shared ones. False: said so, with the usage line where it is due. */
 bool io_take_flags(const struct io_command *self, int argc, char **argv, struct io_flags *flags);

@@ -151,7 +151,8 @@ static bool zero_unmaps(const struct io *io, const struct io_flags *flags)
 {
 	struct qcow_info in;
 	qcow_get_info(io->image, &in);
-	return flags->unmap || (in.version == 2 && in.backing_name == NULL);
+	return (flags->unmap && !io->ignores_discards) ||
+	       (in.version == 2 && in.backing_name == NULL);
 }
 
 static unsigned engine_flags(const struct io *io, const struct io_flags *flags)
@@ -180,5 +181,8 @@ enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, cons
 
 enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
 {
+	QK_TRY(io_check_range(io, len, off, err));
+	if (io->ignores_discards)
+		return QCOW_OK;
 	return qcow_discard(io->image, off, len, 0, err);
 }

@@ -81,15 +81,21 @@ static bool refuse(struct io *io, const char *name, const char *why)
 	return false;
 }
 
-/* Does the operand itself say what format the file has? */
-static bool names_format(struct io *io, const struct cli_open_request *request)
+/* What the operand itself says: of the file's format, and of discards. */
+static bool look_at_operand(struct io *io, const struct cli_open_request *request)
 {
 	json_t *spec = NULL;
 	bool named = request->operand.format != NULL;
+	bool unmaps = (request->flags & CLI_OPEN_KEEP) == 0;
+	uint32_t flags = 0;
 	if (cli_spec_parse_with(io->cli, &request->operand, request->options, &spec, NULL) ==
-		QCOW_OK)
+		QCOW_OK) {
 		named = named || json_object_get(spec, "driver") != NULL;
+		/* a bad word has failed the open */
+		(void)!cli_spec_discard(spec, &unmaps, &flags, NULL);
+	}
 	json_decref(spec);
+	io->ignores_discards = !unmaps;
 	return named;
 }
 
@@ -101,8 +107,9 @@ static bool open_image(
 	if (cli_open(io->cli, request, &io->image) != QCOW_OK)
 		return false;
 	qcow_get_info(io->image, &in);
+	bool is_named = look_at_operand(io, request);
 	bool is_guess = in.version == 0 && strcmp(in.format, "raw") == 0 && !mode->read_only &&
-			!names_format(io, request);
+			!is_named;
 	if (mode->temporary) {
 		struct qcow_image *below = io->image;
 		if (open_overlay(below, &io->image, &err) != QCOW_OK) {
@@ -141,6 +148,7 @@ bool io_open(struct io *io, const struct io_mode *mode, const char *name, const 
 		.options = name != NULL ? options : NULL,
 		.device = shown != NULL ? shown : "",
 		.flags = (mode->share ? (unsigned)CLI_OPEN_SHARE : 0) |
+			 (mode->keeps ? (unsigned)CLI_OPEN_KEEP : 0) |
 			 (!mode->read_only && !mode->temporary ? (unsigned)CLI_OPEN_WRITE : 0)};
 	if ((cli_cache_file_flags(mode->cache) & (unsigned)QCOW_FILE_DIRECT) != 0)
 		request.flags |= CLI_OPEN_DIRECT;
@@ -207,7 +215,7 @@ bool io_take_cache(struct io *io, const char *word, struct io_mode *mode)
 	return true;
 }
 
-bool io_check_words(struct io *io, int letter, const char *word)
+bool io_check_words(struct io *io, int letter, const char *word, struct io_mode *mode)
 {
 	static const char *const discards[] = {"off", "ignore", "on", "unmap"};
 	static const char *const aios[] = {"threads", "native", "io_uring"};
@@ -215,6 +223,8 @@ bool io_check_words(struct io *io, int letter, const char *word)
 		cli_error(io->cli, "Invalid discard option: %s", word);
 		return false;
 	}
+	if (letter == 'd')
+		mode->keeps = !is_word(word, discards + 2, 2);
 	if (letter == 'i' && !is_word(word, aios, 3)) {
 		cli_error(io->cli, "Invalid aio option: %s", word);
 		return false;
@@ -222,8 +232,7 @@ bool io_check_words(struct io *io, int letter, const char *word)
 	return true;
 }
 
-/* "a=b" and "c=d" to "a=b,c=d"; `list` is freed. NULL: out of memory. */
-static char *append_options(char *list, const char *more)
+char *io_append_options(char *list, const char *more)
 {
 	size_t old = list != NULL ? strlen(list) : 0, n = old + strlen(more) + 2;
 	char *out = qk_malloc(n, 1);
@@ -254,9 +263,9 @@ int io_cmd_open(struct io *io, const struct io_command *self, int argc, char **a
 		else if (c == 't')
 			ok = io_take_cache(io, optarg, &mode);
 		else if (c == 'd' || c == 'i')
-			ok = io_check_words(io, c, optarg);
+			ok = io_check_words(io, c, optarg, &mode);
 		else if (c == 'o')
-			ok = (options = append_options(options, optarg)) != NULL;
+			ok = (options = io_append_options(options, optarg)) != NULL;
 		else if (c != 'k')
 			return io_usage(self);
 		if (!ok)

@@ -12,6 +12,7 @@
 struct change {
 	struct io_mode mode;
 	bool sets_mode, sets_cache; /* -r or -w; -c */
+	char *options; /* what the next open has to know too, or NULL */
 };
 
 /* The value at a dotted key, or NULL. */
@@ -73,11 +74,46 @@ static bool may_change(const char *key)
 	return false;
 }
 
+static bool is_of_discards(const char *key)
+{
+	static const char *const keys[] = {"discard", "pass-discard-request",
+		"pass-discard-snapshot", "pass-discard-other", "discard-no-unref"};
+	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+		if (strcmp(key, keys[i]) == 0)
+			return true;
+	return false;
+}
+
+/* What the image does with discards, for the next open. */
+static bool take_discard(struct io *io, const struct cli_keyval *kv, struct change *change)
+{
+	const char *value = kv->value != NULL ? kv->value : "on";
+	struct qcow_error err = QCOW_ERROR_INIT;
+	bool on = false;
+	uint32_t flags = 0;
+	if (strcmp(kv->key, "discard") != 0 && !takes_bool(io, kv->key, value, &on))
+		return false;
+	json_t *one = json_pack("{s:s}", kv->key, value);
+	char text[64];
+	(void)snprintf(text, sizeof(text), "%s=%s", kv->key, value);
+	enum qcow_status status = one != NULL ? cli_spec_discard(one, &on, &flags, &err)
+					      : QK_FAIL_NOMEM(&err);
+	json_decref(one);
+	if (status != QCOW_OK) {
+		cli_error(io->cli, "%s", err.message);
+		return false;
+	}
+	change->options = io_append_options(change->options, text);
+	return change->options != NULL;
+}
+
 static bool take_option(
 	struct io *io, const json_t *spec, const struct cli_keyval *kv, struct change *change)
 {
 	const char *key = kv->key, *now = NULL;
 	bool on = false;
+	if (is_of_discards(key))
+		return take_discard(io, kv, change);
 	if (strcmp(key, "read-only") == 0) {
 		if (change->sets_mode) {
 			cli_error(io->cli, "Cannot set both -r/-w and 'read-only'");
@@ -154,7 +190,11 @@ int io_cmd_reopen(struct io *io, const struct io_command *self, int argc, char *
 	}
 	if (argc != optind)
 		return io_usage(self);
-	if (options != NULL && !take_options(io, options, &change))
-		return -1;
-	return io_open_again(io, &change.mode) ? 0 : -1;
+	bool ok = options == NULL || take_options(io, options, &change);
+	if (ok && change.options != NULL) {
+		io->options = io_append_options(io->options, change.options);
+		ok = io->options != NULL;
+	}
+	free(change.options);
+	return ok && io_open_again(io, &change.mode) ? 0 : -1;
 }

@@ -376,6 +376,30 @@ enum qcow_status cli_spec_bool(
 	return QCOW_OK;
 }
 
+/* As QEMU has them: requests go on to the file where the image is told of them at all, snapshots always. */
+enum qcow_status cli_spec_discard(
+	const json_t *spec, bool *unmaps, uint32_t *flags, struct qcow_error *err)
+{
+	const char *word = NULL;
+	bool request = false, snapshot = true, other = false, keeps = false;
+	QK_TRY(cli_spec_string(spec, "discard", &word, err));
+	if (word != NULL) {
+		*unmaps = strcmp(word, "unmap") == 0 || strcmp(word, "on") == 0;
+		if (!*unmaps && strcmp(word, "ignore") != 0 && strcmp(word, "off") != 0)
+			return QK_FAIL(err, QCOW_E_INVAL, "Invalid discard option");
+	}
+	request = *unmaps;
+	QK_TRY(cli_spec_bool(spec, "pass-discard-request", &request, err));
+	QK_TRY(cli_spec_bool(spec, "pass-discard-snapshot", &snapshot, err));
+	QK_TRY(cli_spec_bool(spec, "pass-discard-other", &other, err));
+	QK_TRY(cli_spec_bool(spec, "discard-no-unref", &keeps, err));
+	*flags = (request ? (uint32_t)QCOW_DISCARD_PASS_REQUEST : 0) |
+		 (snapshot ? (uint32_t)QCOW_DISCARD_PASS_SNAPSHOT : 0) |
+		 (other ? (uint32_t)QCOW_DISCARD_PASS_OTHER : 0) |
+		 (keeps ? (uint32_t)QCOW_DISCARD_NO_UNREF : 0);
+	return QCOW_OK;
+}
+
 enum qcow_status cli_spec_secret_id(const json_t *spec, const char **out, struct qcow_error *err)
 {
 	QK_TRY(cli_spec_string(json_object_get(spec, "encrypt"), "key-secret", out, err));

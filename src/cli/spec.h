@@ -47,6 +47,10 @@ enum qcow_status cli_spec_u64(struct cli *cli, const json_t *spec, const char *k
 	struct qcow_error *err) QK_MUST_USE;
 enum qcow_status cli_spec_bool(
 	const json_t *spec, const char *key, bool *out, struct qcow_error *err) QK_MUST_USE;
+/* What the options say about discards: "discard" whether the guest's are passed to the image, *unmaps (which holds what is
+ * true without it), and *flags of qcow_open_options.discard. QCOW_E_INVAL. */
+enum qcow_status cli_spec_discard(
+	const json_t *spec, bool *unmaps, uint32_t *flags, struct qcow_error *err) QK_MUST_USE;
 /* The name of a node's secret: encrypt.key-secret, and in luks nodes key-secret. *out NULL: it has none. */
 enum qcow_status cli_spec_secret_id(
 	const json_t *spec, const char **out, struct qcow_error *err) QK_MUST_USE;

@@ -110,6 +110,16 @@ CASES = {
                            "alloc 0 1M", "map") + ["over.qcow2"],
     "discard": lines("write -P 1 0 256k", "discard 64k 64k", "read -P 0 64k 64k", "discard 1 10", "discard -C 0 64k",
                      "discard -q 0 64k", "map", "discard 0 3G", "discard 5M 1", "discard x 1") + ["a.qcow2"],
+    "discard_ignored": lines("write -P 1 0 256k", "discard 0 64k", "write -zu 64k 64k", "discard 5M 1", "map") +
+                       ["-d", "ignore", "a.qcow2"],
+    "discard_options": ["--image-opts"] + lines("write -P 1 0 256k", "discard 0 64k", "write -zu 64k 64k", "map") +
+                       ["driver=qcow2,discard=unmap,pass-discard-request=off,pass-discard-snapshot=off,"
+                        "pass-discard-other=on,file.filename=a.qcow2"],
+    "discard_options_opened": lines("open -d off a.qcow2", "write -P 1 0 128k", "discard 0 64k", "map", "close",
+                                    "open -o discard=off a.qcow2", "discard 0 64k", "map",
+                                    "reopen -o discard=unmap", "reopen -o discard=foo",
+                                    "open -d off -o driver=qcow2,discard=on,file.filename=a.qcow2"),
+    "discard_word": ["--image-opts", "driver=qcow2,discard=foo,file.filename=a.qcow2"],
     "version_2": lines("write -P 1 100 10000", "read -P 1 100 10000", "discard 4096 4096", "write -z 8192 4096",
                        "map", "info") + ["v2.qcow2"],
     "counts": lines("read", "read 0", "read 0 1 2", "length 1", "map x", "alloc", "alloc 1 2 3", "sleep", "break",
@@ -288,7 +298,30 @@ def survives_kill():
     return p.returncode == -signal.SIGKILL and status == 0 and check("a.qcow2")[0] == 0, check("a.qcow2")[1]
 
 
-OWN = [own_refusals, concurrent, no_loop, plain_name, survives_kill]
+def holes():
+    """Freed clusters become holes for the options for which QEMU's do, at the same offsets."""
+    steps = lines("write -q -P 1 0 512k", "write -q -c -P 2 1M 64k", "flush", "discard -q 64k 128k", "flush",
+                  "write -q -zu 256k 64k", "flush", "write -q -P 3 1M 64k", "flush", "write -q -P 4 2M 64k")
+    sets = ["", "pass-discard-request=off", "pass-discard-other=on", "discard=ignore",
+            "discard=ignore,pass-discard-request=on", "pass-discard-request=off,pass-discard-other=on"]
+    if len(THEIRS) > 1:
+        sets += ["discard-no-unref=on", "discard-no-unref=on,pass-discard-request=off"]
+    for options in sets:
+        words = ["--image-opts"] + steps + ["driver=qcow2,file.filename=a.qcow2" + (options and "," + options)]
+        seen = []
+        for program in (THEIRS[-1], OURS):
+            images()
+            out, err, status = run(program, words)
+            with open("a.qcow2", "rb") as f:
+                data = f.read()
+            zeros = [i for i in range(5, len(data) // 65536) if not any(data[i * 65536:(i + 1) * 65536])]
+            seen.append((out, err, status, zeros, check("a.qcow2")[0]))
+        if seen[0] != seen[1]:
+            return False, f"{options}: theirs {seen[0]}, ours {seen[1]}"
+    return True, ""
+
+
+OWN = [own_refusals, holes, concurrent, no_loop, plain_name, survives_kill]
 
 
 def main():
