@@ -535,22 +535,6 @@ static void wrong_punched_early(struct t *t)
 	assert_ok(qcow_store_punch(t->s, 5 * CS, CS, &err), err);
 }
 
-/* A zero cluster keeps its host cluster, whose content goes. */
-static void right_zero_cluster_punched(struct t *t)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	l2(t->s, 0, 5 * CS | 1 | COPIED);
-	flush(t);
-	assert_ok(qcow_store_punch(t->s, 5 * CS, CS, &err), err);
-}
-
-static void wrong_zero_cluster_punched_early(struct t *t)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	l2(t->s, 0, 5 * CS | 1 | COPIED);
-	assert_ok(qcow_store_punch(t->s, 5 * CS, CS, &err), err);
-}
-
 static void wrong_cut(struct t *t)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -720,7 +704,6 @@ static const struct sequence {
 	S(right_cut_the_end, V3, QKT_O_NONE),
 	S(right_replace_compressed, COMP, QKT_O_NONE),
 	S(right_zero_cluster_is_written, V3, QKT_O_NONE),
-	S(right_zero_cluster_punched, V3, QKT_O_NONE),
 	S(wrong_data_not_durable, V3, QKT_O1),
 	S(wrong_flush_failed, V3, QKT_O1),
 	S(wrong_table_not_durable, V3, QKT_O1),
@@ -741,7 +724,6 @@ static const struct sequence {
 	S(wrong_snapshot_l1_overwritten, SNAP, QKT_O4),
 	S(wrong_compressed_overwritten, COMP, QKT_O4),
 	S(wrong_punched_early, V3, QKT_O5),
-	S(wrong_zero_cluster_punched_early, V3, QKT_O5),
 	S(wrong_cut, V3, QKT_O6),
 	S(wrong_v2_dirty_bit, V2, QKT_O7),
 	S(wrong_reserved_bits, V3, QKT_O8),
