@@ -593,9 +593,8 @@ static enum qcow_status open_layer(
 	struct node node = {0};
 	const char *format = NULL;
 	bool unmaps = (refs->flags & CLI_OPEN_KEEP) == 0;
-	uint32_t discard = 0;
 	QK_TRY(set_snapshot(layer->snapshot, &options, err));
-	QK_TRY(cli_spec_discard(layer->specs[0], &unmaps, &discard, err));
+	QK_TRY(cli_spec_discard(layer->specs[0], &unmaps, &options.discard, err));
 	if (layer->format != NULL)
 		QK_TRY(check_driver(refs->cli, layer->format, &format, err));
 	/* who reads no guest data needs no secret, and none that is named is looked for */
@@ -610,7 +609,6 @@ static enum qcow_status open_layer(
 		return status;
 	}
 	set_options(refs, layer, &node, &options);
-	options.discard = discard;
 	if (layer->is_written)
 		options.flags |= QCOW_OPEN_WRITE;
 	refs->layer = layer;
