@@ -69,6 +69,14 @@ static const struct config configs[] = {
 				" --image-opts -c s " IMAGE("luks") "",
 		NULL, 8 << 20, 200},
 	{"aes extended", "aes", "extended_l2=on", NULL, NULL, 8 << 20, 200},
+	/* two small pieces apart in each cluster of a snapshot */
+	{"aes apart", "aes", "extended_l2=on,cluster_size=16k",
+		"for i in $(seq 0 60); do echo \"write -P 7 $((i * 16 + 2))k 1k\"; echo \"write -P "
+		"8 "
+		"$((i * 16 + 11))k 1k\"; done | qemu-io " SECRET
+		" --image-opts " IMAGE("aes") " && qemu-img snapshot " SECRET
+					      " --image-opts -c s " IMAGE("aes") "",
+		NULL, 1 << 20, 60},
 	{"aes extended over plain", "aes", "extended_l2=on,cluster_size=16k",
 		"qemu-io " SECRET " --image-opts -c 'write -P 7 1000 3M' -c 'write -z 1M 7k' "
 		"-c 'write -z -u 5M 1M' " IMAGE("aes"),
