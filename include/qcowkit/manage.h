@@ -278,6 +278,118 @@ static inline struct qcow_key_options qcow_key_options_init(void)
 QCOW_EXPORT enum qcow_status qcow_amend_keys(struct qcow_image *image,
 	const struct qcow_key_options *options, struct qcow_error *err) QCOW_MUST_USE;
 
+/* ---- repair ---- */
+
+enum qcow_repair_mode {
+	QCOW_REPAIR_LEAKS = 1, /* lower refcounts that are above the references, and nothing else */
+	QCOW_REPAIR_ALL = 2    /* whatever qcow_check finds and a repair can put right */
+};
+
+/*
+ * The phases of a repair, in the order of the writes; a flush lies between one and the next. After a crash anywhere the
+ * image is no worse than before, and repairing it again ends as the first repair would have.
+ */
+enum qcow_repair_phase {
+	QCOW_REPAIR_UNLINK = 0, /* entries that cannot be are unlinked or mended, COPIED is cleared where it is wrong */
+	QCOW_REPAIR_RAISE,	/* refcounts below the references are raised; or new structures are written */
+	QCOW_REPAIR_HEADER,	/* one write of sector 0: tables that moved, lists that are shorter */
+	QCOW_REPAIR_LOWER,	/* refcounts above the references are lowered */
+	QCOW_REPAIR_COPIED,	/* COPIED is set where it is missing */
+	QCOW_REPAIR_FINISH,	/* the dirty and the corrupt bit are cleared, where the image is clean */
+	QCOW_REPAIR_PHASES
+};
+
+enum qcow_repair_kind {
+	QCOW_REPAIR_L1_ENTRY = 1,
+	QCOW_REPAIR_L2_ENTRY,	  /* of an extended one, either word */
+	QCOW_REPAIR_BITMAP_ENTRY, /* of a bitmap's table */
+	QCOW_REPAIR_REFCOUNTS,	  /* 8 bytes of a refcount block */
+	QCOW_REPAIR_HEADER_FIELD, /* 8 bytes of the header */
+	QCOW_REPAIR_NEW_REFCOUNTS, /* a second refcount structure is written to free clusters; `off` says nothing */
+	QCOW_REPAIR_NEW_L1,	  /* a new active L1 table, with what can be read of the old one */
+	QCOW_REPAIR_NEW_SNAPSHOTS /* a new snapshot table, without the snapshots whose L1 table is lost */
+};
+
+/* One step of a plan: a word of 8 bytes that changes, or a structure that is written anew. */
+struct qcow_repair_step {
+	enum qcow_repair_phase phase;
+	enum qcow_repair_kind kind;
+	unsigned finding;  /* enum qcow_finding_id of what it is for, or 0 */
+	uint64_t host_off; /* of the word, or QCOW_NO_OFFSET */
+	uint64_t was, now; /* big-endian words as numbers; both 0 for new structures */
+};
+
+struct qcow_repair_options {
+	uint32_t struct_size;
+	enum qcow_repair_mode mode;
+	bool dry_run;	       /* plan, tell, and write nothing */
+	uint64_t memory_bytes; /* bound of all that is counted and planned; 0 = 64 MiB, at least 4 MiB */
+	/* An empty store that can grow (it stays the caller's): every byte that is replaced is saved there, durably, before it
+	 * is replaced. qcow_repair_undo puts them back. NULL: nothing is saved. */
+	struct qcow_store *undo;
+	/* What the check before the repair finds, at most max_findings of it (0: all). May be NULL. */
+	void (*on_finding)(void *ctx, const struct qcow_finding *finding);
+	uint64_t max_findings;
+	/* Each step before anything of its round is written, in the order of the writes. May be NULL. */
+	void (*on_step)(void *ctx, const struct qcow_repair_step *step);
+	void *ctx;
+	/* Cancelling is heeded while counting and planning, and between rounds; never within the writes of one. */
+	struct qcow_progress progress;
+};
+#ifdef __cplusplus
+/* C++ has no designated initialisers before C++20 */
+static inline struct qcow_repair_options qcow_repair_options_init(void)
+{
+	struct qcow_repair_options o = {};
+	o.struct_size = sizeof(o);
+	o.mode = QCOW_REPAIR_ALL;
+	return o;
+}
+#define QCOW_REPAIR_OPTIONS_INIT qcow_repair_options_init()
+#else
+#define QCOW_REPAIR_OPTIONS_INIT                                                                   \
+	{                                                                                          \
+		.struct_size = sizeof(struct qcow_repair_options), .mode = QCOW_REPAIR_ALL         \
+	}
+#endif
+
+struct qcow_repair_result {
+	struct qcow_check_result before, after; /* after a dry run both are the same */
+	uint64_t leaks_fixed, corruptions_fixed; /* of those before */
+	uint64_t n_steps;			 /* words that were changed, and structures written (dry run: would be) */
+	uint32_t n_rounds;			 /* of planning and writing; a dry run plans the first */
+	bool is_partial; /* dry run: there is more than one round plans */
+};
+
+/*
+ * Check the image in `store` (which stays the caller's and must be writable, unless dry_run) and repair it, at best to
+ * where qcow_check finds nothing. Nothing else may have it open. Opens no other file: neither backing file nor data
+ * file is looked at, and no passphrase is wanted.
+ *
+ * What a repair does to content: an entry that cannot be right (unaligned, past the end of the file, on a structure) is
+ * unlinked: its clusters read as zeros in version 3, as the backing file, or zeros without one, in version 2 and where
+ * a whole L2 table is lost. A bitmap's entry that cannot be right becomes "all dirty"; a damaged bitmap directory
+ * drops all bitmaps. Snapshots whose L1 table is lost are removed. Nothing else changes what the disk, a snapshot or a
+ * bitmap says. Compressed streams that do not decode are left as they are.
+ *
+ * Mode LEAKS does nothing where references may be missing from the count because an entry or a table is damaged.
+ * QCOW_OK also where something could not be repaired: see result->after. QCOW_E_IO and what qcow_open returns where the
+ * header or a table cannot be read: then nothing was written. QCOW_E_READONLY, QCOW_E_NOSPC (no room for a second
+ * refcount structure), QCOW_E_INVAL (undo store not empty), QCOW_E_CANCELLED, QCOW_E_NOMEM; errors of the store and
+ * the undo store. `result` is set where the first check came to an end, on failure too.
+ */
+QCOW_EXPORT enum qcow_status qcow_repair(struct qcow_store *store, const struct qcow_repair_options *options,
+	struct qcow_repair_result *result, struct qcow_error *err) QCOW_MUST_USE;
+
+/*
+ * Put back what a repair, also one that was cut short, has saved in `undo`: the image is byte for byte as it was before.
+ * Whatever else was written to it since is lost or damaged: undo at once or not at all. Doing it again after a crash
+ * is right. QCOW_E_FORMAT (`undo` holds no such record, or its start is damaged), QCOW_E_INVAL (it is of another
+ * image: sector 0 is none that the repair knew), errors of both stores.
+ */
+QCOW_EXPORT enum qcow_status qcow_repair_undo(struct qcow_store *store, struct qcow_store *undo,
+	struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- backing file ---- */
 
 struct qcow_backing_options {

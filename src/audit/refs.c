@@ -17,7 +17,8 @@
 /* Which L2 tables a pass over the L1 tables is about. */
 enum pass {
 	PASS_COUNT,
-	PASS_EXPLAIN
+	PASS_EXPLAIN,
+	PASS_VISIT
 };
 
 struct l1_part {
@@ -45,10 +46,13 @@ static enum qcow_status add_bitmap_table(
 	return add_sweeps(r, &r->bitmap_tables, &r->bitmap_table_clusters, &range, err);
 }
 
-static enum qcow_status load_snapshots(struct qk_refs *r, struct qcow_error *err)
+static enum qcow_status load_snapshots(
+	struct qk_refs *r, const uint64_t *skip, struct qcow_error *err)
 {
 	QK_TRY(qk_snaplist_load(&r->snaps, r->a, err));
 	for (uint32_t i = 0; i < r->snaps.n; i++) {
+		if (skip != NULL && (skip[i / 64] >> (i % 64) & 1) != 0)
+			continue;
 		struct qk_sweep_range range = {
 			r->snaps.v[i].off, r->snaps.v[i].n_entries * UINT64_C(8), 1};
 		QK_TRY(add_sweeps(r, &r->snap_l1, &r->snap_l1_clusters, &range, err));
@@ -106,7 +110,8 @@ static enum qcow_status init_decoder(struct qk_refs *r, struct qcow_error *err)
 enum qcow_status qk_refs_init(
 	struct qk_refs *r, const struct qk_refs_request *q, struct qcow_error *err)
 {
-	*r = (struct qk_refs){.a = q->audit, .census = q->census};
+	*r = (struct qk_refs){
+		.a = q->audit, .census = q->census, .without_refcounts = q->without_refcounts};
 	r->scan = (struct qk_l2scan){.a = q->audit, .census = q->census};
 	r->l2_buf_bytes = qk_max(L2_BUF_BYTES, q->audit->geometry->cluster_size);
 	r->chunk = qk_malloc(CHUNK_BYTES, 1);
@@ -118,7 +123,7 @@ enum qcow_status qk_refs_init(
 		QK_TRY(init_decoder(r, err));
 	judge_header(r->a);
 	QK_TRY(qk_reftable_load(&r->rt, r->a, err));
-	QK_TRY(load_snapshots(r, err));
+	QK_TRY(load_snapshots(r, q->skip_snapshots, err));
 	return load_bitmaps(r, err);
 }
 
@@ -168,8 +173,9 @@ static void count_structures(struct qk_refs *r)
 	const struct qk_audit *a = r->a;
 
 	count_range(r, 0, a->geometry->cluster_size, 1);
-	count_range(r, a->header->rt_off, qk_audit_rt_bytes(a), 1);
-	for (uint64_t i = 0; i < r->rt.n; i++) {
+	if (!r->without_refcounts)
+		count_range(r, a->header->rt_off, qk_audit_rt_bytes(a), 1);
+	for (uint64_t i = 0; i < r->rt.n && !r->without_refcounts; i++) {
 		if (r->rt.v[i] > QK_REFTABLE_UNUSABLE)
 			count_range(r, r->rt.v[i], a->geometry->cluster_size, 1);
 	}
@@ -198,7 +204,18 @@ static void count_bitmap_entry(struct qk_refs *r, uint64_t entry_off, uint64_t r
 		count_range(r, e.off.v, a->geometry->cluster_size, covers);
 }
 
-static void count_bitmaps(struct qk_refs *r)
+static void show_bitmap_entry(struct qk_refs *r, uint64_t off, uint64_t raw, uint64_t covers)
+{
+	struct qk_refs_entry e = {
+		.off = off, .raw = raw, .covers = covers, .index = QK_L2SET_NO_INDEX};
+
+	if (r->visit_status == QCOW_OK)
+		r->visit_status = r->visitor->bitmap(r->visitor->ctx, &e, &r->visit_error);
+}
+
+/* Each entry, not 0, of the bitmaps' tables. */
+static void stream_bitmaps(struct qk_refs *r,
+	void (*each)(struct qk_refs *r, uint64_t off, uint64_t raw, uint64_t covers))
 {
 	struct qk_sweep_range range = {0};
 	bool is_zero = false;
@@ -214,8 +231,7 @@ static void count_bitmaps(struct qk_refs *r)
 			for (uint64_t i = 0; i < n; i += 8) {
 				uint64_t raw = qk_load64(r->chunk + i);
 				if (raw != 0)
-					count_bitmap_entry(
-						r, range.off + at + i, raw, range.covers);
+					each(r, range.off + at + i, raw, range.covers);
 			}
 		}
 	}
@@ -256,7 +272,18 @@ static void gather_entry(struct qk_refs *r, const struct l1_part *p, uint64_t in
 	qk_l2set_add(&r->set, &ref);
 }
 
-/* Each non-zero entry of an L1 table: gathered into the set, or explained. */
+static void visit_l1_entry(struct qk_refs *r, const struct l1_part *p, uint64_t index, uint64_t raw)
+{
+	struct qk_refs_entry e = {.off = p->off + index * 8,
+		.raw = raw,
+		.covers = p->covers,
+		.index = p->is_active ? (uint32_t)index : QK_L2SET_NO_INDEX};
+
+	if (r->visit_status == QCOW_OK)
+		r->visit_status = r->visitor->l1(r->visitor->ctx, &e, &r->visit_error);
+}
+
+/* Each non-zero entry of an L1 table: gathered into the set, shown, or explained. */
 static void stream_l1(struct qk_refs *r, const struct l1_part *p, enum pass pass)
 {
 	bool is_zero = false;
@@ -273,22 +300,24 @@ static void stream_l1(struct qk_refs *r, const struct l1_part *p, enum pass pass
 			uint64_t index = at / 8 + i;
 			if (raw != 0 && pass == PASS_COUNT)
 				gather_entry(r, p, index, raw);
+			else if (raw != 0 && pass == PASS_VISIT)
+				visit_l1_entry(r, p, index, raw);
 			else if (raw != 0)
 				qk_l2scan_explain_l1(&r->scan, (uint32_t)index, raw);
 		}
 	}
 }
 
-static void gather_all(struct qk_refs *r)
+static void stream_all_l1(struct qk_refs *r, enum pass pass)
 {
 	struct l1_part active = {r->a->header->l1_off, qk_audit_l1_bytes(r->a) / 8, 1, true};
 	struct qk_sweep_range range = {0};
 
-	stream_l1(r, &active, PASS_COUNT);
+	stream_l1(r, &active, pass);
 	qk_sweep_rewind(&r->snap_l1);
 	while (qk_sweep_next(&r->snap_l1, &range)) {
 		struct l1_part part = {range.off, range.len / 8, range.covers, false};
-		stream_l1(r, &part, PASS_COUNT);
+		stream_l1(r, &part, pass);
 	}
 }
 
@@ -297,6 +326,14 @@ static void gather_all(struct qk_refs *r)
 static void visit_table(
 	struct qk_refs *r, const struct qk_l2ref *ref, const uint8_t *table, enum pass pass)
 {
+	if (pass == PASS_VISIT) {
+		if (r->visit_status == QCOW_OK && r->visitor->l2 != NULL)
+			r->visit_status = r->visitor->l2(
+				r->visitor->ctx, ref, table, &r->visit_error);
+		return;
+	}
+	if (table == NULL)
+		return;
 	if (pass == PASS_EXPLAIN) {
 		if (ref->n_active != 0)
 			qk_l2scan_explain(&r->scan, ref, table);
@@ -346,13 +383,11 @@ static void visit_run(struct qk_refs *r, uint32_t first, uint32_t n, enum pass p
 	bool ok = qk_audit_read(
 		r->a, r->l2_buf, (size_t)(n * size), ref->off, &is_zero, "L2 table");
 	r->a->quiet = was_quiet;
-	for (uint32_t i = 0; i < n && ok && !is_zero; i++)
-		visit_table(r, &ref[i], r->l2_buf + i * size, pass);
+	for (uint32_t i = 0; i < n && ok; i++)
+		visit_table(r, &ref[i], is_zero ? NULL : r->l2_buf + i * size, pass);
 	for (uint32_t i = 0; i < n && !ok && n > 1; i++) {
-		if (qk_audit_read(
-			    r->a, r->l2_buf, (size_t)size, ref[i].off, &is_zero, "L2 table") &&
-			!is_zero)
-			visit_table(r, &ref[i], r->l2_buf, pass);
+		if (qk_audit_read(r->a, r->l2_buf, (size_t)size, ref[i].off, &is_zero, "L2 table"))
+			visit_table(r, &ref[i], is_zero ? NULL : r->l2_buf, pass);
 	}
 }
 
@@ -361,7 +396,7 @@ static enum qcow_status visit_batch(struct qk_refs *r, enum pass pass, struct qc
 	const struct qcow_progress *p = r->a->progress;
 
 	qk_l2set_sort(&r->set);
-	for (uint32_t i = 0; i < r->set.n;) {
+	for (uint32_t i = 0; i < r->set.n && r->visit_status == QCOW_OK;) {
 		uint32_t n = run_length(r, i);
 		QK_TRY(qk_audit_cancelled(r->a, err));
 		visit_run(r, i, n, pass);
@@ -381,8 +416,8 @@ static enum qcow_status visit_l2_tables(struct qk_refs *r, enum pass pass, struc
 
 	do {
 		qk_l2set_begin(&r->set, lo);
-		r->a->quiet = was_quiet || lo != 0 || pass == PASS_EXPLAIN;
-		gather_all(r);
+		r->a->quiet = was_quiet || lo != 0 || pass != PASS_COUNT;
+		stream_all_l1(r, PASS_COUNT);
 		r->a->quiet = was_quiet;
 		r->scan.want_stats = !was_quiet && pass == PASS_COUNT;
 		QK_TRY(visit_batch(r, pass, err));
@@ -395,8 +430,26 @@ enum qcow_status qk_refs_count(struct qk_refs *r, struct qcow_error *err)
 {
 	QK_TRY(qk_audit_cancelled(r->a, err));
 	count_structures(r);
-	count_bitmaps(r);
+	stream_bitmaps(r, count_bitmap_entry);
 	return visit_l2_tables(r, PASS_COUNT, err);
+}
+
+enum qcow_status qk_refs_visit(
+	struct qk_refs *r, const struct qk_refs_visitor *v, struct qcow_error *err)
+{
+	QK_TRY(qk_audit_cancelled(r->a, err));
+	r->visitor = v;
+	r->visit_status = QCOW_OK;
+	if (v->l1 != NULL)
+		stream_all_l1(r, PASS_VISIT);
+	if (v->bitmap != NULL)
+		stream_bitmaps(r, show_bitmap_entry);
+	if (v->l2 != NULL && r->visit_status == QCOW_OK)
+		QK_TRY(visit_l2_tables(r, PASS_VISIT, err));
+	r->visitor = NULL;
+	if (r->visit_status != QCOW_OK && err != NULL)
+		*err = r->visit_error;
+	return r->visit_status;
 }
 
 enum qcow_status qk_refs_explain(struct qk_refs *r, struct qcow_error *err)

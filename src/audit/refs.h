@@ -16,8 +16,28 @@
 #include "audit/snaplist.h"
 #include "audit/sweep.h"
 
+struct qk_refs_entry {
+	uint64_t off; /* of the entry in the file */
+	uint64_t raw, covers;
+	uint32_t index; /* in the active L1 table, or QK_L2SET_NO_INDEX */
+};
+
+/* Who wants to see entries and tables themselves. What is NULL is not visited. */
+struct qk_refs_visitor {
+	void *ctx;
+	/* An entry, not 0, of the active L1 table, or (index QK_L2SET_NO_INDEX) of `covers` snapshots'. */
+	enum qcow_status (*l1)(void *ctx, const struct qk_refs_entry *e, struct qcow_error *err);
+	/* An entry, not 0, of the table of `covers` bitmaps. */
+	enum qcow_status (*bitmap)(
+		void *ctx, const struct qk_refs_entry *e, struct qcow_error *err);
+	/* A distinct L2 table; `table` NULL: all zeros. */
+	enum qcow_status (*l2)(void *ctx, const struct qk_l2ref *ref, const uint8_t *table,
+		struct qcow_error *err);
+};
+
 struct qk_refs {
 	struct qk_audit *a;
+	bool without_refcounts; /* refcount table and blocks are not counted */
 	struct qk_census *census;
 	struct qk_reftable rt;
 	struct qk_snaplist snaps;
@@ -30,6 +50,9 @@ struct qk_refs {
 	uint8_t *chunk; /* of an L1 or bitmap table */
 	uint8_t *l2_buf; /* whole L2 tables, as many as fit */
 	uint64_t l2_buf_bytes;
+	const struct qk_refs_visitor *visitor; /* of the visit under way */
+	enum qcow_status visit_status; /* what it has returned first */
+	struct qcow_error visit_error;
 };
 
 struct qk_refs_request {
@@ -37,6 +60,8 @@ struct qk_refs_request {
 	struct qk_census *census;
 	uint64_t memory_bytes; /* of the set of L2 tables */
 	bool decode_streams;
+	const uint64_t *skip_snapshots; /* a bit each: those whose L1 table is left out, or NULL */
+	bool without_refcounts; /* count neither refcount table nor blocks: they are to be replaced */
 };
 
 /* Read the small tables (refcount table, snapshot table, bitmap directory), reporting what is wrong with them
@@ -47,6 +72,11 @@ void qk_refs_release(struct qk_refs *r);
 
 /* Count every reference into r->census. QCOW_E_CANCELLED. */
 enum qcow_status qk_refs_count(struct qk_refs *r, struct qcow_error *err) QK_MUST_USE;
+
+/* L1 entries, then bitmap entries, then L2 tables; nothing is counted or reported but tables that cannot be read, once.
+ * QCOW_E_CANCELLED, what the visitor returns. */
+enum qcow_status qk_refs_visit(
+	struct qk_refs *r, const struct qk_refs_visitor *v, struct qcow_error *err) QK_MUST_USE;
 
 /* Report the active entries whose COPIED disagrees with the marks in the census. QCOW_E_CANCELLED. */
 enum qcow_status qk_refs_explain(struct qk_refs *r, struct qcow_error *err) QK_MUST_USE;

@@ -305,7 +305,9 @@ enum {
 	CLI_OPEN_WRITE =
 		256, /* the operand's own image for reading and writing, what it names read-only */
 	CLI_OPEN_NO_BACKING = 512, /* QCOW_OPEN_NO_BACKING */
-	CLI_OPEN_KEEP = 1024 /* discards are ignored, unless the operand says otherwise */
+	CLI_OPEN_KEEP = 1024, /* discards are ignored, unless the operand says otherwise */
+	CLI_OPEN_STORE_WRITE =
+		2048 /* the operand's file for reading and writing, its image read-only */
 };
 
 struct cli_operand {
@@ -323,7 +325,8 @@ struct cli_sandbox {
 struct cli_open_request {
 	struct cli_operand operand;
 	unsigned flags; /* CLI_OPEN_… */
-	unsigned write_depth; /* with CLI_OPEN_WRITE: this layer of the chain is for writing too; 0: none */
+	unsigned
+		write_depth; /* with CLI_OPEN_WRITE: this layer of the chain is for writing too; 0: none */
 	const char *options; /* key=value,… over what the operand says, or NULL */
 	const char *
 		device; /* a failure reads "can't open device DEVICE: why" ("" without a name) instead of

@@ -11,25 +11,9 @@
 
 #include "base/num.h"
 
-#include "cli/check_qemu.h"
-
-enum {
-	EXIT_CLEAN = 0,
-	EXIT_INCOMPLETE = 1,
-	EXIT_CORRUPT = 2,
-	EXIT_LEAKS = 3,
-	EXIT_UNSUPPORTED = 63
-};
+#include "cli/check.h"
 
 #define DEFAULT_MAX_FINDINGS 1000u
-
-struct check {
-	struct cli *cli;
-	bool as_json, quiet;
-	struct check_qemu lines; /* for the personality */
-	json_t *findings; /* with JSON for programs of ours, else NULL */
-	uint64_t n_shown;
-};
 
 /* ---- one finding ---- */
 
@@ -107,7 +91,7 @@ static void keep_finding(struct check *c, const struct qcow_finding *f)
 	(void)json_array_append_new(c->findings, o);
 }
 
-static void on_finding(void *ctx, const struct qcow_finding *f)
+void check_on_finding(void *ctx, const struct qcow_finding *f)
 {
 	struct check *c = ctx;
 
@@ -125,9 +109,11 @@ static double percent(uint64_t part, uint64_t whole)
 	return (double)part * 100.0 / (double)whole;
 }
 
-static void put_summary(const struct check *c, const struct qcow_check_result *r)
+void check_put_summary(const struct check *c, const struct qcow_check_result *r)
 {
-	uint64_t n = r->corruptions + r->leaks + r->notes;
+	/* a repair's list is about what was found before it */
+	const struct qcow_check_result *listed = c->repaired != NULL ? &c->repaired->before : r;
+	uint64_t n = listed->corruptions + listed->leaks + listed->notes;
 
 	if (n > c->n_shown && !c->cli->qemu)
 		(void)printf("%" PRIu64 " more findings are not shown (--max-findings).\n",
@@ -166,22 +152,33 @@ static void set_unless_zero(json_t *o, const char *key, uint64_t value)
 static int put_json(struct check *c, const char *name, const struct qcow_check_result *r)
 {
 	json_t *o = json_object();
+	uint64_t leaks_fixed = 0, corruptions_fixed = 0;
 
 	cli_json_set(o, "image-end-offset", cli_json_u64(r->image_end_offset));
 	set_unless_zero(o, "compressed-clusters", r->compressed_clusters);
 	cli_json_set(o, "total-clusters", cli_json_u64(r->total_clusters));
 	set_unless_zero(o, "corruptions", r->corruptions);
+	check_put_fixed(c, &leaks_fixed, &corruptions_fixed);
+	set_unless_zero(o, "corruptions-fixed", corruptions_fixed);
 	cli_json_set(o, "check-errors", cli_json_u64(r->check_errors));
 	set_unless_zero(o, "leaks", r->leaks);
+	set_unless_zero(o, "leaks-fixed", leaks_fixed);
 	set_unless_zero(o, "allocated-clusters", r->allocated_clusters);
 	cli_json_set(o, "filename", cli_json_string(name));
 	cli_json_set(o, "format", cli_json_string("qcow2"));
 	set_unless_zero(o, "fragmented-clusters", r->fragmented_clusters);
 	if (c->findings != NULL) {
-		uint64_t n = r->corruptions + r->leaks + r->notes;
+		const struct qcow_check_result *listed = c->repaired != NULL ? &c->repaired->before
+									     : r;
+		uint64_t n = listed->corruptions + listed->leaks + listed->notes;
 		set_unless_zero(o, "notes", r->notes);
 		set_unless_zero(o, "findings-not-shown", n - c->n_shown);
 		cli_json_set(o, "findings", json_incref(c->findings));
+	}
+	if (c->steps != NULL) {
+		cli_json_set(o, "dry-run", json_boolean(c->dry_run));
+		set_unless_zero(o, "steps-not-shown", c->repaired->n_steps - c->n_steps_shown);
+		cli_json_set(o, "steps", json_incref(c->steps));
 	}
 	return cli_json_print(c->cli, o);
 }
@@ -189,10 +186,27 @@ static int put_json(struct check *c, const char *name, const struct qcow_check_r
 static int exit_code(const struct qcow_check_result *r)
 {
 	if (r->check_errors != 0)
-		return EXIT_INCOMPLETE;
+		return CHECK_INCOMPLETE;
 	if (r->corruptions != 0)
-		return EXIT_CORRUPT;
-	return r->leaks != 0 ? EXIT_LEAKS : EXIT_CLEAN;
+		return CHECK_CORRUPT;
+	return r->leaks != 0 ? CHECK_LEAKS : CHECK_CLEAN;
+}
+
+int check_put_result(struct check *c, const struct cli_operand *operand, struct qcow_image *image,
+	const struct qcow_check_result *result)
+{
+	if (c->as_json) {
+		char *name = cli_display_name(c->cli, operand, image);
+		if (name == NULL)
+			cli_error(c->cli, "Cannot allocate memory");
+		int rc = name == NULL ? 1 : put_json(c, name, result);
+		free(name);
+		if (rc != 0)
+			return CHECK_INCOMPLETE;
+	} else if (!c->quiet) {
+		check_put_summary(c, result);
+	}
+	return exit_code(result);
 }
 
 static int check_image(struct check *c, const struct cli_args *args,
@@ -204,23 +218,12 @@ static int check_image(struct check *c, const struct cli_args *args,
 	struct cli_progress *progress = cli_progress_begin(c->cli, args, &options->progress);
 
 	if (progress == NULL)
-		return EXIT_INCOMPLETE;
+		return CHECK_INCOMPLETE;
 	enum qcow_status status = qcow_check(image, options, &result, &err);
 	cli_progress_end(progress, status == QCOW_OK);
 	if (status != QCOW_OK)
 		return cli_fail(c->cli, &err, "Check failed");
-	if (c->as_json) {
-		char *name = cli_display_name(c->cli, operand, image);
-		if (name == NULL)
-			cli_error(c->cli, "Cannot allocate memory");
-		int rc = name == NULL ? 1 : put_json(c, name, &result);
-		free(name);
-		if (rc != 0)
-			return EXIT_INCOMPLETE;
-	} else if (!c->quiet) {
-		put_summary(c, &result);
-	}
-	return exit_code(&result);
+	return check_put_result(c, operand, image, &result);
 }
 
 static int check_operand(struct check *c, const struct cli_args *args,
@@ -230,18 +233,43 @@ static int check_operand(struct check *c, const struct cli_args *args,
 	struct qcow_info info;
 
 	if (cli_open(c->cli, request, &image) != QCOW_OK)
-		return EXIT_INCOMPLETE;
+		return CHECK_INCOMPLETE;
 	qcow_get_info(image, &info);
 	c->lines.cluster_size = info.cluster_size;
 	c->lines.l1_offset = info.l1_offset;
 	c->lines.l1_entries = info.l1_entries;
-	int rc = EXIT_UNSUPPORTED;
+	int rc = CHECK_UNSUPPORTED;
 	if (strcmp(info.format, "qcow2") != 0)
 		cli_error(c->cli, "This image format does not support checks");
+	else if (cli_arg(args, "undo-apply") != NULL)
+		rc = check_undo(c, image, cli_arg(args, "undo-apply"));
+	else if (c->repair != 0)
+		rc = check_repair(c, args, &request->operand, image);
 	else
 		rc = check_image(c, args, &request->operand, image, options);
 	qcow_close(image);
 	return rc;
+}
+
+static bool options_agree(struct check *c, const struct cli_args *args)
+{
+	bool puts_back = cli_arg(args, "undo-apply") != NULL;
+	const char *why = NULL;
+
+	if (c->repair == 0 && (c->dry_run || c->undo != NULL))
+		why = "--dry-run and --undo go with -r";
+	else if (puts_back && c->repair != 0)
+		why = "--undo-apply puts back what a repair has replaced: it does not go with -r";
+	else if (c->dry_run && c->undo != NULL)
+		why = "--dry-run replaces nothing that --undo could save";
+	else if ((puts_back || c->repair != 0) && !c->dry_run && cli_flag(args, "force-share"))
+		why = "-U is for images that somebody else writes: such an image cannot be "
+		      "repaired";
+	else if ((puts_back || c->repair != 0) && !c->dry_run && cli_flag(args, "untrusted"))
+		why = "--untrusted only reads: it does not go with -r, but for --dry-run";
+	if (why != NULL)
+		(void)cli_usage(c->cli, "%s", why);
+	return why == NULL;
 }
 
 /* Options into *options and *c; false: refused and reported. */
@@ -251,22 +279,25 @@ static bool take_options(
 	const char *max = cli_arg(args, "max-findings");
 	const char *repair = cli_arg(args, "repair");
 
-	if (repair != NULL) {
-		cli_error(c->cli,
-			"cannot repair '%s' (-r %s): this version of qcowkit only finds damage",
-			args->operands[0], repair);
+	if (repair != NULL)
+		c->repair = strcmp(repair, "all") == 0 ? QCOW_REPAIR_ALL : QCOW_REPAIR_LEAKS;
+	c->dry_run = cli_flag(args, "dry-run");
+	c->undo = cli_arg(args, "undo");
+	if (!options_agree(c, args))
 		return false;
-	}
 	options->max_findings = c->cli->qemu ? 0 : DEFAULT_MAX_FINDINGS;
 	if (max != NULL && !cli_parse_number(c->cli, "option --max-findings", max, 0, UINT64_MAX,
 				   &options->max_findings))
 		return false;
 	if (cli_flag(args, "data"))
 		options->flags |= QCOW_CHECK_DATA;
+	c->max_findings = options->max_findings;
 	c->as_json = cli_wants_json(args);
 	c->quiet = cli_flag(args, "quiet");
 	if (c->as_json && !c->cli->qemu)
 		c->findings = json_array();
+	if (c->findings != NULL && c->repair != 0)
+		c->steps = json_array();
 	return true;
 }
 
@@ -279,15 +310,18 @@ static int run(struct cli *cli, const struct cli_args *args)
 	if (!take_options(&c, args, &options) ||
 		!cli_open_request_init(cli, args, args->operands[0],
 			CLI_OPEN_ALONE | CLI_OPEN_CHECK | CLI_OPEN_NO_DATA, &request))
-		return EXIT_INCOMPLETE;
+		return CHECK_INCOMPLETE;
+	if ((c.repair != 0 && !c.dry_run) || cli_arg(args, "undo-apply") != NULL)
+		request.flags |= CLI_OPEN_STORE_WRITE;
 	request.sandbox = cli_sandbox_from_args(args, QK_MIB(192), 600);
 	/* a damaged image has many lines: one write each, not one a piece */
 	(void)setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
-	options.on_finding = on_finding;
+	options.on_finding = check_on_finding;
 	options.ctx = &c;
 	int rc = check_operand(&c, args, &request, &options);
 	check_qemu_release(&c.lines);
 	json_decref(c.findings);
+	json_decref(c.steps);
 	return rc;
 }
 
@@ -304,7 +338,18 @@ static const struct cli_option options[] = {
 		.name = "repair",
 		.arg = "leaks|all",
 		.choices = "leaks|all",
-		.help = "repair the image; not built in yet"},
+		.help = "repair leaked clusters, or whatever can be repaired"},
+	{.name = "dry-run",
+		.flags = CLI_OPT_QCOW,
+		.help = "with -r: print what would be done, and write nothing"},
+	{.name = "undo",
+		.arg = "UNDO",
+		.flags = CLI_OPT_QCOW,
+		.help = "with -r: save every byte that is replaced in the new file UNDO"},
+	{.name = "undo-apply",
+		.arg = "UNDO",
+		.flags = CLI_OPT_QCOW,
+		.help = "put back what a repair with --undo=UNDO has replaced"},
 	{.letter = 'T',
 		.name = "source-cache",
 		.arg = "CACHE",
@@ -325,10 +370,12 @@ static const struct cli_option options[] = {
 
 const struct cli_command cli_cmd_check = {
 	.name = "check",
-	.summary = "Find damage in the metadata of an image",
+	.summary = "Find damage in the metadata of an image, and repair it",
 	.synopsis = "[-f FMT | --image-opts] [--output human|json] [--data] [--max-findings N]\n"
+		    "           [-r leaks|all [--dry-run | --undo UNDO] | --undo-apply UNDO]\n"
 		    "           [-T CACHE] [-p] [-U] [-q] FILE",
-	.about = "Compares every reference to a cluster with the refcounts. Reads only.\n"
+	.about = "Compares every reference to a cluster with the refcounts. Writes only with -r,\n"
+		 "after the whole repair is planned, and with --undo-apply.\n"
 		 "Exit codes: 0 clean, 1 not completed, 2 damaged, 3 leaked clusters only,\n"
 		 "63 the format has no check.",
 	.options = options,

@@ -75,6 +75,13 @@ static bool is_for_writing(const struct refs *refs, unsigned below)
 	       (depth == 0 || (wanted != 0 && depth == wanted));
 }
 
+/* What puts an image right writes to its store, and not through the image. */
+static bool is_store_written(const struct refs *refs, const struct layer *layer)
+{
+	return layer->is_written ||
+	       (layer->depth == 0 && (refs->flags & CLI_OPEN_STORE_WRITE) != 0);
+}
+
 static unsigned layer_file_flags(const struct refs *refs, unsigned below)
 {
 	return file_flags(refs->flags) |
@@ -601,7 +608,8 @@ static enum qcow_status open_layer(
 	if ((refs->flags & CLI_OPEN_CHECK) == 0)
 		QK_TRY(find_secret(refs->cli, layer->specs[0], &node.secret, err));
 	QK_TRY(open_node(refs->cli, layer->specs[0],
-		file_flags(refs->flags) | (layer->is_written ? (unsigned)QCOW_FILE_WRITE : 0),
+		file_flags(refs->flags) |
+			(is_store_written(refs, layer) ? (unsigned)QCOW_FILE_WRITE : 0),
 		&node, err));
 	enum qcow_status status = be_ready(refs, err);
 	if (status != QCOW_OK) {
@@ -638,7 +646,7 @@ static enum qcow_status open_layer_shared(
 	enum qcow_status status = open_layer(refs, layer, out, err);
 	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
 		(refs->flags & CLI_OPEN_UNSHARED) != 0 || layer->backing != NULL ||
-		layer->is_written)
+		is_store_written(refs, layer))
 		return status;
 	struct refs again = {
 		.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE, .request = refs->request};

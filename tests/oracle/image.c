@@ -267,7 +267,9 @@ static void judge_header(const struct image *img)
 		refuse("an offset or size of 2^62 and more");
 	if (img->n_snapshots && (!aligned(img, img->snapshots_off) || img->snapshots_off >> 62))
 		refuse("snapshots_offset is %#jx", (uintmax_t)img->snapshots_off);
-	if (img->has_bitmaps && (!aligned(img, img->bitmap_dir_off) || img->bitmap_dir_off >> 62))
+	/* without the autoclear bit the extension is somebody's leftover */
+	if (img->has_bitmaps && (img->autoclear & AUTOCLEAR_BITMAPS) &&
+		(!aligned(img, img->bitmap_dir_off) || img->bitmap_dir_off >> 62))
 		refuse("bitmap_directory_offset is %#jx", (uintmax_t)img->bitmap_dir_off);
 	if (img->has_crypto != (img->crypt_method == 2))
 		refuse("crypt_method %u disagrees with the encryption extension",
