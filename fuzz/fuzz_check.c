@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A whole image, checked and walked. Input: the file. Oracle: totals are those of the callbacks, findings have a
- * name, structures come before their entries, and where the check finds no corruption, reads find none.
+ * name, structures come before their entries, and where the check finds no corruption, reads find none. Then it is
+ * repaired in memory: a check finds nothing but what cannot be repaired, a second repair does nothing, and undoing gives
+ * the input back.
  */
 #include "whole.h"
+
+#include <qcowkit/manage.h>
 
 struct totals {
 	uint64_t n[QCOW_SEVERITY_NOTE + 1];
@@ -70,6 +74,58 @@ static void check(struct qcow_image *image)
 		read_start(image);
 }
 
+struct left {
+	uint64_t n; /* of what a repair leaves alone */
+};
+
+static void look_at_left(void *ctx, const struct qcow_finding *f)
+{
+	struct left *left = ctx;
+
+	left->n += f->id == QCOW_FINDING_CRYPTO_HEADER || f->id == QCOW_FINDING_METADATA_OVERLAP;
+}
+
+/* The bytes of a store are the input's. */
+static void compare(struct qcow_store *store, const struct fuzz_input *input)
+{
+	uint64_t size = 0;
+	uint8_t *bytes = malloc(input->n + 1);
+
+	FUZZ_CHECK(bytes != NULL && qcow_store_size(store, &size, NULL) == QCOW_OK);
+	FUZZ_CHECK(size == input->n);
+	FUZZ_CHECK(qcow_store_read(store, bytes, input->n, 0, NULL) == QCOW_OK);
+	FUZZ_CHECK(memcmp(bytes, input->data, input->n) == 0);
+	free(bytes);
+}
+
+static void repair(const struct fuzz_input *input)
+{
+	struct qcow_repair_options o = QCOW_REPAIR_OPTIONS_INIT;
+	struct qcow_repair_result r;
+	struct left left = {0};
+	struct qcow_store *store = NULL, *undo = NULL;
+
+	FUZZ_CHECK(qcow_memory_open(input->n, &store, NULL) == QCOW_OK);
+	FUZZ_CHECK(qcow_memory_open(0, &undo, NULL) == QCOW_OK);
+	FUZZ_CHECK(qcow_store_write(store, input->data, input->n, 0, NULL) == QCOW_OK);
+	o.undo = undo;
+	o.on_finding = look_at_left;
+	o.ctx = &left;
+	enum qcow_status status = qcow_repair(store, &o, &r, NULL);
+	FUZZ_CHECK(status != QCOW_E_BUG);
+	if (status == QCOW_OK) {
+		/* a header cluster that is the encryption header, too, is nobody's to move */
+		FUZZ_CHECK(r.after.corruptions == 0 || left.n != 0);
+		FUZZ_CHECK(r.after.leaks == 0);
+		o.undo = NULL;
+		FUZZ_CHECK(qcow_repair(store, &o, &r, NULL) == QCOW_OK && r.n_steps == 0);
+	}
+	FUZZ_CHECK(qcow_repair_undo(store, undo, NULL) == QCOW_OK);
+	compare(store, input);
+	qcow_store_close(store);
+	qcow_store_close(undo);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
 	struct fuzz_input input = {.data = data, .n = n};
@@ -88,5 +144,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 		   QCOW_OK);
 	fuzz_bounds_end("walk", 8 * FUZZ_MIB);
 	qcow_close(image);
+	repair(&input);
 	return 0;
 }

@@ -7,6 +7,8 @@
  * operations run one after the other. Walks, checks and bitmap readers of the image are the caller's to keep away, and
  * what qcow_get_* gave before (strings, extensions) is gone afterwards. Callbacks must not use the image.
  *
+ * (But qcow_repair and its undoing work on a store that nobody has open as an image.)
+ *
  * A failure leaves the image as it was. Where it is uncertain what the disk has, the image is fenced as after a failed
  * flush: qcow_recover then brings back the state before the operation.
  */

@@ -195,7 +195,7 @@ static enum qcow_status write_fresh(struct repair *r, struct qk_plan *p, struct 
 	struct qcow_store *out = NULL;
 
 	QK_TRY(qk_undo_store(&r->undo, &out, err));
-	enum qcow_status status = qk_fresh_write(p, out, err);
+	enum qcow_status status = qk_repair_fresh(p, out, err);
 	qcow_store_close(out);
 	return status;
 }

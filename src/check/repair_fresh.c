@@ -374,7 +374,7 @@ static enum qcow_status write_all(struct fresh *f, struct qcow_error *err)
 	return write_refcounts(f, err);
 }
 
-enum qcow_status qk_fresh_write(struct qk_plan *p, struct qcow_store *out, struct qcow_error *err)
+enum qcow_status qk_repair_fresh(struct qk_plan *p, struct qcow_store *out, struct qcow_error *err)
 {
 	struct fresh f = {.p = p, .out = out};
 	enum qcow_status status = write_all(&f, err);

@@ -13,7 +13,7 @@
  * the places afterwards. Not flushed. A failure leaves what refers to nothing.
  * QCOW_E_NOSPC, QCOW_E_LIMIT, QCOW_E_NOMEM, errors of the store.
  */
-enum qcow_status qk_fresh_write(
+enum qcow_status qk_repair_fresh(
 	struct qk_plan *p, struct qcow_store *out, struct qcow_error *err) QK_MUST_USE;
 
 #endif
