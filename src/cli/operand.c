@@ -71,15 +71,8 @@ static unsigned file_flags(unsigned flags)
 static bool is_for_writing(const struct refs *refs, unsigned below)
 {
 	unsigned depth = refs->layer->depth + below, wanted = refs->request->write_depth;
-	return (refs->flags & CLI_OPEN_WRITE) != 0 &&
+	return (refs->flags & (CLI_OPEN_WRITE | CLI_OPEN_STORE_WRITE)) != 0 &&
 	       (depth == 0 || (wanted != 0 && depth == wanted));
-}
-
-/* What puts an image right writes to its store, and not through the image. */
-static bool is_store_written(const struct refs *refs, const struct layer *layer)
-{
-	return layer->is_written ||
-	       (layer->depth == 0 && (refs->flags & CLI_OPEN_STORE_WRITE) != 0);
 }
 
 static unsigned layer_file_flags(const struct refs *refs, unsigned below)
@@ -608,8 +601,7 @@ static enum qcow_status open_layer(
 	if ((refs->flags & CLI_OPEN_CHECK) == 0)
 		QK_TRY(find_secret(refs->cli, layer->specs[0], &node.secret, err));
 	QK_TRY(open_node(refs->cli, layer->specs[0],
-		file_flags(refs->flags) |
-			(is_store_written(refs, layer) ? (unsigned)QCOW_FILE_WRITE : 0),
+		file_flags(refs->flags) | (layer->is_written ? (unsigned)QCOW_FILE_WRITE : 0),
 		&node, err));
 	enum qcow_status status = be_ready(refs, err);
 	if (status != QCOW_OK) {
@@ -617,7 +609,7 @@ static enum qcow_status open_layer(
 		return status;
 	}
 	set_options(refs, layer, &node, &options);
-	if (layer->is_written)
+	if (layer->is_written && (refs->flags & CLI_OPEN_STORE_WRITE) == 0)
 		options.flags |= QCOW_OPEN_WRITE;
 	refs->layer = layer;
 	refs->n_used = 1;
@@ -646,7 +638,7 @@ static enum qcow_status open_layer_shared(
 	enum qcow_status status = open_layer(refs, layer, out, err);
 	if (status != QCOW_E_LOCKED || !refs->cli->traits->shares_raw ||
 		(refs->flags & CLI_OPEN_UNSHARED) != 0 || layer->backing != NULL ||
-		is_store_written(refs, layer))
+		layer->is_written)
 		return status;
 	struct refs again = {
 		.cli = refs->cli, .flags = refs->flags | CLI_OPEN_SHARE, .request = refs->request};
