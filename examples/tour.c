@@ -268,7 +268,8 @@ static void tour_managing(void)
 	amend.refcount_bits = 32;
 	must(qcow_amend(image, &amend, &err));
 	keys.action = QCOW_KEY_ADD;
-	expect(qcow_amend_keys(image, &keys, &err) == QCOW_E_NOTSUP, "an image without passphrases");
+	expect(qcow_amend_keys(image, &keys, &err) == QCOW_E_NOTSUP,
+		"an image without passphrases");
 	qcow_close(image);
 	puts("managing");
 }
