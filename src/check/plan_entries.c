@@ -106,7 +106,12 @@ static void mend(const struct qk_geometry *g, struct qk_entry *e, unsigned findi
 		e->raw &= ~QK_FLAG_COPIED;
 		break;
 	case QCOW_FINDING_DATA_FILE_OFFSET:
-		e->raw = (e->raw & ~QK_OFFSET_MASK) | qk_align_down(guest.v, g->cluster_size);
+		/* an entry in use has COPIED: without it the file's bytes are not known to be the guest's */
+		if ((e->raw & QK_FLAG_COPIED) != 0)
+			e->raw = (e->raw & ~QK_OFFSET_MASK) |
+				 qk_align_down(guest.v, g->cluster_size);
+		else
+			qk_entry_unlink(g, e, finding);
 		break;
 	case QCOW_FINDING_L2_SUBCLUSTER_BITS:
 	case QCOW_FINDING_L2_SUBCLUSTER_NO_HOST:

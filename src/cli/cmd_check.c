@@ -175,7 +175,7 @@ static int put_json(struct check *c, const char *name, const struct qcow_check_r
 		set_unless_zero(o, "findings-not-shown", n - c->n_shown);
 		cli_json_set(o, "findings", json_incref(c->findings));
 	}
-	if (c->steps != NULL) {
+	if (c->steps != NULL && c->repaired != NULL) {
 		cli_json_set(o, "dry-run", json_boolean(c->dry_run));
 		set_unless_zero(o, "steps-not-shown", c->repaired->n_steps - c->n_steps_shown);
 		cli_json_set(o, "steps", json_incref(c->steps));

@@ -165,7 +165,8 @@ static bool find_range(struct dd *d)
 		cli_error(d->cli, "seek=%" PRIu64 " lies beyond what a disk can have", d->seek);
 		return false;
 	}
-	if (d->cli->qemu)
+	/* QEMU sees no more of a qcow2 disk than whole sectors */
+	if (d->cli->qemu || strcmp(d->format, "qcow2") == 0)
 		d->size = qk_div_up(d->size, SECTOR_BYTES) * SECTOR_BYTES;
 	return true;
 }

@@ -99,6 +99,11 @@ static enum qcow_status judge_downgrade(struct qcow_image *image, struct qcow_er
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"Cannot downgrade an image with incompatible features 0x%" PRIx64 " set",
 			other);
+	if (image->header.crypt_method != 0 &&
+		(image->backing != NULL || image->backing_name != NULL))
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"version 2 has no zero clusters, and those of an encrypted image with a "
+			"backing file would have to be encrypted: this version cannot do that");
 	if (image->bitmaps.n != 0)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"version 2 has no bitmaps, and the image has %" PRIu32

@@ -11,7 +11,11 @@
  *
  *	zeros, refcounts || changed sectors of the table || references that were taken away
  *
- * Memory: a table. A table that two trees share is read twice, and found done.
+ * How many trees have a table is counted, not believed of its refcount, which may be too high: a table whose refcount is
+ * another refuses the whole before anything changes.
+ *
+ * Memory: a table, and 8 bytes for each L1 entry in use, at most 64 MiB. A table that two trees share is read twice, and
+ * found done.
  */
 #include "engine/amend.h"
 
@@ -29,6 +33,8 @@
 #include "engine/space.h"
 #include "format/l1l2.h"
 
+#define MAX_TABLES (UINT64_C(8) << 20)
+
 struct expand {
 	struct qcow_image *image;
 	const struct qcow_progress *progress;
@@ -40,6 +46,8 @@ struct expand {
 	uint64_t references; /* trees that have the table */
 	bool is_active;
 	uint64_t done, total; /* L1 entries */
+	uint64_t *tables; /* offsets of the L2 tables of all trees, ascending */
+	uint64_t n_tables;
 };
 
 static enum qcow_status fail_entry(const struct expand *x, uint64_t l2_off, uint32_t i,
@@ -179,6 +187,22 @@ static bool has_zeros(const struct expand *x)
 	return false;
 }
 
+/* How often `off` is in the tables of all trees. */
+static uint64_t count_of(const struct expand *x, uint64_t off)
+{
+	uint64_t lo = 0, hi = x->n_tables, n = 0;
+	while (lo < hi) {
+		uint64_t mid = lo + (hi - lo) / 2;
+		if (x->tables[mid] < off)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	while (lo + n < x->n_tables && x->tables[lo + n] == off)
+		n++;
+	return n;
+}
+
 static enum qcow_status expand_table(struct expand *x, uint64_t l2_off, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &x->image->geometry;
@@ -186,7 +210,7 @@ static enum qcow_status expand_table(struct expand *x, uint64_t l2_off, struct q
 		x->image->store, x->table, (size_t)g->cluster_size, l2_off, err));
 	if (!has_zeros(x))
 		return QCOW_OK;
-	QK_TRY(qk_space_refcount(x->image->rw->space, l2_off, &x->references, err));
+	x->references = count_of(x, l2_off);
 	memset(x->dirty, 0, (size_t)(g->cluster_size / QK_SECTOR));
 	x->n_dropped = 0;
 	qk_fresh_init(&x->fresh, x->image, QK_SPACE_DATA);
@@ -223,6 +247,58 @@ static enum qcow_status expand_tree(
 	return QCOW_OK;
 }
 
+static int by_offset(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
+static enum qcow_status gather_tree(
+	struct expand *x, uint64_t l1_off, uint64_t n, struct qcow_error *err)
+{
+	uint64_t *l1 QK_AUTO_FREE = NULL;
+	QK_TRY(qk_l1_read(x->image, l1_off, n, n, &l1, err));
+	for (uint64_t i = 0; i < n; i++)
+		if ((l1[i] & QK_OFFSET_MASK) != 0)
+			x->tables[x->n_tables++] = l1[i] & QK_OFFSET_MASK;
+	return QCOW_OK;
+}
+
+/* Every table has as many references as trees have it. */
+static enum qcow_status judge_counts(struct expand *x, struct qcow_error *err)
+{
+	for (uint64_t i = 0; i < x->n_tables;) {
+		uint64_t stored = 0, n = 1;
+		while (i + n < x->n_tables && x->tables[i + n] == x->tables[i])
+			n++;
+		QK_TRY(qk_space_refcount(x->image->rw->space, x->tables[i], &stored, err));
+		if (stored != n)
+			return QK_FAIL_AT(err, QCOW_E_UNSUPPORTED, 0, x->tables[i], QCOW_NO_OFFSET,
+				"the L2 table at %" PRIu64 " has a refcount of %" PRIu64
+				" and %" PRIu64 " references: repair the image first",
+				x->tables[i], stored, n);
+		i += n;
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status gather(
+	struct expand *x, const struct qk_snaps *snaps, struct qcow_error *err)
+{
+	if (x->total > MAX_TABLES)
+		return QK_FAIL(err, QCOW_E_LIMIT,
+			"all L1 tables together have %" PRIu64 " entries, more than %" PRIu64,
+			x->total, MAX_TABLES);
+	x->tables = qk_malloc(qk_max(x->total, 1), sizeof(*x->tables));
+	if (x->tables == NULL)
+		return QK_FAIL_NOMEM(err);
+	QK_TRY(gather_tree(x, x->image->l1_off, x->image->l1_entries, err));
+	for (uint32_t i = 0; i < snaps->n; i++)
+		QK_TRY(gather_tree(x, snaps->v[i].l1_off.v, snaps->v[i].l1_entries, err));
+	qsort(x->tables, (size_t)x->n_tables, sizeof(*x->tables), by_offset);
+	return judge_counts(x, err);
+}
+
 static enum qcow_status expand_all(struct expand *x, struct qcow_error *err)
 {
 	const struct qcow_image *image = x->image;
@@ -231,6 +307,8 @@ static enum qcow_status expand_all(struct expand *x, struct qcow_error *err)
 	x->total = image->l1_entries;
 	for (uint32_t i = 0; status == QCOW_OK && i < snaps.n; i++)
 		x->total += snaps.v[i].l1_entries;
+	if (status == QCOW_OK)
+		status = gather(x, &snaps, err);
 	x->is_active = true;
 	if (status == QCOW_OK)
 		status = expand_tree(x, image->l1_off, image->l1_entries, err);
@@ -255,5 +333,6 @@ enum qcow_status qk_amend_zeros(
 	free(x.table);
 	free(x.dirty);
 	free(x.dropped);
+	free(x.tables);
 	return status;
 }

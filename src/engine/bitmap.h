@@ -10,6 +10,7 @@
 #include <qcowkit/qcowkit.h>
 
 #include "base/err.h"
+#include "format/bitmapext.h"
 
 /* The public calls, arguments not NULL. */
 enum qcow_status qk_bitmap_find(struct qcow_image *image, const char *name, uint32_t *index,
@@ -43,5 +44,13 @@ enum qcow_status qk_bitmap_reader_skip(struct qcow_bitmap_reader *reader, uint64
 /* Or bits [first, first + n), as far as there are any, into p. `first` is a multiple of 8. */
 enum qcow_status qk_bitmap_reader_or(struct qcow_bitmap_reader *reader, uint64_t first, uint64_t n,
 	uint8_t *p, struct qcow_error *err) QK_MUST_USE;
+
+/* QEMU takes a disk for its whole sectors, and opens no image with a bitmap whose table is longer than those need. */
+static inline bool qk_bitmap_is_read_by_qemu(
+	const struct qk_geometry *g, uint64_t disk_size, unsigned granularity_bits)
+{
+	return qk_bitmap_table_entries(g, disk_size, granularity_bits) ==
+	       qk_bitmap_table_entries(g, disk_size / QK_SECTOR * QK_SECTOR, granularity_bits);
+}
 
 #endif

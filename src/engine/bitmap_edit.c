@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/bitmap.h"
 #include "engine/bitmap_list.h"
 #include "engine/control.h"
 #include "engine/header_store.h"
@@ -104,6 +105,11 @@ static enum qcow_status judge_new(
 		return QK_FAIL(err, QCOW_E_INVAL, "a disk of 0 bytes has no bitmaps");
 	if (qk_bitmap_list_find(&e->list, name) != QK_NO_BITMAP)
 		return QK_FAIL(err, QCOW_E_EXIST, "Bitmap already exists: %s", name);
+	if (!qk_bitmap_is_read_by_qemu(&image->geometry, image->header.size, granularity_bits))
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"QEMU could not open the image: of a disk of %" PRIu64
+			" bytes the bitmap would have a table entry for less than a sector",
+			image->header.size);
 	uint64_t entries = qk_bitmap_table_entries(
 		&image->geometry, image->header.size, granularity_bits);
 	if (entries * 8 > QK_MAX_BITMAP_TABLE_BYTES ||

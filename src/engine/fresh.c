@@ -23,7 +23,7 @@ void qk_fresh_release(struct qk_fresh *f)
 /* Room for one more run. */
 static enum qcow_status grow(struct qk_fresh_runs *runs, struct qcow_error *err)
 {
-	if (runs->n < runs->room)
+	if (runs->v != NULL && runs->n < runs->room)
 		return QCOW_OK;
 	uint32_t room = runs->room == 0 ? 64 : runs->room * 2;
 	struct qk_space_run *v = qk_realloc(runs->v, room, sizeof(*v));

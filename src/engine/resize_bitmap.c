@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/bitmap.h"
 #include "engine/image.h"
 #include "engine/log.h"
 #include "engine/rw.h"
@@ -92,6 +93,13 @@ static enum qcow_status judge(struct judging *j, const struct qcow_bitmap *b, un
 			"bitmap '%s' would have a table of %" PRIu64 " entries: at least 1, at "
 			"most %" PRIu64,
 			b->name, entries, (uint64_t)QK_MAX_BITMAP_TABLE_BYTES / 8);
+	if (!qk_bitmap_is_read_by_qemu(&j->image->geometry, j->new_size, b->granularity_bits))
+		return QK_FAIL(j->err, QCOW_E_UNSUPPORTED,
+			"with %" PRIu64
+			" bytes QEMU could not open the image: bitmap '%s' would have a table "
+			"entry for "
+			"less than a sector",
+			j->new_size, b->name);
 	if (!b->is_auto)
 		return QCOW_OK;
 	j->tracked_bytes += words * 8;

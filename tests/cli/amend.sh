@@ -27,6 +27,37 @@ says no_width 1 'qcow: Refcount width must be *' "$QCOW" amend -o refcount_bits=
 says no_version 1 'qcow: cannot amend: version 2 needs refcounts of 16 bits*' "$QCOW" amend -o compat=v2,size=5M a.qcow2
 same refused_and_dry_runs_change_nothing before a.qcow2
 
+# zeros of version 2 are data: encrypted ones over a backing file are not written
+create_luks -b before -F qcow2 luks.qcow2 1M
+says encrypted_zeros 1 'qcow: cannot amend: version 2 has no zero clusters*' \
+	"$QCOW" amend --object secret,id=s,data=abc -o compat=0.10 \
+	--image-opts driver=qcow2,encrypt.key-secret=s,file.filename=luks.qcow2
+# how many trees have a table is not believed of its refcount: here of 2, that of the active tree alone
+create shared.qcow2 1M
+io -c 'write -P 7 0 64k' shared.qcow2
+"$QEMU_IMG" snapshot -c s shared.qcow2
+io -c 'write -z 0 64k' shared.qcow2
+python3 - shared.qcow2 <<-'END'
+	import sys
+	be = lambda b: int.from_bytes(b, "big")
+	f = open(sys.argv[1], "r+b")
+	h = f.read(104)
+	l1, rt = be(h[40:48]), be(h[48:56])
+	f.seek(l1)
+	l2 = be(f.read(8)) & ~(1 << 63)
+	f.seek(rt)
+	rb = be(f.read(8))
+	f.seek(l1)
+	f.write(l2.to_bytes(8, "big"))
+	f.seek(rb + l2 // 65536 * 2)
+	f.write(b"\0\2")
+END
+cp shared.qcow2 was
+says a_refcount_too_high 1 'qcow: cannot amend: the L2 table at * has a refcount of 2 and 1 references*' \
+	"$QCOW" amend -o compat=0.10 shared.qcow2
+reads_as() { "$QCOW" convert -O raw "$@" one.raw && head -c 65536 one.raw | tr -d "\\7" | wc -c; }
+[[ $(reads_as -l s shared.qcow2) == 0 ]] && ok the_snapshot_is_as_it_was || bad the_snapshot_is_as_it_was
+
 create v2.qcow2 -o compat=0.10 1M
 create v3.qcow2 1M
 create sub.qcow2 -o extended_l2=on 1M

@@ -118,4 +118,12 @@ as_qemu bitmap --remove --add c.qcow2 b0
 as_qemu bitmap --remove broken.qcow2 bad
 as_qemu bitmap --remove-all broken.qcow2
 as_qemu bitmap --add --remove-all c.qcow2 b5
+# QEMU takes a disk for its whole sectors, and would not open these
+"$QCOW" create -q -o cluster_size=512 odd.qcow2 2M
+expect a_byte_more 0 "$QCOW" resize -q odd.qcow2 2097153
+says no_bitmap_that_qemu_cannot_open 1 'qcow: *QEMU could not open the image*' "$QCOW" bitmap --add -g 512 odd.qcow2 b
+"$QCOW" create -q odd.qcow2 1M
+expect an_odd_size_that_qemu_opens 0 "$QCOW" bitmap --add odd.qcow2 b
+says no_size_that_qemu_cannot_open 1 'qcow: *QEMU could not open the image*' "$QCOW" resize --shrink odd.qcow2 300
+expect qemu_opens_it 0 "$QEMU_IMG" check -q odd.qcow2
 finish
