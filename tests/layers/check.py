@@ -37,7 +37,8 @@ BELOW = {
     "check": ["base", "store", "format", "codec", "crypto", "audit", "engine"],
     "api": ["base", "store", "format", "codec", "crypto", "audit", "engine", "check"],
     "ops": ["base"],
-    "cli": ["base", "compat"],
+    "serve": ["base"],
+    "cli": ["base", "compat", "serve"],
     "compat": ["base"],
 }
 LIBRARY = ["base", "store", "format", "codec", "crypto", "audit", "engine", "check", "api", "ops"]
