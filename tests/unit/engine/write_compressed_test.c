@@ -3,13 +3,9 @@
  * Compressed writes among plain ones, zeros and discards, beside an array of bytes and under the order checker; qemu-img
  * must find the image clean and the disk equal to the array. Where streams lie, and what is remembered of them.
  */
-#include "qemu.h"
+#include "beside.h"
 
 #include <pthread.h>
-
-#include "order.h"
-
-#define MAX_LEN 300000U
 
 struct config {
 	const char *name;
@@ -51,40 +47,6 @@ static void make_image(const struct config *c)
 		sh("%s", c->setup);
 }
 
-struct bench {
-	struct qkt_order *order;
-	struct qkt_fault *fault;
-	struct qcow_image *image;
-};
-
-static struct bench open_for_writing(bool threads)
-{
-	const struct qkt_order_options order = {.threads = threads};
-	struct bench b = {.order = qkt_order_new(&order), .fault = qkt_fault_new()};
-	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_store *base = NULL;
-	o.flags = QCOW_OPEN_WRITE;
-	o.resolve = resolve_in_dir;
-	assert_int_equal(qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err), QCOW_OK);
-	if (qcow_open(qkt_guard(b.fault, b.order, base, 0), &o, &b.image, &err) != QCOW_OK)
-		fail_msg("%s", err.message);
-	return b;
-}
-
-static void close_bench(struct bench *b)
-{
-	qcow_close(b->image);
-	qkt_order_free(b->order);
-	qkt_fault_free(b->fault);
-}
-
-struct disk {
-	uint8_t *bytes, *buf;
-	uint64_t size, cluster;
-	bool discards; /* read as zeros */
-};
-
 /* Bytes of which `dense` of 16 are random. */
 static void fill(uint8_t *p, size_t n, unsigned dense, uint64_t *seed)
 {
@@ -104,7 +66,6 @@ static void write_compressed(
 
 static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
 	uint64_t kind = next_random(seed) % 16, off = next_random(seed) % d->size;
 	uint64_t len = next_random(seed) % (next_random(seed) % 3 == 0 ? MAX_LEN : 9000);
 	uint64_t unit = kind < 6 || next_random(seed) % 3 == 0 ? d->cluster : 1;
@@ -116,71 +77,42 @@ static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 		write_compressed(image, d->bytes + off, len, off);
 	} else if (kind < 9) {
 		fill(d->bytes + off, (size_t)len, 16, seed);
-		assert_int_equal(
-			qcow_pwrite(image, d->bytes + off, (size_t)len, off, 0, &err), QCOW_OK);
+		disk_write(image, d, off, len, 0);
 	} else if (kind < 10) {
-		memset(d->bytes + off, 0, (size_t)len);
-		assert_int_equal(qcow_zero(image, off, len, QCOW_IO_UNMAP, &err), QCOW_OK);
+		disk_zero(image, d, off, len, QCOW_IO_UNMAP);
 	} else if (kind < 11) {
-		uint64_t first = (off + d->cluster - 1) / d->cluster * d->cluster;
-		uint64_t end = off + len == d->size ? d->size
-						    : (off + len) / d->cluster * d->cluster;
-		if (d->discards && first < end)
-			memset(d->bytes + first, 0, end - first);
-		assert_int_equal(qcow_discard(image, off, len, 0, &err), QCOW_OK);
+		disk_discard(image, d, off, len, 0);
 	} else if (kind < 15) {
-		if (qcow_pread(image, d->buf, (size_t)len, off, &err) != QCOW_OK)
-			fail_msg("%s", err.message);
-		assert_memory_equal(d->buf, d->bytes + off, (size_t)len);
+		disk_read(image, d, off, len);
 	} else {
+		struct qcow_error err = QCOW_ERROR_INIT;
 		assert_int_equal(qcow_flush(image, &err), QCOW_OK);
 	}
 }
 
-static void judge_by_qemu(const struct disk *d, const char *what)
-{
-	FILE *f = fopen(in_dir("truth"), "wb");
-	assert_non_null(f);
-	assert_int_equal(fwrite(d->bytes, 1, d->size, f), d->size);
-	fclose(f);
-	sh("qemu-img check img || { echo '%s'; exit 1; }", what);
-	sh("qemu-img convert -O raw img got && head -c %llu got | cmp - truth",
-		(unsigned long long)d->size);
-}
-
 static void run_config(const struct config *c)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_info info;
 	make_image(c);
-	struct bench b = open_for_writing(false);
-	struct disk d = {.size = c->size};
+	struct bench b = open_bench(&(struct bench_options){0});
+	struct disk d = disk_of(b.image, c->size);
 	qcow_get_info(b.image, &info);
-	d.cluster = info.cluster_size;
 	d.discards = info.version == 3 || c->backing == NULL;
-	d.bytes = calloc(1, d.size + MAX_LEN);
-	d.buf = malloc(MAX_LEN + (4 << 20));
-	assert_int_equal(qcow_pread(b.image, d.bytes, d.size, 0, &err), QCOW_OK);
 	uint64_t seed = 88172645463325252 + c->size;
 	for (unsigned i = 0; i < c->steps; i++)
 		step(b.image, &d, &seed);
 	assert_true(qkt_order_judged(b.order) > 0);
 	close_bench(&b);
-	judge_by_qemu(&d, c->name);
-	free(d.bytes);
-	free(d.buf);
+	judge_by_qemu(d.bytes, d.size, c->name);
+	disk_free(&d);
 }
 
 static void random_steps_agree_with_an_array(void **state)
 {
 	(void)state;
-	const char *only = getenv("QK_CONFIG");
-	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
-		if (only != NULL && strcmp(only, configs[i].name) != 0)
-			continue;
-		print_message("%s\n", configs[i].name);
-		run_config(&configs[i]);
-	}
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++)
+		if (is_wanted_config(configs[i].name))
+			run_config(&configs[i]);
 }
 
 /* ---- where streams lie ---- */
@@ -206,7 +138,7 @@ static void streams_share_clusters_and_sectors_within_a_generation(void **state)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	static uint8_t bytes[6][CLUSTER];
 	sh("rm -f img && qemu-img create -f qcow2 img 4M");
-	struct bench b = open_for_writing(false);
+	struct bench b = open_bench(&(struct bench_options){0});
 	for (unsigned i = 0; i < 6; i++)
 		fill_cluster(bytes[i], i == 4 ? 16 : 1, 7919 * (i + 1));
 	write_compressed(b.image, bytes[0], 2 * CLUSTER, 0);
@@ -229,12 +161,7 @@ static void streams_share_clusters_and_sectors_within_a_generation(void **state)
 	assert_true(e[2].host_off == e[1].host_off + e[1].compressed_bytes);
 	assert_true(e[3].host_off < e[2].host_off + e[2].compressed_bytes);
 	close_bench(&b);
-	const struct disk d = {.bytes = bytes[0], .size = 5 * CLUSTER};
-	sh("qemu-img check img && qemu-img convert -O raw img got");
-	FILE *f = fopen(in_dir("truth"), "wb");
-	assert_int_equal(fwrite(d.bytes, 1, d.size, f), d.size);
-	fclose(f);
-	sh("head -c %u got | cmp - truth", (unsigned)d.size);
+	judge_by_qemu(bytes[0], 5 * CLUSTER, "streams that share clusters");
 }
 
 /* A cluster is decoded and kept; then it is given up, and another stream lies at the same place. */
@@ -250,7 +177,7 @@ static void what_was_decoded_is_forgotten_when_its_place_is_used_again(void **st
 	for (unsigned i = 0; i < 200; i++)
 		new[i] = (uint8_t)(new[i] ^ 1);
 	sh("rm -f img && qemu-img create -f qcow2 img 4M");
-	struct bench b = open_for_writing(false);
+	struct bench b = open_bench(&(struct bench_options){0});
 	write_compressed(b.image, old, CLUSTER, 0);
 	struct qcow_extent was = map_cluster(b.image, 0);
 	assert_int_equal(qcow_flush(b.image, &err), QCOW_OK);
@@ -280,7 +207,7 @@ static void a_stream_that_cannot_be_written_leaves_nothing(void **state)
 	fill_cluster(new, 6, 18);
 	for (unsigned nth = 1; nth <= 3; nth++) {
 		sh("rm -f img && qemu-img create -f qcow2 img 4M");
-		struct bench b = open_for_writing(false);
+		struct bench b = open_bench(&(struct bench_options){0});
 		for (unsigned i = 0; i < 3; i++) {
 			bool fails = i + 1 == nth;
 			write_compressed(b.image, old, CLUSTER, i * CLUSTER);
@@ -308,7 +235,7 @@ static void what_cannot_be_compressed_is_refused(void **state)
 	struct qcow_image *image = NULL;
 	static uint8_t bytes[2 * CLUSTER];
 	sh("rm -f img && qemu-img create -f qcow2 img 1000k");
-	struct bench b = open_for_writing(false);
+	struct bench b = open_bench(&(struct bench_options){0});
 	assert_int_equal(
 		qcow_write_compressed(b.image, bytes, CLUSTER, 512, 0, &err), QCOW_E_INVAL);
 	assert_int_equal(qcow_write_compressed(b.image, bytes, 512, 0, 0, &err), QCOW_E_INVAL);
@@ -379,7 +306,7 @@ static void threads_do_not_disturb_each_other(void **state)
 	(void)state;
 	static struct writer w[N_THREADS];
 	sh("rm -f img && qemu-img create -f qcow2 -o cluster_size=4k img 1M");
-	struct bench b = open_for_writing(true);
+	struct bench b = open_bench(&(struct bench_options){.threads = true});
 	for (unsigned i = 0; i < N_THREADS; i++) {
 		w[i].image = b.image;
 		w[i].first = i * N_OWN;

@@ -3,13 +3,11 @@
  * Random writes of any offsets, zeros and discards on encrypted images made by qemu-img, beside an array of bytes, under
  * the order checker; qemu-img, which decrypts by itself, must then see the array. Two writers of one sector.
  */
-#include "qemu.h"
+#include "beside.h"
 
 #include <pthread.h>
 
-#include "order.h"
-
-#define MAX_LEN	   200000U
+#define LONG	   200000U
 #define SECRET	   "--object secret,id=s,data=abc123"
 #define PASSPHRASE "abc123"
 
@@ -133,70 +131,15 @@ static void make_image(const struct config *c)
 		sh("%s", c->setup);
 }
 
-static enum qcow_status get_secret(void *ctx, const struct qcow_secret_request *request,
-	struct qcow_secret *out, struct qcow_error *err)
-{
-	(void)ctx;
-	(void)request;
-	(void)err;
-	*out = (struct qcow_secret){PASSPHRASE, strlen(PASSPHRASE)};
-	return QCOW_OK;
-}
-
-struct bench {
-	struct qkt_order *order;
-	struct qkt_fault *fault;
-	struct qcow_image *image;
-};
-
 static struct bench open_for_writing(const struct config *c)
 {
-	struct bench b = {.fault = qkt_fault_new()};
-	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_store *base = NULL;
-	o.flags = QCOW_OPEN_WRITE;
-	o.resolve = resolve_in_dir;
-	o.get_secret = get_secret;
-	assert_int_equal(qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err), QCOW_OK);
-	if (!is_raw(c)) {
-		b.order = qkt_order_new(NULL);
-		base = qkt_guard(b.fault, b.order, base, 0);
-	}
-	if (qcow_open(base, &o, &b.image, &err) != QCOW_OK)
-		fail_msg("%s: %s", c->name, err.message);
-	return b;
-}
-
-static void close_bench(struct bench *b)
-{
-	qcow_close(b->image);
-	if (b->order != NULL)
-		qkt_order_free(b->order);
-	qkt_fault_free(b->fault);
-}
-
-struct disk {
-	uint8_t *bytes, *buf;
-	uint64_t size, cluster;
-	bool discards; /* read as zeros */
-};
-
-static void discard(struct qcow_image *image, struct disk *d, uint64_t off, uint64_t len)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	uint64_t first = (off + d->cluster - 1) & ~(d->cluster - 1);
-	uint64_t end = off + len == d->size ? d->size : (off + len) & ~(d->cluster - 1);
-	if (d->discards && first < end)
-		memset(d->bytes + first, 0, end - first);
-	assert_int_equal(qcow_discard(image, off, len, 0, &err), QCOW_OK);
+	return open_bench(&(struct bench_options){.passphrase = PASSPHRASE, .unjudged = is_raw(c)});
 }
 
 static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
 	uint64_t kind = next_random(seed) % 16, off = next_random(seed) % d->size;
-	static const uint64_t most[] = {MAX_LEN, 9000, 700, 40};
+	static const uint64_t most[] = {LONG, 9000, 700, 40};
 	uint64_t len = 1 + next_random(seed) % most[next_random(seed) % 4];
 	uint64_t shape = next_random(seed) % 4;
 	uint64_t unit = shape == 0 ? d->cluster : shape == 1 ? 512 : 1;
@@ -205,33 +148,24 @@ static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 	len = len > d->size - off ? d->size - off : len;
 	unsigned fua = next_random(seed) % 16 == 0 ? QCOW_IO_FUA : 0;
 	if (kind < 9) {
-		size_t third = (size_t)(len / 3);
 		for (size_t i = 0; i < len; i++)
 			d->bytes[off + i] = (uint8_t)(next_random(seed) >> 8);
-		const struct iovec iov[2] = {
-			{d->bytes + off, third}, {d->bytes + off + third, (size_t)len - third}};
-		assert_int_equal(qcow_pwritev(image, iov, 2, off, fua, &err), QCOW_OK);
+		disk_write(image, d, off, len, fua);
 	} else if (kind < 11) {
-		unsigned flags = fua | (kind == 10 ? (unsigned)QCOW_IO_UNMAP : 0);
-		memset(d->bytes + off, 0, len);
-		assert_int_equal(qcow_zero(image, off, len, flags, &err), QCOW_OK);
+		disk_zero(image, d, off, len, fua | (kind == 10 ? (unsigned)QCOW_IO_UNMAP : 0));
 	} else if (kind < 12) {
-		discard(image, d, off, len);
+		disk_discard(image, d, off, len, 0);
 	} else if (kind < 15) {
-		if (qcow_pread(image, d->buf, len, off, &err) != QCOW_OK)
-			fail_msg("%s", err.message);
-		assert_memory_equal(d->buf, d->bytes + off, len);
+		disk_read(image, d, off, len);
 	} else {
+		struct qcow_error err = QCOW_ERROR_INIT;
 		assert_int_equal(qcow_flush(image, &err), QCOW_OK);
 	}
 }
 
-static void judge_by_qemu(const struct config *c, const struct disk *d)
+static void judge_decrypted(const struct config *c, const struct disk *d)
 {
-	FILE *f = fopen(in_dir("truth"), "wb");
-	assert_non_null(f);
-	assert_int_equal(fwrite(d->bytes, 1, d->size, f), d->size);
-	fclose(f);
+	write_truth(d->bytes, d->size);
 	if (!is_raw(c))
 		sh("qemu-img check " SECRET " --image-opts %s", source(c));
 	sh("qemu-img convert " SECRET " --image-opts %s -O raw got && cmp got truth", source(c));
@@ -239,38 +173,27 @@ static void judge_by_qemu(const struct config *c, const struct disk *d)
 
 static void run_config(const struct config *c)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_info info;
-	struct disk d = {.size = c->size};
 	make_image(c);
 	struct bench b = open_for_writing(c);
 	assert_int_equal(qcow_size(b.image), c->size);
-	qcow_get_info(b.image, &info);
-	d.cluster = is_raw(c) ? 512 : info.cluster_size;
+	struct disk d = disk_of(b.image, c->size);
+	d.cluster = is_raw(c) ? 512 : d.cluster;
 	d.discards = !is_raw(c);
-	d.bytes = calloc(1, d.size + MAX_LEN);
-	d.buf = malloc(MAX_LEN + (4 << 20));
-	assert_int_equal(qcow_pread(b.image, d.bytes, d.size, 0, &err), QCOW_OK);
 	uint64_t seed = 88172645463325252 + c->size;
 	for (unsigned i = 0; i < c->steps; i++)
 		step(b.image, &d, &seed);
 	assert_true(b.order == NULL || qkt_order_judged(b.order) > 0);
 	close_bench(&b);
-	judge_by_qemu(c, &d);
-	free(d.bytes);
-	free(d.buf);
+	judge_decrypted(c, &d);
+	disk_free(&d);
 }
 
 static void random_steps_agree_with_an_array(void **state)
 {
 	(void)state;
-	const char *only = getenv("QK_CONFIG");
-	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
-		if (only != NULL && strcmp(only, configs[i].name) != 0)
-			continue;
-		print_message("%s\n", configs[i].name);
-		run_config(&configs[i]);
-	}
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++)
+		if (is_wanted_config(configs[i].name))
+			run_config(&configs[i]);
 }
 
 /* Plain bytes are looked for in the file. */
@@ -312,7 +235,7 @@ static void long_writes_number_every_sector(void **state)
 		assert_int_equal(qcow_pwrite(b.image, d.bytes + off, len, off, 0, &err), QCOW_OK);
 	}
 	close_bench(&b);
-	judge_by_qemu(&c, &d);
+	judge_decrypted(&c, &d);
 	free(d.bytes);
 }
 
@@ -398,15 +321,8 @@ static void writers_of_one_sector_keep_each_others_bytes(void **state)
 			strcmp(c->name, "luks extended") != 0 && !is_raw(c))
 			continue;
 		make_image(c);
-		struct bench b = {.fault = qkt_fault_new()};
-		struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-		struct qcow_error err = QCOW_ERROR_INIT;
-		struct qcow_store *base = NULL;
-		o.flags = QCOW_OPEN_WRITE;
-		o.get_secret = get_secret;
-		assert_int_equal(
-			qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err), QCOW_OK);
-		assert_int_equal(qcow_open(base, &o, &b.image, &err), QCOW_OK);
+		struct bench b = open_bench(
+			&(struct bench_options){.passphrase = PASSPHRASE, .unjudged = true});
 		struct writer parts[] = {{.off = 3, .len = 100}, {.off = 103, .len = 409},
 			{.off = 512 + 1, .len = 510}, {.off = 1023, .len = 1026}};
 		run_writers(b.image, parts, 4);

@@ -4,12 +4,9 @@
  * judged by the order checker as it passes. In the end qemu-img must find the image clean and the disk equal
  * to the array.
  */
-#include "qemu.h"
+#include "beside.h"
 
 #include "engine/image.h"
-#include "order.h"
-
-#define MAX_LEN 300000U
 
 struct config {
 	const char *name;
@@ -106,60 +103,8 @@ static void make_image(const struct config *c)
 		sh("%s", c->setup);
 }
 
-struct bench {
-	struct qkt_order *order;
-	struct qkt_fault *fault;
-	struct qcow_store *peek;
-	struct qcow_image *image;
-};
-
-/* Of a bench: its data file is guarded too. */
-static enum qcow_status resolve_guarded(void *ctx, const struct qcow_reference *ref,
-	struct qcow_resolved *out, struct qcow_error *err)
-{
-	struct bench *b = ctx;
-	bool is_data = ref->kind == QCOW_REF_DATA_FILE && ref->depth == 0;
-	enum qcow_status status = qcow_file_open(
-		in_dir(ref->name), is_data ? QCOW_FILE_WRITE : 0, &out->store, err);
-	if (status == QCOW_OK && is_data)
-		out->store = qkt_guard_data(b->fault, b->order, out->store, 1);
-	return status;
-}
-
-static struct bench open_for_writing(uint64_t stage_bytes)
-{
-	struct bench b = {.order = qkt_order_new(NULL), .fault = qkt_fault_new()};
-	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_store *base = NULL;
-	o.flags = QCOW_OPEN_WRITE;
-	o.resolve = resolve_guarded;
-	o.resolve_ctx = &b;
-	o.stage_bytes = stage_bytes;
-	if (qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err) != QCOW_OK)
-		fail_msg("%s", err.message);
-	if (qcow_open(qkt_guard(b.fault, b.order, base, 0), &o, &b.image, &err) != QCOW_OK)
-		fail_msg("%s", err.message);
-	return b;
-}
-
-static void close_bench(struct bench *b)
-{
-	qcow_close(b->image);
-	qkt_order_free(b->order);
-	qkt_fault_free(b->fault);
-}
-
-struct disk {
-	uint8_t *bytes, *buf;
-	uint64_t size;
-	uint64_t cluster;
-	bool discards; /* read as zeros */
-};
-
 static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
 	uint64_t kind = next_random(seed) % 16;
 	uint64_t off = next_random(seed) % d->size;
 	uint64_t most = next_random(seed) % 3 == 0 ? MAX_LEN : 9000;
@@ -171,41 +116,19 @@ static void step(struct qcow_image *image, struct disk *d, uint64_t *seed)
 	len = len > d->size - off ? d->size - off : len;
 	unsigned fua = next_random(seed) % 16 == 0 ? QCOW_IO_FUA : 0;
 	if (kind < 8) {
-		size_t half = (size_t)(len / 3);
 		for (size_t i = 0; i < len; i++)
 			d->bytes[off + i] = (uint8_t)(next_random(seed) >> 8);
-		const struct iovec iov[2] = {
-			{d->bytes + off, half}, {d->bytes + off + half, (size_t)len - half}};
-		assert_int_equal(qcow_pwritev(image, iov, 2, off, fua, &err), QCOW_OK);
+		disk_write(image, d, off, len, fua);
 	} else if (kind < 11) {
-		unsigned flags = fua | (kind == 8 ? (unsigned)QCOW_IO_UNMAP : 0);
-		memset(d->bytes + off, 0, len);
-		assert_int_equal(qcow_zero(image, off, len, flags, &err), QCOW_OK);
+		disk_zero(image, d, off, len, fua | (kind == 8 ? (unsigned)QCOW_IO_UNMAP : 0));
 	} else if (kind < 12) {
-		uint64_t first = (off + d->cluster - 1) & ~(d->cluster - 1);
-		uint64_t end = off + len == qcow_size(image) ? d->size
-							     : (off + len) & ~(d->cluster - 1);
-		if (d->discards && first < end)
-			memset(d->bytes + first, 0, end - first);
-		assert_int_equal(qcow_discard(image, off, len, fua, &err), QCOW_OK);
+		disk_discard(image, d, off, len, fua);
 	} else if (kind < 15) {
-		if (qcow_pread(image, d->buf, len, off, &err) != QCOW_OK)
-			fail_msg("%s", err.message);
-		assert_memory_equal(d->buf, d->bytes + off, len);
+		disk_read(image, d, off, len);
 	} else {
+		struct qcow_error err = QCOW_ERROR_INIT;
 		assert_int_equal(qcow_flush(image, &err), QCOW_OK);
 	}
-}
-
-static void judge_by_qemu(const struct disk *d, const char *what)
-{
-	FILE *f = fopen(in_dir("truth"), "wb");
-	assert_non_null(f);
-	assert_int_equal(fwrite(d->bytes, 1, d->size, f), d->size);
-	fclose(f);
-	sh("qemu-img check img || { echo '%s'; exit 1; }", what);
-	sh("qemu-img convert -O raw img got && head -c %llu got | cmp - truth",
-		(unsigned long long)d->size);
 }
 
 static void run_config(const struct config *c)
@@ -214,14 +137,10 @@ static void run_config(const struct config *c)
 	struct qcow_info info;
 	make_image(c);
 	sh("qemu-img convert -O raw img before; qemu-img snapshot -l img >snaps");
-	struct bench b = open_for_writing(c->stage_bytes);
-	struct disk d = {.size = c->size};
+	struct bench b = open_bench(&(struct bench_options){.stage_bytes = c->stage_bytes});
+	struct disk d = disk_of(b.image, c->size);
 	qcow_get_info(b.image, &info);
-	d.cluster = info.cluster_size;
 	d.discards = info.version == 3 || c->backing == NULL;
-	d.bytes = calloc(1, d.size + MAX_LEN);
-	d.buf = malloc(MAX_LEN + (4 << 20));
-	assert_int_equal(qcow_pread(b.image, d.bytes, d.size, 0, &err), QCOW_OK);
 	uint64_t seed = 88172645463325252 + c->size;
 	for (unsigned i = 0; i < c->steps; i++)
 		step(b.image, &d, &seed);
@@ -234,13 +153,12 @@ static void run_config(const struct config *c)
 	bool is_raw_data = strstr(c->options, "data_file_raw") != NULL;
 	assert_true(qkt_order_judged(b.order) > 0 || is_raw_data);
 	close_bench(&b);
-	judge_by_qemu(&d, c->name);
+	judge_by_qemu(d.bytes, d.size, c->name);
 	if (is_raw_data)
 		sh("head -c %llu data | cmp - truth && "
 		   "qemu-img info img | grep -q 'data file raw: true'",
 			(unsigned long long)c->size);
-	free(d.bytes);
-	free(d.buf);
+	disk_free(&d);
 }
 
 /* The L1 table moves when something is written past what it can map. */
@@ -251,7 +169,7 @@ static void l1_table_that_is_too_small_grows(void **state)
 	const uint64_t size = 40 << 20;
 	sh("rm -f img && qemu-img create -f qcow2 -o cluster_size=512 img 4M && qemu-io -c 'write "
 	   "-P 3 1M 1M' img");
-	struct bench b = open_for_writing(0);
+	struct bench b = open_bench(&(struct bench_options){0});
 	/* such an image is refused; here the disk grows while it is open, as a resize will do it */
 	b.image->size = size;
 	uint8_t *bytes = calloc(1, size);
@@ -269,8 +187,7 @@ static void l1_table_that_is_too_small_grows(void **state)
 	assert_int_equal(result.corruptions, 0);
 	close_bench(&b);
 	poke64("img", 24, size);
-	const struct disk d = {.bytes = bytes, .size = size};
-	judge_by_qemu(&d, "grown L1");
+	judge_by_qemu(bytes, size, "grown L1");
 	free(bytes);
 }
 
@@ -284,7 +201,7 @@ static void check_of_an_open_image_sees_tables_that_moved(void **state)
 	const uint64_t size = 12 << 20;
 	sh("rm -f img && qemu-img create -f qcow2 -o cluster_size=512 img %llu",
 		(unsigned long long)size);
-	struct bench b = open_for_writing(0);
+	struct bench b = open_bench(&(struct bench_options){0});
 	uint8_t *bytes = malloc(size);
 	memset(bytes, 0x77, size);
 	assert_int_equal(qcow_pwrite(b.image, bytes, size, 0, QCOW_IO_FUA, &err), QCOW_OK);
@@ -292,8 +209,7 @@ static void check_of_an_open_image_sees_tables_that_moved(void **state)
 	assert_int_equal(result.corruptions, 0);
 	assert_int_equal(result.allocated_clusters, size / 512);
 	close_bench(&b);
-	const struct disk d = {.bytes = bytes, .size = size};
-	judge_by_qemu(&d, "grown refcount table");
+	judge_by_qemu(bytes, size, "grown refcount table");
 	free(bytes);
 }
 
@@ -334,7 +250,7 @@ static void disabled_bitmap_survives_writes(void **state)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	sh("rm -f img && qemu-img create -f qcow2 img 4M && qemu-img bitmap --add img b &&"
 	   "qemu-io -c 'write 1M 1M' img && qemu-img bitmap --disable img b");
-	struct bench b = open_for_writing(0);
+	struct bench b = open_bench(&(struct bench_options){0});
 	for (uint64_t off = 0; off < 4 << 20; off += 100000)
 		assert_int_equal(qcow_pwrite(b.image, "abc", 3, off, 0, &err), QCOW_OK);
 	assert_int_equal(qcow_flush(b.image, &err), QCOW_OK);
@@ -350,15 +266,13 @@ static void raw_disk_is_written_in_place(void **state)
 	struct qcow_store *store = NULL;
 	struct qcow_image *image = NULL;
 	const uint64_t size = (3 << 20) + 100;
-	struct disk d = {.size = size,
-		.cluster = 1,
-		.bytes = calloc(1, size + MAX_LEN),
-		.buf = malloc(MAX_LEN)};
 	sh("rm -f raw && truncate -s %llu raw", (unsigned long long)size);
 	assert_int_equal(qcow_file_open(in_dir("raw"), QCOW_FILE_WRITE, &store, &err), QCOW_OK);
 	o.flags = QCOW_OPEN_WRITE;
 	o.format = "raw";
 	assert_int_equal(qcow_open(store, &o, &image, &err), QCOW_OK);
+	struct disk d = disk_of(image, size);
+	d.cluster = 1;
 	d.discards = true; /* of a file on tmpfs: holes are punched */
 	uint64_t seed = 4711;
 	for (unsigned i = 0; i < 300; i++)
@@ -369,20 +283,15 @@ static void raw_disk_is_written_in_place(void **state)
 	assert_int_equal(n, size);
 	assert_memory_equal(got, d.bytes, size);
 	free(got);
-	free(d.bytes);
-	free(d.buf);
+	disk_free(&d);
 }
 
 static void random_steps_agree_with_an_array(void **state)
 {
 	(void)state;
-	const char *only = getenv("QK_CONFIG");
-	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
-		if (only != NULL && strcmp(only, configs[i].name) != 0)
-			continue;
-		print_message("%s\n", configs[i].name);
-		run_config(&configs[i]);
-	}
+	for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++)
+		if (is_wanted_config(configs[i].name))
+			run_config(&configs[i]);
 }
 
 int main(void)
