@@ -1,13 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The order checker judged beside a data file: right sequences of writes pass, each wrong one is named. */
-#include "cm.h"
-
-#include <stdlib.h>
+#include "handmade.h"
 
 #include "order.h"
-
-#define CS     4096u
-#define COPIED (UINT64_C(1) << 63)
 
 /* The image: cluster 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2. The data file: guest clusters 0 and 5 are
  * there, 9 holds bytes of an earlier time unless it is raw, and it ends in cluster 20. */
@@ -17,49 +12,10 @@ struct t {
 	struct qkt_order *o;
 };
 
-static void put(uint8_t *p, uint64_t v, unsigned bytes)
-{
-	for (unsigned i = 0; i < bytes; i++)
-		p[i] = (uint8_t)(v >> 8 * (bytes - 1 - i));
-}
-
-static void w(struct qcow_store *s, uint64_t off, const void *p, size_t n)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	assert_ok(qcow_store_write(s, p, n, off, &err), err);
-}
-
-static void w64(struct qcow_store *s, uint64_t off, uint64_t v)
-{
-	uint8_t b[8];
-	put(b, v, 8);
-	w(s, off, b, 8);
-}
-
-static void fill(struct qcow_store *s, uint64_t off, size_t n, int value)
-{
-	uint8_t *b = malloc(n);
-	assert_non_null(b);
-	memset(b, value, n);
-	w(s, off, b, n);
-	free(b);
-}
-
 static void punch(struct qcow_store *s, uint64_t off, uint64_t n)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	assert_ok(qcow_store_punch(s, off, n, &err), err);
-}
-
-static void flush(struct qcow_store *s)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	assert_ok(qcow_store_flush(s, &err), err);
-}
-
-static void l2(struct t *t, unsigned slot, uint64_t v)
-{
-	w64(t->s, 4 * CS + slot * 8, v);
 }
 
 static void make_image(struct qcow_store *s, bool is_raw)
@@ -117,63 +73,63 @@ static void done(struct t *t)
 static void right_allocate(struct t *t)
 {
 	fill(t->d, 9 * CS, CS, 1);
-	flush(t->d);
-	l2(t, 9, 9 * CS | COPIED);
-	flush(t->s);
+	flush_store(t->d);
+	l2(t->s, 9, 9 * CS | COPIED);
+	flush_store(t->s);
 	fill(t->d, 9 * CS + 5, 700, 2);
 }
 
 static void right_past_the_end(struct t *t)
 {
 	fill(t->d, 25 * CS + 600, 100, 1); /* the rest is zeros: the file was shorter */
-	flush(t->d);
-	l2(t, 25, 25 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 25, 25 * CS | COPIED);
 }
 
 static void right_rewritten_before_link(struct t *t)
 {
 	fill(t->d, 9 * CS, CS, 1);
-	flush(t->d);
+	flush_store(t->d);
 	fill(t->d, 9 * CS, 512, 2); /* old or new: both are the guest's */
-	l2(t, 9, 9 * CS | COPIED);
+	l2(t->s, 9, 9 * CS | COPIED);
 }
 
 static void right_last_cluster_is_cut(struct t *t)
 {
 	fill(t->d, 30 * CS, 700, 1);
-	flush(t->d);
-	l2(t, 30, 30 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 30, 30 * CS | COPIED);
 }
 
 static void right_in_place(struct t *t)
 {
 	fill(t->d, 5 * CS + 5, 1234, 1);
 	fill(t->d, 0, 1, 1);
-	flush(t->d);
-	flush(t->s);
+	flush_store(t->d);
+	flush_store(t->s);
 	fill(t->d, 5 * CS, CS, 2);
 }
 
 static void right_discard(struct t *t)
 {
-	l2(t, 5, 1);
-	l2(t, 0, 1);
-	flush(t->s);
+	l2(t->s, 5, 1);
+	l2(t->s, 0, 1);
+	flush_store(t->s);
 	punch(t->d, 5 * CS, CS);
 	punch(t->d, 0, CS);
 	fill(t->d, 5 * CS, CS, 1);
-	flush(t->d);
-	l2(t, 5, 5 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 5, 5 * CS | COPIED);
 }
 
 /* A cluster has one place: nothing else can be in it before its unlinking is durable. */
 static void right_written_again_at_once(struct t *t)
 {
-	l2(t, 5, 1);
+	l2(t->s, 5, 1);
 	fill(t->d, 5 * CS, CS, 1);
-	flush(t->d);
-	l2(t, 5, 5 * CS | COPIED);
-	flush(t->s);
+	flush_store(t->d);
+	l2(t->s, 5, 5 * CS | COPIED);
+	flush_store(t->s);
 }
 
 static void right_raw_zeros(struct t *t)
@@ -181,9 +137,9 @@ static void right_raw_zeros(struct t *t)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	assert_ok(qcow_store_zero(t->d, 5 * CS, CS, 0, &err), err);
 	punch(t->d, 0, CS);
-	flush(t->d);
-	l2(t, 5, 5 * CS | COPIED | 1);
-	l2(t, 0, 0);
+	flush_store(t->d);
+	l2(t->s, 5, 5 * CS | COPIED | 1);
+	l2(t->s, 0, 0);
 }
 
 /* ---- wrong ---- */
@@ -191,8 +147,8 @@ static void right_raw_zeros(struct t *t)
 static void wrong_data_not_durable(struct t *t)
 {
 	fill(t->d, 9 * CS, CS, 1);
-	flush(t->s);
-	l2(t, 9, 9 * CS | COPIED);
+	flush_store(t->s);
+	l2(t->s, 9, 9 * CS | COPIED);
 }
 
 static void wrong_flush_failed(struct t *t)
@@ -202,31 +158,31 @@ static void wrong_flush_failed(struct t *t)
 	qkt_fault_arm(t->f, QKT_FLUSH, 1, QKT_EIO, false);
 	assert_int_equal(qcow_store_flush(t->d, &err), QCOW_E_IO);
 	qkt_fault_disarm(t->f);
-	flush(t->d);
-	l2(t, 9, 9 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 9, 9 * CS | COPIED);
 }
 
 static void wrong_old_bytes(struct t *t)
 {
 	fill(t->d, 9 * CS, CS - 1, 1);
-	flush(t->d);
-	l2(t, 9, 9 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 9, 9 * CS | COPIED);
 }
 
 static void wrong_old_bytes_again(struct t *t)
 {
-	l2(t, 5, 1);
-	flush(t->s);
+	l2(t->s, 5, 1);
+	flush_store(t->s);
 	fill(t->d, 5 * CS, 512, 1);
-	flush(t->d);
-	l2(t, 5, 5 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 5, 5 * CS | COPIED);
 }
 
 static void wrong_punched_early(struct t *t)
 {
-	l2(t, 5, 1);
+	l2(t->s, 5, 1);
 	punch(t->d, 5 * CS, CS);
-	flush(t->s);
+	flush_store(t->s);
 }
 
 static void wrong_punched_in_use(struct t *t)
@@ -243,18 +199,18 @@ static void wrong_cut(struct t *t)
 static void wrong_place(struct t *t)
 {
 	fill(t->d, 9 * CS, CS, 1);
-	flush(t->d);
-	l2(t, 10, 9 * CS | COPIED);
+	flush_store(t->d);
+	l2(t->s, 10, 9 * CS | COPIED);
 }
 
 static void wrong_raw_zeros_by_the_entry(struct t *t)
 {
-	l2(t, 5, 5 * CS | COPIED | 1);
+	l2(t->s, 5, 5 * CS | COPIED | 1);
 }
 
 static void wrong_raw_unlinked(struct t *t)
 {
-	l2(t, 0, 0);
+	l2(t->s, 0, 0);
 }
 
 static const struct sequence {

@@ -1,13 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* The order checker judged: sequences of writes made by hand, right ones pass, each wrong one is named. */
-#include "cm.h"
-
-#include <stdlib.h>
+#include "handmade.h"
 
 #include "order.h"
 
-#define CS     4096u
-#define COPIED (UINT64_C(1) << 63)
 #define PACKED (UINT64_C(1) << 62)
 #define BLOCK  2048u /* clusters that a refcount block counts: CS * 8 / 16 */
 
@@ -27,25 +23,6 @@ struct t {
 	struct qkt_order *o;
 };
 
-static void put(uint8_t *p, uint64_t v, unsigned bytes)
-{
-	for (unsigned i = 0; i < bytes; i++)
-		p[i] = (uint8_t)(v >> 8 * (bytes - 1 - i));
-}
-
-static void w(struct qcow_store *s, uint64_t off, const void *p, size_t n)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	assert_ok(qcow_store_write(s, p, n, off, &err), err);
-}
-
-static void w64(struct qcow_store *s, uint64_t off, uint64_t v)
-{
-	uint8_t b[8];
-	put(b, v, 8);
-	w(s, off, b, 8);
-}
-
 /* The refcount of a cluster. */
 static void rc(struct qcow_store *s, uint64_t cluster, uint64_t n)
 {
@@ -54,29 +31,14 @@ static void rc(struct qcow_store *s, uint64_t cluster, uint64_t n)
 	w(s, 2 * CS + cluster * 2, b, 2);
 }
 
-static void fill(struct qcow_store *s, uint64_t off, size_t n, int value)
-{
-	uint8_t *b = malloc(n);
-	assert_non_null(b);
-	memset(b, value, n);
-	w(s, off, b, n);
-	free(b);
-}
-
 static void l1(struct qcow_store *s, unsigned slot, uint64_t v)
 {
 	w64(s, 3 * CS + slot * 8, v);
 }
 
-static void l2(struct qcow_store *s, unsigned slot, uint64_t v)
-{
-	w64(s, 4 * CS + slot * 8, v);
-}
-
 static void flush(struct t *t)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
-	assert_ok(qcow_store_flush(t->s, &err), err);
+	flush_store(t->s);
 }
 
 static void make_header(struct qcow_store *s, enum base base)
