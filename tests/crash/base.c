@@ -55,6 +55,11 @@ static void add_command(FILE *script, const struct qkc_step *s, unsigned number)
 		s->len);
 }
 
+void qkc_disk_save_data(const struct qkc_disk *d, const char *path)
+{
+	save_bytes(qkc_disk_bytes(d) + QKC_DATA_FILE, qkc_disk_data_end(d) - QKC_DATA_FILE, path);
+}
+
 /* How QEMU is told of the image. */
 static const char *image_of(const struct qkc_plan *p)
 {
@@ -132,6 +137,16 @@ static void damage(const struct qkc_plan *p, uint8_t *bytes)
 		clear_copied(l1, n_l1);
 }
 
+void qkc_disk_load_data(struct qkc_disk *d, const char *name)
+{
+	size_t n = 0;
+	uint8_t *bytes = qkt_slurp(qkt_path(name), &n);
+	qkc_disk_grow(d, QKC_DATA_FILE + n);
+	qkc_disk_write(d, bytes, n, QKC_DATA_FILE);
+	qkc_disk_settle(d);
+	free(bytes);
+}
+
 /* What a device holds after the image is not zeros. */
 static void add_spare(const struct qkc_plan *p, struct qkc_disk *d)
 {
@@ -149,12 +164,17 @@ static void add_spare(const struct qkc_plan *p, struct qkc_disk *d)
 /* An empty image. QEMU measures its speed for seconds where it makes one with LUKS: each is made once. */
 static void create(const struct qkc_plan *p)
 {
-	char options[200], kept[300];
+	char options[240], kept[340];
 	bool is_luks = p->crypt != NULL && strcmp(p->crypt, "luks") == 0;
-	(void)snprintf(options, sizeof(options), "compat=%s,cluster_size=%u,refcount_bits=%u%s%s",
+	(void)snprintf(options, sizeof(options), "compat=%s,cluster_size=%u,refcount_bits=%u%s%s%s",
 		p->config.version == 3 ? "1.1" : "0.10", 1u << p->config.cluster_bits,
 		p->config.refcount_bits, p->is_zstd ? ",compression_type=zstd" : "",
-		p->is_extended ? ",extended_l2=on" : "");
+		p->is_extended ? ",extended_l2=on" : "",
+		p->is_raw_data	   ? ",data_file=base.data,data_file_raw=on"
+		: p->has_data_file ? ",data_file=base.data"
+				   : "");
+	if (p->has_data_file)
+		qkt_must("rm -f base.data");
 	(void)snprintf(kept, sizeof(kept), "kept-%s-%" PRIu64 "-%s", options, p->disk_bytes,
 		p->backing_bytes != 0 ? "over" : "alone");
 	if (is_luks && qkt_run("cp '%s' base.qcow2", kept) == 0)
@@ -188,6 +208,8 @@ struct qkc_base qkc_base_make(const struct qkc_plan *p)
 	uint8_t *bytes = qkt_slurp(qkt_path("base.qcow2"), &n);
 	damage(p, bytes);
 	b.image = qkc_disk_new(bytes, n);
+	if (p->has_data_file)
+		qkc_disk_load_data(b.image, "base.data");
 	add_spare(p, b.image);
 	free(bytes);
 	return b;

@@ -15,12 +15,17 @@ struct qkc_base {
 	const struct qkc_plan *plan; /* the one it was made by; the caller's */
 };
 
-/* Files are made in the test's folder (host.h) and stay: base.qcow2, back.raw. Ends the program where QEMU
+/* Files are made in the test's folder (host.h) and stay: base.qcow2, base.data, back.raw. Ends the program where QEMU
  * fails. */
 struct qkc_base qkc_base_make(const struct qkc_plan *p);
 void qkc_base_free(struct qkc_base *b);
 
 /* Write a disk to a file of the test's folder. */
 void qkc_disk_save(const struct qkc_disk *d, const char *path);
+/* Its data file. */
+void qkc_disk_save_data(const struct qkc_disk *d, const char *path);
+
+/* Give a disk the data file that lies in the test's folder. */
+void qkc_disk_load_data(struct qkc_disk *d, const char *name);
 
 #endif

@@ -9,7 +9,8 @@
  *   --half          three configurations, and of the others half by the seed
  *   --only NAME     workloads whose name contains NAME;  --config VERSION,CLUSTER,REFCOUNT_BITS
  *   --seed N        of all that is random
- *   --variant N --state N  judge that state alone and tell its story;  --save FILE: and write its image there
+ *   --variant N --state N  judge that state alone and tell its story;  --save FILE: and write its image there, its data
+ *                   file beside it
  *   --subsets N  --random N  --cuts N  --again N  --tell N    see explore.h and row.h
  *   --want N        other variants of each workload until there are so many states of it
  *   --min N         fail below so many distinct states in all
@@ -68,6 +69,7 @@ static bool fits(const struct qkc_workload *w, const struct qkc_config *c, bool 
 		(w->only & QKC_V3 && c->version != 3) ||
 		(w->only & QKC_EXTENDED && (c->version != 3 || c->cluster_bits < 14)) ||
 		(w->only & QKC_NO_WIDTH_1 && c->refcount_bits == 1) ||
+		(w->only & QKC_WIDTH_16 && c->refcount_bits != 16) ||
 		(w->only & QKC_LUKS &&
 			(c->version != 3 || c->cluster_bits != 12 || c->refcount_bits != 16)))
 		return false;

@@ -6,7 +6,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define RESIZED UINT64_MAX /* the sector number of a journal entry that is a change of the size */
+/* the sector numbers of journal entries that are changes of a size */
+#define RESIZED	     UINT64_MAX
+#define RESIZED_DATA (UINT64_MAX - 1)
 
 __extension__ typedef unsigned __int128 u128;
 
@@ -18,7 +20,7 @@ struct change {
 struct qkc_disk {
 	uint8_t *bytes;
 	uint64_t *hashes;
-	uint64_t size, hash;
+	uint64_t size, data_end, hash;
 	struct change *journal;
 	size_t n_journal, room;
 };
@@ -100,6 +102,18 @@ struct qkc_disk *qkc_disk_new(const uint8_t *bytes, uint64_t n_bytes)
 	return d;
 }
 
+struct qkc_disk *qkc_disk_copy(const struct qkc_disk *from)
+{
+	struct qkc_disk *d = qkc_disk_new(from->bytes, from->size);
+	if (from->data_end != 0) {
+		qkc_disk_grow(d, from->data_end);
+		qkc_disk_write(d, from->bytes + QKC_DATA_FILE, from->data_end - QKC_DATA_FILE,
+			QKC_DATA_FILE);
+		qkc_disk_settle(d);
+	}
+	return d;
+}
+
 void qkc_disk_free(struct qkc_disk *d)
 {
 	if (d == NULL)
@@ -120,9 +134,19 @@ uint64_t qkc_disk_size(const struct qkc_disk *d)
 	return d->size;
 }
 
+uint64_t qkc_disk_data_end(const struct qkc_disk *d)
+{
+	return d->data_end;
+}
+
+uint64_t qkc_disk_end(const struct qkc_disk *d, uint64_t off)
+{
+	return off < QKC_DATA_FILE ? d->size : d->data_end;
+}
+
 uint64_t qkc_disk_hash(const struct qkc_disk *d)
 {
-	return d->hash ^ mix(d->size, 7);
+	return d->hash ^ mix(d->size, 7) ^ (d->data_end != 0 ? mix(d->data_end, 11) : 0);
 }
 
 uint64_t qkc_disk_sector_hash(const struct qkc_disk *d, uint64_t sector)
@@ -162,20 +186,21 @@ void qkc_disk_put(struct qkc_disk *d, uint64_t sector, const uint8_t *bytes, uin
 	set(d, sector, bytes, hash);
 }
 
-static void set_size(struct qkc_disk *d, uint64_t n_bytes)
+static void set_size(struct qkc_disk *d, uint64_t end)
 {
-	if (n_bytes == d->size)
+	uint64_t *size = end < QKC_DATA_FILE ? &d->size : &d->data_end;
+	if (end == *size)
 		return;
 	struct change *c = remember(d);
-	c->sector = RESIZED;
-	c->old = d->size;
-	d->size = n_bytes;
+	c->sector = end < QKC_DATA_FILE ? RESIZED : RESIZED_DATA;
+	c->old = *size;
+	*size = end;
 }
 
-void qkc_disk_grow(struct qkc_disk *d, uint64_t n_bytes)
+void qkc_disk_grow(struct qkc_disk *d, uint64_t end)
 {
-	if (n_bytes > d->size)
-		set_size(d, n_bytes);
+	if (end > qkc_disk_end(d, end))
+		set_size(d, end);
 }
 
 static void write_part(
@@ -192,7 +217,8 @@ static void write_part(
 
 void qkc_disk_write(struct qkc_disk *d, const uint8_t *bytes, uint64_t len, uint64_t off)
 {
-	if (off > QKC_ROOM_BYTES || len > QKC_ROOM_BYTES - off) {
+	uint64_t room = off < QKC_DATA_FILE ? QKC_DATA_FILE - 1 : QKC_ROOM_BYTES;
+	if (off > room || len > room - off) {
 		(void)fprintf(stderr,
 			"crash: a write of %ju bytes at %ju is past the room of a disk\n",
 			(uintmax_t)len, (uintmax_t)off);
@@ -209,16 +235,16 @@ void qkc_disk_write(struct qkc_disk *d, const uint8_t *bytes, uint64_t len, uint
 		qkc_disk_grow(d, off + len);
 }
 
-void qkc_disk_resize(struct qkc_disk *d, uint64_t n_bytes)
+void qkc_disk_resize(struct qkc_disk *d, uint64_t end)
 {
-	uint64_t old = d->size;
+	uint64_t old = qkc_disk_end(d, end);
 	uint8_t zeros[QKC_SECTOR] = {0};
-	for (uint64_t s = (n_bytes + QKC_SECTOR - 1) / QKC_SECTOR; s * QKC_SECTOR < old; s++)
+	for (uint64_t s = (end + QKC_SECTOR - 1) / QKC_SECTOR; s * QKC_SECTOR < old; s++)
 		qkc_disk_put(d, s, zeros, 0);
-	if (n_bytes < old && n_bytes % QKC_SECTOR != 0)
-		write_part(d, NULL, QKC_SECTOR - n_bytes % QKC_SECTOR, n_bytes / QKC_SECTOR,
-			n_bytes % QKC_SECTOR);
-	set_size(d, n_bytes);
+	if (end < old && end % QKC_SECTOR != 0)
+		write_part(
+			d, NULL, QKC_SECTOR - end % QKC_SECTOR, end / QKC_SECTOR, end % QKC_SECTOR);
+	set_size(d, end);
 }
 
 /* ---- the journal ---- */
@@ -234,6 +260,8 @@ void qkc_disk_undo(struct qkc_disk *d, size_t mark)
 		const struct change *c = &d->journal[--d->n_journal];
 		if (c->sector == RESIZED)
 			d->size = c->old;
+		else if (c->sector == RESIZED_DATA)
+			d->data_end = c->old;
 		else
 			set(d, c->sector, c->bytes, c->old);
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The pool is what may be on the disk or not: the calls since the last flush. Each call is a list of sector
+ * The pool is what may be on the disk or not: the calls since the last flush of their file. Each call is a list of sector
  * versions, with the bytes that the sector had in the page cache after it, so that any subset of them is a
  * state that a disk may be in. After a flush that failed the pool is never emptied again; what a later flush
  * makes durable is then marked certain.
@@ -21,7 +21,7 @@ struct version {
 struct op {
 	size_t event, first, n; /* its versions */
 	uint64_t end; /* the file is at least this long after it; or its new size */
-	bool is_resize, is_certain;
+	bool is_resize, is_certain, is_data;
 };
 
 enum part {
@@ -64,11 +64,6 @@ struct qkc_walk {
 
 /* ---- the pool ---- */
 
-static struct qkc_disk *copy(const struct qkc_disk *d)
-{
-	return qkc_disk_new(qkc_disk_bytes(d), qkc_disk_size(d));
-}
-
 static bool was_ever_set(struct qkc_walk *w, uint64_t sector)
 {
 	if (qkc_disk_sector_hash(w->live, sector) != 0)
@@ -95,14 +90,16 @@ static struct op *add_op(struct qkc_walk *w, size_t event)
 		w->ops = qkc_more(w->ops, w->ops_room, sizeof(*w->ops));
 		w->choices = qkc_more(w->choices, w->ops_room, sizeof(*w->choices));
 	}
-	w->ops[w->n_ops] = (struct op){.event = event, .first = w->n_versions};
+	w->ops[w->n_ops] = (struct op){.event = event,
+		.first = w->n_versions,
+		.is_data = qkc_event_is_data(&w->x->log->events[event])};
 	return &w->ops[w->n_ops++];
 }
 
 static void take_event(struct qkc_walk *w, size_t event)
 {
 	const struct qkc_event *e = &w->x->log->events[event];
-	uint64_t off = e->off, len = e->len, size = qkc_disk_size(w->live);
+	uint64_t off = e->off, len = e->len, size = qkc_disk_end(w->live, off);
 	if (e->kind == QKC_PUNCH)
 		len = off >= size ? 0 : len < size - off ? len : size - off;
 	struct op *op = add_op(w, event);
@@ -152,22 +149,37 @@ static void apply(struct qkc_walk *w, const struct op *op, const struct choice *
 	}
 }
 
-/* A flush is complete. */
-static void settle(struct qkc_walk *w)
+/* What was written to a file since a flush of it failed is certain. */
+static void settle_in_limbo(struct qkc_walk *w, bool is_data)
+{
+	for (size_t i = w->n_ops; i-- > 0;) {
+		struct op *op = &w->ops[i];
+		if (op->is_data != is_data)
+			continue;
+		if (op->is_certain || w->x->log->events[op->event].kind == QKC_FLUSH_FAILED)
+			return;
+		op->is_certain = true;
+	}
+}
+
+/* A flush of one file is complete. */
+static void settle(struct qkc_walk *w, bool is_data)
 {
 	const struct choice all = {.part = ALL};
+	size_t n = 0;
 	if (w->in_limbo) {
-		for (size_t i = w->n_ops; i-- > 0 && !w->ops[i].is_certain;)
-			if (w->x->log->events[w->ops[i].event].kind == QKC_FLUSH_FAILED)
-				return;
-			else
-				w->ops[i].is_certain = true;
+		settle_in_limbo(w, is_data);
 		return;
 	}
 	for (size_t i = 0; i < w->n_ops; i++)
-		apply(w, &w->ops[i], &all);
+		if (w->ops[i].is_data == is_data)
+			apply(w, &w->ops[i], &all);
+		else
+			w->ops[n++] = w->ops[i];
 	qkc_disk_settle(w->disk);
-	w->n_ops = w->n_versions = 0;
+	w->n_ops = n;
+	if (n == 0)
+		w->n_versions = 0;
 }
 
 /* What is not durable is nowhere any more. */
@@ -175,7 +187,7 @@ static void forget_pool(struct qkc_walk *w)
 {
 	w->n_ops = w->n_versions = 0;
 	qkc_disk_free(w->live);
-	w->live = copy(w->disk);
+	w->live = qkc_disk_copy(w->disk);
 }
 
 /* ---- states ---- */
@@ -380,7 +392,7 @@ static void walk_event(struct qkc_walk *w, size_t i)
 		return;
 	case QKC_FLUSH:
 		visit_epoch(w);
-		settle(w);
+		settle(w, qkc_event_is_data(e));
 		return;
 	case QKC_FLUSH_DROPPED:
 		visit_epoch(w);
@@ -401,11 +413,14 @@ void qkc_explore(const struct qkc_explore *x, struct qkc_totals *totals)
 {
 	struct qkc_walk w = {.x = x,
 		.totals = totals,
-		.live = copy(x->initial),
-		.disk = copy(x->initial),
+		.live = qkc_disk_copy(x->initial),
+		.disk = qkc_disk_copy(x->initial),
 		.ever = qkc_need(QKC_ROOM_BYTES / QKC_SECTOR / 8, 1),
 		.rng = qkt_rng_fixed(x->seed)};
 	for (uint64_t i = 0; i * QKC_SECTOR < qkc_disk_size(w.live); i++)
+		(void)was_ever_set(&w, i);
+	for (uint64_t i = QKC_DATA_FILE / QKC_SECTOR; i * QKC_SECTOR < qkc_disk_data_end(w.live);
+		i++)
 		(void)was_ever_set(&w, i);
 	visit_kill(&w);
 	for (size_t i = 0; i < x->log->n; i++)

@@ -7,6 +7,7 @@
  *          they are few; else all but one, one alone, prefixes, suffixes and random subsets
  *   torn   as loss, but one write, or several, kept in some of their sectors only
  *
+ * A flush of the image says nothing of what was written to its data file, nor the other way round.
  * A sector is kept whole or not at all, in one of the versions that it had since the last flush. A flush
  * that fails orders nothing, and what was written before it may be lost for ever, whatever is flushed later; or it
  * is lost at once, where the host drops its cache (after no other failure only).

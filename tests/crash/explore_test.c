@@ -41,9 +41,16 @@ static void one_cluster(struct qkc_plan *p)
 	qkc_plan_first(p, QKC_DO_WRITE, 0, CLUSTER);
 }
 
-static struct toy toy_new(void)
+static void one_cluster_beside(struct qkc_plan *p)
 {
-	const struct qkc_workload w = {"toy", one_cluster, 0, 0};
+	p->has_data_file = true;
+	p->disk_bytes = 16 * CLUSTER;
+	one_cluster(p);
+}
+
+static struct toy toy_made(void (*make)(struct qkc_plan *p))
+{
+	const struct qkc_workload w = {"toy", make, 0, 0};
 	const struct qkc_config c = {3, 16, 16};
 	struct toy t = {.plan = qkc_plan_make(&w, &c, 1, 0)};
 	char why[QKC_WHY_BYTES];
@@ -52,8 +59,13 @@ static struct toy toy_new(void)
 	t.expect = qkc_expect_new(t.base.image, NULL, 0, 0, why);
 	t.base.plan = NULL; /* the plan moves with the toy */
 	assert_non_null(t.expect);
-	t.live = qkc_disk_new(qkc_disk_bytes(t.base.image), qkc_disk_size(t.base.image));
+	t.live = qkc_disk_copy(t.base.image);
 	return t;
+}
+
+static struct toy toy_new(void)
+{
+	return toy_made(one_cluster);
 }
 
 static void toy_free(struct toy *t)
@@ -175,6 +187,31 @@ static void right_order_of_allocation_is_clean(void **state)
 	assert_int_equal(n_bad(&t), 0);
 	assert_true(t.totals.n_distinct > 30);
 	toy_free(&t);
+}
+
+/* Guest cluster 1 in a data file, and what is flushed before its entry: QKC_DATA_FILE, or 0 the image. */
+static uint64_t n_bad_beside(uint64_t flushed_first)
+{
+	struct toy t = toy_made(one_cluster_beside);
+	begin(&t, 1);
+	put_data(&t, 1, QKC_DATA_FILE + CLUSTER);
+	expect_write(&t, 1);
+	end(&t, 1, QKC_DONE);
+	begin(&t, 2);
+	qkc_log_add(&t.log, QKC_FLUSH, flushed_first, 0, NULL);
+	put_entry(&t, 1, CLUSTER | COPIED);
+	barrier(&t);
+	end(&t, 2, QKC_DONE | QKC_IS_FLUSH);
+	uint64_t n = n_bad(&t);
+	toy_free(&t);
+	return n;
+}
+
+static void data_file_that_is_not_flushed_is_found(void **state)
+{
+	(void)state;
+	assert_int_equal(n_bad_beside(QKC_DATA_FILE), 0);
+	assert_true(n_bad_beside(0) > 0);
 }
 
 static void entry_before_its_target_is_found(void **state)
@@ -378,6 +415,26 @@ static void every_subset_of_an_epoch_is_a_state(void **state)
 	assert_int_equal(c.totals.n_distinct, 1024 + 1);
 }
 
+static void flush_orders_the_writes_to_its_own_file_alone(void **state)
+{
+	(void)state;
+	const uint64_t data = QKC_DATA_FILE / QKC_SECTOR;
+	uint8_t zeros[QKC_SECTOR] = {0};
+	struct counted c = {.initial = qkc_disk_new(zeros, sizeof(zeros))};
+	qkc_disk_grow(c.initial, 100 * QKC_SECTOR);
+	qkc_disk_grow(c.initial, QKC_DATA_FILE + 100 * QKC_SECTOR);
+	for (uint8_t i = 0; i < 5; i++) {
+		add_sectors(&c.log, 2u * i, 1, (uint8_t)(i + 1));
+		add_sectors(&c.log, data + 2u * i, 1, (uint8_t)(i + 1));
+	}
+	qkc_log_add(&c.log, QKC_FLUSH, 0, 0, NULL);
+	add_sectors(&c.log, 50, 1, 99); /* with any of the data: 32 more */
+	qkc_log_add(&c.log, QKC_FLUSH, QKC_DATA_FILE, 0, NULL);
+	add_sectors(&c.log, 51, 1, 99); /* with all of it, and sector 50 or not */
+	count_states(&c, 12, 0);
+	assert_int_equal(c.totals.n_distinct, 1024 + 32 + 2);
+}
+
 static void torn_write_keeps_any_prefix_or_suffix(void **state)
 {
 	(void)state;
@@ -422,16 +479,18 @@ static void undo_restores_bytes_size_and_hash(void **state)
 		size_t mark = qkc_disk_mark(d);
 		for (unsigned i = 0; i < 1 + qkt_rng_below(&rng, 5); i++) {
 			uint64_t off = qkt_rng_below(&rng, 100000), len = qkt_rng_below(&rng, 3000);
+			off += qkt_rng_below(&rng, 3) == 0 ? QKC_DATA_FILE : 0;
 			if (qkt_rng_below(&rng, 4) == 0)
 				qkc_disk_resize(d, off);
 			else
 				qkc_disk_write(d, qkt_rng_next(&rng) & 1 ? bytes : NULL, len, off);
 		}
-		struct qkc_disk *same = qkc_disk_new(qkc_disk_bytes(d), qkc_disk_size(d));
+		struct qkc_disk *same = qkc_disk_copy(d);
 		assert_true(qkc_disk_hash(same) == qkc_disk_hash(d));
 		qkc_disk_free(same);
 		qkc_disk_undo(d, mark);
 		assert_true(qkc_disk_hash(d) == hash && qkc_disk_size(d) == size);
+		assert_true(qkc_disk_data_end(d) == 0);
 		assert_memory_equal(qkc_disk_bytes(d), before, (size_t)size);
 	}
 	free(before);
@@ -443,6 +502,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(right_order_of_allocation_is_clean),
+		cmocka_unit_test(data_file_that_is_not_flushed_is_found),
 		cmocka_unit_test(entry_before_its_target_is_found),
 		cmocka_unit_test(entry_issued_before_the_refcount_is_found_by_a_kill),
 		cmocka_unit_test(flush_that_does_nothing_is_found),
@@ -452,6 +512,7 @@ int main(void)
 		cmocka_unit_test(flush_tried_again_is_found),
 		cmocka_unit_test(writing_again_after_a_failed_flush_is_clean),
 		cmocka_unit_test(every_subset_of_an_epoch_is_a_state),
+		cmocka_unit_test(flush_orders_the_writes_to_its_own_file_alone),
 		cmocka_unit_test(torn_write_keeps_any_prefix_or_suffix),
 		cmocka_unit_test(older_version_of_a_sector_may_survive),
 		cmocka_unit_test(undo_restores_bytes_size_and_hash),

@@ -29,6 +29,7 @@ struct qkc_expect {
 	uint64_t disk_bytes, cluster_bytes;
 	uint32_t version;
 	unsigned tolerates;
+	bool is_raw_data;
 	struct version *versions;
 	uint32_t n_versions;
 	struct qkc_guest **made; /* of snapshots, to be freed */
@@ -66,6 +67,9 @@ _Noreturn void refuse(const char *format, ...)
 
 void qkc_look_free(struct qkc_look *look)
 {
+	if (look->raw != NULL)
+		qkc_look_free(look->raw);
+	free(look->raw);
 	free(look->sectors);
 	*look = (struct qkc_look){0};
 }
@@ -114,7 +118,7 @@ static uint64_t moment_next(const void *ctx, uint64_t sector, uint64_t past)
 
 struct qkc_rule qkc_rule_at(const struct qkc_by_moment *ctx)
 {
-	return (struct qkc_rule){moment_allows, moment_next, ctx, 0};
+	return (struct qkc_rule){.allows = moment_allows, .next = moment_next, .ctx = ctx};
 }
 
 /* ---- the guest's disk ---- */
@@ -213,9 +217,10 @@ static void take_bytes(
 		return;
 	}
 	read_run(img, run, buf, 1); /* does the oracle let it be read? */
+	uint64_t host = run->host + (img->has_data_file ? QKC_DATA_FILE : 0);
 	for (uint64_t at = 0; at < run->bytes; at += QKC_SECTOR)
 		take_value(t, (off + at) / QKC_SECTOR,
-			qkc_disk_sector_hash(d, (run->host + at) / QKC_SECTOR));
+			qkc_disk_sector_hash(d, (host + at) / QKC_SECTOR));
 }
 
 static void take_view(struct taker *t, struct image *img, const char *snapshot)
@@ -234,6 +239,24 @@ static void take_view(struct taker *t, struct image *img, const char *snapshot)
 			take_backing(t, first, past);
 		else
 			take_zeros(t, first, past);
+	}
+}
+
+/* For whoever reads a raw data file alone it is the disk. */
+static void take_data_file(struct taker *t, const struct image *img)
+{
+	const uint8_t *bytes = qkc_disk_bytes(t->job->d) + QKC_DATA_FILE;
+	uint64_t past = (img->disk_bytes + QKC_SECTOR - 1) / QKC_SECTOR;
+	if (img->data.n_bytes < img->disk_bytes)
+		refuse("the raw data file is shorter than the disk");
+	for (uint64_t s = 0; s < past; s++) {
+		uint64_t left = img->disk_bytes - s * QKC_SECTOR;
+		uint64_t hash = qkc_part_hash(
+			bytes + s * QKC_SECTOR, (size_t)(left < QKC_SECTOR ? left : QKC_SECTOR));
+		if (hash != 0)
+			take_value(t, s, hash);
+		else
+			take_zeros(t, s, s + 1);
 	}
 }
 
@@ -268,6 +291,18 @@ static void judge_views(struct job *job, struct image *img)
 		img->n_snapshots != v->n || img->snapshots_error != NULL)
 		refuse("size, version or snapshots are not what they were");
 	take_view(&t, img, NULL);
+	if (img->autoclear & AUTOCLEAR_RAW_DATA) {
+		struct taker raw = {.job = job, .rule = job->rule, .view = "raw data file"};
+		raw.rule.ctx = raw.rule.raw_ctx != NULL ? raw.rule.raw_ctx : raw.rule.ctx;
+		if (job->look != NULL) {
+			if (job->look->raw == NULL)
+				job->look->raw = qkc_need(1, sizeof(*job->look));
+			job->look->raw->n = 0;
+			raw.look = job->look->raw;
+		}
+		take_data_file(&raw, img);
+	} else if (e->is_raw_data)
+		refuse("the data file is not raw any more");
 	judge_marks(job);
 	for (uint32_t i = 0; i < v->n; i++) {
 		struct qkc_by_moment by = {v->disks[i], &never};
@@ -383,6 +418,7 @@ static void take_start(struct job *job, struct image *img)
 	e->disk_bytes = img->disk_bytes;
 	e->cluster_bytes = img->cluster_bytes;
 	e->version = img->version;
+	e->is_raw_data = (img->autoclear & AUTOCLEAR_RAW_DATA) != 0;
 	e->guest = qkc_guest_new(img->disk_bytes);
 	take_marks(e, job->d);
 	struct taker t = {.job = job, .start = e->guest};
@@ -422,6 +458,9 @@ static void *run_job(void *ctx)
 	struct job *job = ctx;
 	refusal = job->why;
 	struct image *img = image_open_bytes(qkc_disk_bytes(job->d), qkc_disk_size(job->d));
+	if (qkc_disk_data_end(job->d) != 0)
+		image_data_bytes(img, qkc_disk_bytes(job->d) + QKC_DATA_FILE,
+			qkc_disk_data_end(job->d) - QKC_DATA_FILE);
 	job->n_leaks = check_image(img, job->tolerates);
 	unlock(img);
 	if (job->make != NULL)

@@ -41,6 +41,8 @@ struct qkc_look {
 	} * sectors;
 	size_t n, room;
 	uint32_t version; /* of the snapshots: the rule's */
+	struct qkc_look *
+		raw; /* the same of a raw data file alone, which may be ahead by what is not flushed; or NULL */
 };
 void qkc_look_free(struct qkc_look *look);
 uint64_t qkc_look_at(const struct qkc_look *look, uint64_t sector);
@@ -54,6 +56,7 @@ struct qkc_rule {
 	uint64_t (*next)(const void *ctx, uint64_t sector, uint64_t past);
 	const void *ctx;
 	uint32_t version; /* of the snapshots */
+	const void *raw_ctx; /* for a raw data file read alone; NULL: ctx */
 };
 
 /* By the guest's history, at a moment. */

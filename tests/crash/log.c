@@ -31,19 +31,28 @@ void qkc_log_clear(struct qkc_log *log)
 	*log = (struct qkc_log){0};
 }
 
+bool qkc_event_is_data(const struct qkc_event *e)
+{
+	return (e->kind == QKC_TRUNCATE ? e->len : e->off) >= QKC_DATA_FILE;
+}
+
+/* As if each file began at 0. */
 void qkc_event_print(const struct qkc_event *e, char *line, size_t n)
 {
 	static const char *const names[QKC_N_KINDS] = {"write", "zero", "punch", "truncate",
 		"flush", "flush fails", "flush fails, cache dropped", "step", "end of step"};
-	const char *name = names[e->kind];
+	char name[40];
+	bool is_data = e->kind < QKC_BEGIN && qkc_event_is_data(e);
+	uint64_t from = is_data ? QKC_DATA_FILE : 0;
+	(void)snprintf(name, sizeof(name), "%s%s", is_data ? "data: " : "", names[e->kind]);
 	switch (e->kind) {
 	case QKC_WRITE:
 	case QKC_ZERO:
 	case QKC_PUNCH:
-		(void)snprintf(line, n, "%s %#" PRIx64 " +%" PRIu64, name, e->off, e->len);
+		(void)snprintf(line, n, "%s %#" PRIx64 " +%" PRIu64, name, e->off - from, e->len);
 		break;
 	case QKC_TRUNCATE:
-		(void)snprintf(line, n, "%s to %" PRIu64, name, e->len);
+		(void)snprintf(line, n, "%s to %" PRIu64, name, e->len - from);
 		break;
 	case QKC_BEGIN:
 		(void)snprintf(line, n, "%s %" PRIu64, name, e->off);

@@ -23,16 +23,35 @@ static bool say(char *why, const char *what, const struct qcow_error *err)
 	return false;
 }
 
-static struct qcow_store *store_on(const struct qkc_base *base, struct qkc_disk *d,
-	struct qkc_log *log, struct qkc_fault *fault)
+/* A disk that the library works on. log NULL: it is only read. */
+struct at_work {
+	const struct qkc_base *base;
+	struct qkc_disk *disk;
+	struct qkc_log *log;
+	struct qkc_fault *fault;
+};
+
+static struct qcow_store *store_on(const struct at_work *w)
 {
-	return qkc_disk_store(d, log, fault, base->plan->fixed_spare == 0);
+	return qkc_disk_store(w->disk, w->log, w->fault, w->base->plan->fixed_spare == 0);
 }
 
-/* Closes the store on failure. */
-static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_store *store,
-	uint32_t flags, struct qcow_error *err)
+static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
 {
+	const struct at_work *w = ctx;
+	(void)ref;
+	(void)err;
+	out->store = qkc_disk_data_store(
+		w->disk, w->log, w->fault, w->base->plan->fixed_spare == 0);
+	return QCOW_OK;
+}
+
+static struct qcow_image *open_image(
+	const struct at_work *w, uint32_t flags, struct qcow_error *err)
+{
+	const struct qkc_base *base = w->base;
+	struct qcow_store *store = store_on(w);
 	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_image *image = NULL;
 	options.flags = flags;
@@ -40,6 +59,10 @@ static struct qcow_image *open_image(const struct qkc_base *base, struct qcow_st
 	options.discard = base->plan->discard;
 	options.stage_bytes = base->plan->stage_bytes;
 	options.cache_bytes = base->plan->cache_bytes;
+	if (base->plan->has_data_file) {
+		options.resolve = resolve;
+		options.resolve_ctx = (void *)(uintptr_t)w;
+	}
 	if (base->plan->crypt != NULL)
 		options.secret = (struct qcow_secret){QKC_PASSPHRASE, strlen(QKC_PASSPHRASE)};
 	if (base->backing != NULL) {
@@ -168,8 +191,8 @@ static bool reopen(struct running *r, char *why)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	qcow_close(r->image);
-	r->image = open_image(
-		r->base, store_on(r->base, r->disk, r->log, &r->fault), QCOW_OPEN_WRITE, &err);
+	const struct at_work w = {r->base, r->disk, r->log, &r->fault};
+	r->image = open_image(&w, QCOW_OPEN_WRITE, &err);
 	return r->image != NULL || say(why, "opening for writing", &err);
 }
 
@@ -219,7 +242,7 @@ bool qkc_ours_run(const struct qkc_plan *p, const struct qkc_base *base, struct 
 {
 	struct running r = {.plan = p, .base = base, .log = log};
 	why[0] = '\0';
-	r.disk = qkc_disk_new(qkc_disk_bytes(base->image), qkc_disk_size(base->image));
+	r.disk = qkc_disk_copy(base->image);
 	bool ran = run_steps(&r, outcomes, why);
 	uint64_t leaks = ran && !r.has_failed ? qkc_leaks(r.disk, qkc_tolerance(p)) : 0;
 	qkc_disk_free(r.disk);
@@ -267,7 +290,8 @@ static uint64_t next_sector(const struct qkc_again *a, uint64_t sector)
 static bool reads_alike(const struct qkc_again *a, struct qkc_disk *d, char *why)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_image *image = open_image(a->base, store_on(a->base, d, NULL, NULL), 0, &err);
+	const struct at_work w = {a->base, d, NULL, NULL};
+	struct qcow_image *image = open_image(&w, 0, &err);
 	if (image == NULL)
 		return say(why, "the library cannot open it", &err);
 	bool good = true;
@@ -285,8 +309,15 @@ static bool reads_alike(const struct qkc_again *a, struct qkc_disk *d, char *why
 
 /* ---- writing after a crash ---- */
 
+/* What was read of a view before: of the image, or of a raw data file alone. */
+struct later_view {
+	const struct later *later;
+	const struct qkc_look *look;
+};
+
 /* The state as it was read, and what is written to it then. */
 struct later {
+	struct later_view disk, raw;
 	const struct qkc_again *a;
 	struct qkc_step writes[AGAIN_WRITES];
 	bool is_done[AGAIN_WRITES]; /* else there was no room for it on a device */
@@ -301,7 +332,8 @@ static bool covers(const struct qkc_step *s, uint64_t sector)
 
 static bool later_allows(const void *ctx, uint64_t sector, uint64_t hash)
 {
-	const struct later *l = ctx;
+	const struct later_view *view = ctx;
+	const struct later *l = view->later;
 	uint8_t bytes[QKC_SECTOR];
 	bool is_durable = l->at == NULL || l->at->floor != 0;
 	for (uint32_t i = AGAIN_WRITES; i-- > 0;) {
@@ -313,14 +345,16 @@ static bool later_allows(const void *ctx, uint64_t sector, uint64_t hash)
 		if (is_durable && l->is_done[i])
 			return false;
 	}
-	return hash == qkc_look_at(l->a->look, sector);
+	/* who writes a part of a zero cluster may make the rest of a raw data file the zeros that the disk has there */
+	return hash == qkc_look_at(view->look, sector) || hash == qkc_look_at(l->disk.look, sector);
 }
 
 static uint64_t later_next(const void *ctx, uint64_t sector, uint64_t past)
 {
-	const struct later *l = ctx;
-	size_t at = qkc_look_find(l->a->look, sector);
-	uint64_t next = at < l->a->look->n ? l->a->look->sectors[at].sector : UINT64_MAX;
+	const struct later_view *view = ctx;
+	const struct later *l = view->later;
+	size_t at = qkc_look_find(view->look, sector);
+	uint64_t next = at < view->look->n ? view->look->sectors[at].sector : UINT64_MAX;
 	for (uint32_t i = 0; i < AGAIN_WRITES; i++) {
 		uint64_t first = l->writes[i].off / QKC_SECTOR;
 		uint64_t from = first > sector ? first : sector;
@@ -332,7 +366,7 @@ static uint64_t later_next(const void *ctx, uint64_t sector, uint64_t past)
 
 static struct qkc_rule later_rule(const struct later *l)
 {
-	return (struct qkc_rule){later_allows, later_next, l, l->a->look->version};
+	return (struct qkc_rule){later_allows, later_next, &l->disk, l->a->look->version, &l->raw};
 }
 
 static void choose_writes(struct later *l)
@@ -353,8 +387,8 @@ static void choose_writes(struct later *l)
 static bool write_again(struct later *l, struct qkc_disk *d, struct qkc_log *log)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_image *image = open_image(
-		l->a->base, store_on(l->a->base, d, log, NULL), QCOW_OPEN_WRITE, &err);
+	const struct at_work w = {l->a->base, d, log, NULL};
+	struct qcow_image *image = open_image(&w, QCOW_OPEN_WRITE, &err);
 	if (image == NULL)
 		return say(l->why, "after the crash, opening for writing", &err);
 	enum qcow_status st = QCOW_OK;
@@ -415,6 +449,8 @@ static bool goes_on(struct qkc_again *a, struct qkc_disk *d, char *why)
 	struct later l = {.a = a, .why = why};
 	struct qkc_log log = {0};
 	size_t mark = qkc_disk_mark(d);
+	l.disk = (struct later_view){&l, a->look};
+	l.raw = (struct later_view){&l, a->look->raw};
 	choose_writes(&l);
 	a->n_again++;
 	bool good = write_again(&l, d, &log);

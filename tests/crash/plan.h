@@ -65,6 +65,7 @@ struct qkc_plan {
 	uint64_t disk_bytes, backing_bytes; /* backing_bytes 0: no backing file */
 	bool has_snapshot, is_zstd, is_extended;
 	bool has_bitmaps; /* an enabled one and a disabled one, before `between` */
+	bool has_data_file, is_raw_data;
 	const char *crypt; /* NULL, or how it is encrypted with QKC_PASSPHRASE: "aes", "luks" */
 	/* how the image is changed once QEMU has made it; for ours alone: */
 	bool is_dirty; /* the dirty bit is set, refcounts are zeros */
@@ -119,8 +120,9 @@ enum qkc_only {
 	QKC_NO_WIDTH_1 = 16, /* needs refcounts above 1 */
 	QKC_TINY_CLUSTERS = 32, /* 512 bytes, where a table is soon full */
 	QKC_EXTENDED = 64, /* version 3, clusters of 16 KiB and more */
-	QKC_LUKS =
-		128 /* one configuration: QEMU takes seconds to make an image, each open derives the key */
+	/* one configuration: QEMU takes seconds to make an image, each open derives the key */
+	QKC_LUKS = 128,
+	QKC_WIDTH_16 = 256 /* refcounts of 16 bits, for others make no difference */
 };
 
 extern const struct qkc_workload qkc_workloads[];

@@ -145,11 +145,16 @@ static bool show_qemu(struct context *c, const struct qkc_disk *d, char *why)
 	(*left)--;
 	c->out->n_qemu++;
 	qkc_disk_save(d, qkt_path("state.qcow2"));
+	if (c->plan->has_data_file)
+		qkc_disk_save_data(d, qkt_path("state.data"));
 	int rc = qkt_run("qemu-img check -U -q %s",
-		c->plan->crypt == NULL ? "state.qcow2"
-				       : "--object secret,id=k,data=" QKC_PASSPHRASE
-					 " --image-opts driver=qcow2,encrypt.key-secret=k,"
-					 "file.filename=state.qcow2");
+		c->plan->has_data_file
+			? "--image-opts driver=qcow2,data-file.driver=file,data-file.filename="
+			  "state.data,file.filename=state.qcow2"
+		: c->plan->crypt == NULL ? "state.qcow2"
+					 : "--object secret,id=k,data=" QKC_PASSPHRASE
+					   " --image-opts driver=qcow2,encrypt.key-secret=k,"
+					   "file.filename=state.qcow2");
 	if (rc == 0 || rc == 3)
 		return true;
 	(void)snprintf(why, QKC_WHY_BYTES, "qemu-img check: status %d: %.150s", rc, qkt_stdout());
@@ -181,12 +186,22 @@ static bool judge_moments(
 	return judge_at(c, d, &before, why);
 }
 
+static void save_state(const struct qkc_disk *d, const char *path)
+{
+	char data[4096];
+	qkc_disk_save(d, path);
+	if (qkc_disk_data_end(d) == 0)
+		return;
+	(void)snprintf(data, sizeof(data), "%s.data", path);
+	qkc_disk_save_data(d, data);
+}
+
 static bool judge_state(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
 {
 	struct context *c = ctx;
 	char why[QKC_WHY_BYTES] = "";
 	if (c->row->only_id != 0 && c->row->save != NULL)
-		qkc_disk_save(d, c->row->save);
+		save_state(d, c->row->save);
 	bool good = judge_moments(c, d, &s->at, why) && show_qemu(c, d, why);
 	if (good && !c->row->is_peer) {
 		struct qkc_again again = {.expect = c->expect,

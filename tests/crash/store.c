@@ -12,6 +12,7 @@ struct on_disk {
 	struct qkc_fault *fault;
 	const uint8_t *bytes;
 	uint64_t n_bytes;
+	uint64_t base; /* QKC_DATA_FILE, or 0 */
 	bool can_grow;
 	size_t flushed; /* mark of the last flush */
 };
@@ -47,14 +48,14 @@ static enum qcow_status disk_preadv(
 	const uint8_t *bytes = s->d != NULL ? qkc_disk_bytes(s->d) : s->bytes;
 	(void)err;
 	for (int i = 0; i < n_iov; off += iov[i++].iov_len)
-		memcpy(iov[i].iov_base, bytes + off, iov[i].iov_len);
+		memcpy(iov[i].iov_base, bytes + s->base + off, iov[i].iov_len);
 	return QCOW_OK;
 }
 
 static void do_write(struct on_disk *s, const uint8_t *bytes, uint64_t len, uint64_t off)
 {
-	qkc_disk_write(s->d, bytes, len, off);
-	qkc_log_add(s->log, QKC_WRITE, off, len, bytes);
+	qkc_disk_write(s->d, bytes, len, s->base + off);
+	qkc_log_add(s->log, QKC_WRITE, s->base + off, len, bytes);
 }
 
 /* Bytes up to a sector's end near the middle: a sector is never torn. */
@@ -95,7 +96,7 @@ static enum qcow_status disk_flush(void *ctx, struct qcow_error *err)
 		drops	? QKC_FLUSH_DROPPED
 		: fails ? QKC_FLUSH_FAILED
 			: QKC_FLUSH,
-		0, 0, NULL);
+		s->base, 0, NULL);
 	return fails ? fail(s, err) : QCOW_OK;
 }
 
@@ -103,17 +104,18 @@ static enum qcow_status disk_size(void *ctx, uint64_t *size_bytes, struct qcow_e
 {
 	const struct on_disk *s = ctx;
 	(void)err;
-	*size_bytes = s->d != NULL ? qkc_disk_size(s->d) : s->n_bytes;
+	*size_bytes = s->d != NULL ? qkc_disk_end(s->d, s->base) - s->base : s->n_bytes;
 	return QCOW_OK;
 }
 
 static enum qcow_status disk_truncate(void *ctx, uint64_t size_bytes, struct qcow_error *err)
 {
 	struct on_disk *s = ctx;
-	if (size_bytes > qkc_disk_size(s->d) && is_to_fail(s, false))
+	uint64_t end = s->base + size_bytes;
+	if (end > qkc_disk_end(s->d, s->base) && is_to_fail(s, false))
 		return fail(s, err);
-	qkc_disk_resize(s->d, size_bytes);
-	qkc_log_add(s->log, QKC_TRUNCATE, 0, size_bytes, NULL);
+	qkc_disk_resize(s->d, end);
+	qkc_log_add(s->log, QKC_TRUNCATE, s->base, end, NULL);
 	return QCOW_OK;
 }
 
@@ -124,20 +126,20 @@ static enum qcow_status disk_zero(
 	(void)flags;
 	if (is_to_fail(s, false))
 		return fail(s, err);
-	qkc_disk_write(s->d, NULL, len, off);
-	qkc_log_add(s->log, QKC_ZERO, off, len, NULL);
+	qkc_disk_write(s->d, NULL, len, s->base + off);
+	qkc_log_add(s->log, QKC_ZERO, s->base + off, len, NULL);
 	return QCOW_OK;
 }
 
 static enum qcow_status disk_punch(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	struct on_disk *s = ctx;
-	uint64_t size = qkc_disk_size(s->d);
+	uint64_t size = qkc_disk_end(s->d, s->base) - s->base;
 	(void)err;
 	if (off >= size)
 		return QCOW_OK;
-	qkc_disk_write(s->d, NULL, len < size - off ? len : size - off, off);
-	qkc_log_add(s->log, QKC_PUNCH, off, len, NULL);
+	qkc_disk_write(s->d, NULL, len < size - off ? len : size - off, s->base + off);
+	qkc_log_add(s->log, QKC_PUNCH, s->base + off, len, NULL);
 	return QCOW_OK;
 }
 
@@ -189,6 +191,17 @@ struct qcow_store *qkc_disk_store(
 	return make((struct on_disk){.d = d,
 		.log = log,
 		.fault = fault,
+		.can_grow = can_grow,
+		.flushed = qkc_disk_mark(d)});
+}
+
+struct qcow_store *qkc_disk_data_store(
+	struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault, bool can_grow)
+{
+	return make((struct on_disk){.d = d,
+		.log = log,
+		.fault = fault,
+		.base = QKC_DATA_FILE,
 		.can_grow = can_grow,
 		.flushed = qkc_disk_mark(d)});
 }

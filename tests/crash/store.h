@@ -23,6 +23,10 @@ struct qkc_fault {
 struct qcow_store *qkc_disk_store(
 	struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault, bool can_grow);
 
+/* On its data file. `fault` may be that of the image: calls of both are counted. */
+struct qcow_store *qkc_disk_data_store(
+	struct qkc_disk *d, struct qkc_log *log, struct qkc_fault *fault, bool can_grow);
+
 /* Read-only, on bytes that stay the caller's. */
 struct qcow_store *qkc_bytes_store(const uint8_t *bytes, uint64_t n_bytes);
 

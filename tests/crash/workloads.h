@@ -158,4 +158,22 @@ void qkc_sub_random_snapshot(struct qkc_plan *p);
 void qkc_sub_failing_flush(struct qkc_plan *p);
 void qkc_sub_dropping_flush(struct qkc_plan *p);
 
+/* ---- workloads_data.c ---- */
+
+void qkc_data_in_place(struct qkc_plan *p);
+void qkc_data_allocate(struct qkc_plan *p);
+void qkc_data_discard(struct qkc_plan *p);
+void qkc_data_zero(struct qkc_plan *p);
+void qkc_data_backing(struct qkc_plan *p);
+void qkc_data_reopened(struct qkc_plan *p);
+void qkc_data_random(struct qkc_plan *p);
+void qkc_data_sub_random(struct qkc_plan *p);
+void qkc_data_flush_fails(struct qkc_plan *p);
+void qkc_data_write_fails(struct qkc_plan *p);
+void qkc_raw_data_in_place(struct qkc_plan *p);
+void qkc_raw_data_allocate(struct qkc_plan *p);
+void qkc_raw_data_discard(struct qkc_plan *p);
+void qkc_raw_data_zero(struct qkc_plan *p);
+void qkc_raw_data_random(struct qkc_plan *p);
+
 #endif

@@ -221,7 +221,7 @@ void read_run(struct image *img, const struct run *run, uint8_t *buf, uint64_t b
 		return;
 	}
 	if (img->has_data_file) {
-		if (img->data.fd < 0)
+		if (img->data.fd < 0 && img->data.bytes == NULL)
 			open_data_file(img);
 		read_at(&img->data, buf, bytes, run->host);
 		return;

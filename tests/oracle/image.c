@@ -414,3 +414,8 @@ struct image *image_open_bytes(const uint8_t *bytes, uint64_t n_bytes)
 	img->file_bytes = n_bytes;
 	return open_image(img);
 }
+
+void image_data_bytes(struct image *img, const uint8_t *bytes, uint64_t n_bytes)
+{
+	img->data = (struct file){.fd = -1, .bytes = bytes, .n_bytes = n_bytes};
+}

@@ -134,8 +134,10 @@ uint64_t read_at(const struct file *file, void *buf, uint64_t bytes, uint64_t of
 /* A table of 64-bit numbers; what lies past the end of the file is zero. */
 uint64_t *read_words(const struct image *img, uint64_t off, uint64_t n);
 struct image *image_open(const char *path);
-/* An image in memory; its data file, if it names one, cannot be read. */
+/* An image in memory; its data file, if it names one, cannot be read but by image_data_bytes. */
 struct image *image_open_bytes(const uint8_t *bytes, uint64_t n_bytes);
+/* The data file of such an image is in memory too. */
+void image_data_bytes(struct image *img, const uint8_t *bytes, uint64_t n_bytes);
 /* A name recorded in an image, relative to that image's folder. */
 char *beside(const char *image_path, const char *name);
 

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Workloads beside a data file: two files, each with flushes of its own. The disk is kept small, for a cluster lies where the
+ * guest has it. With a raw data file, that file alone is judged too: at any moment it is the disk.
+ */
+#include "workloads.h"
+
+#include <qcowkit/qcowkit.h>
+
+/* 40 clusters, and past the first L2 table where that is not far away. */
+static void beside(struct qkc_plan *p, bool is_raw)
+{
+	p->has_data_file = true;
+	p->is_raw_data = is_raw;
+	p->discard = QCOW_DISCARD_PASS_REQUEST;
+	if (p->config.cluster_bits > 12)
+		p->disk_bytes = 40 * cluster_bytes(p);
+}
+
+/* In an L2 table of its own where the disk has two. */
+static uint64_t far(const struct qkc_plan *p)
+{
+	return l2_span(p) * cluster_bytes(p) < p->disk_bytes ? l2_span(p) : 30;
+}
+
+static void in_place(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE_FUA, 3);
+	whole(p, QKC_DO_WRITE, 1, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 2);
+	part(p, QKC_DO_WRITE, 5);
+	flush(p);
+	part(p, QKC_DO_WRITE, 0);
+}
+
+static void allocate(struct qkc_plan *p)
+{
+	part(p, QKC_DO_WRITE, 0);
+	whole(p, QKC_DO_WRITE, 2, 1);
+	part(p, QKC_DO_WRITE, far(p));
+	flush(p);
+	part(p, QKC_DO_WRITE, 5);
+	part(p, QKC_DO_WRITE, 0);
+	whole(p, QKC_DO_WRITE, 9, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE_FUA, far(p) + 1);
+	part(p, QKC_DO_WRITE, 12);
+}
+
+/* What is given up is written again before and after the punch. */
+static void discard(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 10);
+	whole(p, QKC_DO_DISCARD, 1, 3);
+	part(p, QKC_DO_WRITE, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 3);
+	whole(p, QKC_DO_DISCARD, 6, 2);
+	flush(p);
+	whole(p, QKC_DO_WRITE, 6, 1);
+	part(p, QKC_DO_WRITE, 7);
+	whole(p, QKC_DO_DISCARD, 2, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 1);
+}
+
+static void zero(struct qkc_plan *p)
+{
+	first(p, QKC_DO_WRITE, 0, 8);
+	whole(p, QKC_DO_ZERO, 1, 2);
+	part(p, QKC_DO_ZERO, 4);
+	flush(p);
+	part(p, QKC_DO_WRITE, 1);
+	whole(p, QKC_DO_ZERO_UNMAP, 5, 2);
+	part(p, QKC_DO_ZERO, 20);
+	flush(p);
+	part(p, QKC_DO_WRITE, 6);
+	part(p, QKC_DO_WRITE, 2);
+	whole(p, QKC_DO_ZERO_UNMAP, 20, 1);
+}
+
+static void reopened(struct qkc_plan *p)
+{
+	part(p, QKC_DO_WRITE, 0);
+	qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
+	part(p, QKC_DO_WRITE, 1);
+	whole(p, QKC_DO_DISCARD, 0, 1);
+	qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
+	whole(p, QKC_DO_WRITE, 0, 2);
+	flush(p);
+}
+
+static void some(struct qkc_plan *p, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t cluster = below(p, 8) == 0 ? far(p) : below(p, 12);
+		if (below(p, 4) == 0)
+			flush(p);
+		else if (below(p, 2) == 0)
+			part(p, some_act(p, 7), cluster);
+		else
+			whole(p, some_act(p, 7), cluster, 1 + below(p, 3));
+	}
+}
+
+static void by_chance(struct qkc_plan *p)
+{
+	/* nothing lies below a raw one */
+	if (!p->is_raw_data && below(p, 2) != 0)
+		p->backing_bytes = below(p, 14) * cluster_bytes(p) + 512 * (1 + below(p, 9));
+	if (below(p, 3) == 0)
+		p->disk_bytes -= 512 * below(p, cluster_bytes(p) / 512);
+	p->has_bitmaps = below(p, 4) == 0;
+	if (below(p, 3) == 0)
+		p->discard = 0;
+	some_first(p);
+	some(p, 14);
+}
+
+static void failing(struct qkc_plan *p, enum qkc_fail how)
+{
+	first(p, QKC_DO_WRITE, 0, 6);
+	fail(p, how, 1 + below(p, 4));
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 8);
+	whole(p, QKC_DO_DISCARD, 3, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 4);
+	flush(p);
+	recover(p);
+	part(p, QKC_DO_WRITE, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 9);
+}
+
+void qkc_data_in_place(struct qkc_plan *p)
+{
+	beside(p, false);
+	in_place(p);
+}
+
+void qkc_data_allocate(struct qkc_plan *p)
+{
+	beside(p, false);
+	allocate(p);
+}
+
+void qkc_data_discard(struct qkc_plan *p)
+{
+	beside(p, false);
+	discard(p);
+}
+
+void qkc_data_zero(struct qkc_plan *p)
+{
+	beside(p, false);
+	zero(p);
+}
+
+void qkc_data_backing(struct qkc_plan *p)
+{
+	beside(p, false);
+	p->backing_bytes = 10 * cluster_bytes(p) + 1536;
+	discard(p);
+	part(p, QKC_DO_WRITE, 8);
+	part(p, QKC_DO_ZERO, 9);
+}
+
+void qkc_data_reopened(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	reopened(p);
+}
+
+void qkc_data_random(struct qkc_plan *p)
+{
+	beside(p, false);
+	by_chance(p);
+}
+
+void qkc_data_sub_random(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	p->is_extended = true;
+	by_chance(p);
+}
+
+void qkc_data_flush_fails(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	failing(p, QKC_FAIL_FLUSH);
+}
+
+void qkc_data_write_fails(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	failing(p, QKC_FAIL_WRITE);
+}
+
+void qkc_raw_data_in_place(struct qkc_plan *p)
+{
+	beside(p, true);
+	in_place(p);
+}
+
+void qkc_raw_data_allocate(struct qkc_plan *p)
+{
+	beside(p, true);
+	allocate(p);
+}
+
+void qkc_raw_data_discard(struct qkc_plan *p)
+{
+	beside(p, true);
+	discard(p);
+}
+
+void qkc_raw_data_zero(struct qkc_plan *p)
+{
+	beside(p, true);
+	zero(p);
+}
+
+void qkc_raw_data_random(struct qkc_plan *p)
+{
+	beside(p, true);
+	by_chance(p);
+}
