@@ -25,6 +25,7 @@
 #include "compat/compat.h"
 
 struct cli_secret;
+struct cli_tls;
 struct cli_blkdebug;
 
 struct cli {
@@ -35,6 +36,7 @@ struct cli {
 	bool colour; /* stderr is a terminal and NO_COLOR is not set */
 	bool objects_added; /* --object has been looked at */
 	struct cli_secret *secrets; /* of --object secret, a list */
+	struct cli_tls *tls; /* of --object tls-creds-…, a list */
 	struct cli_blkdebug *blkdebugs; /* nodes that are open, the newest first */
 	bool (*cancelled)(
 		void *ctx); /* does somebody want the run to end? NULL: nobody can say so */
@@ -88,10 +90,11 @@ struct cli_option {
 		.letter = 'U', .name = "force-share",                       \
 		.help = "open the image although another process writes it" \
 	}
-#define CLI_OPT_OBJECT                                                                         \
-	{                                                                                      \
-		.name = "object", .arg = "OBJDEF",                                             \
-		.help = "define an object: secret,id=ID,(data=…|file=F)[,format=raw|base64]" \
+#define CLI_OPT_OBJECT                                                                              \
+	{                                                                                           \
+		.name = "object", .arg = "OBJDEF",                                                  \
+		.help = "define an object: secret,id=ID,(data=…|file=F)[,format=raw|base64], or " \
+			"tls-creds-x509|tls-creds-psk,id=ID,dir=D,endpoint=client|server"           \
 	}
 #define CLI_OPT_SECRET_FILE                                                                      \
 	{                                                                                        \

@@ -15,6 +15,7 @@
 
 #include "base/mem.h"
 #include "base/num.h"
+#include "cli/driver.h"
 #include "cli/info.h"
 #include "cli/snaplist.h"
 
@@ -87,6 +88,8 @@ static json_t *describe_file(
 	uint64_t allocated = 0;
 	bool is_device = false, known = host_facts(store, &allocated, &is_device);
 	const char *driver = is_device ? "host_device" : "file";
+	if (qcow_store_fd(store) < 0 && cli_driver_is_nbd(NULL, qcow_store_name(store)))
+		driver = "nbd";
 	json_t *o = json_object(), *specific = json_object();
 	if (info->limits)
 		cli_json_set(o, "limits", describe_limits(info, image, false));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * object: --object and --secret-file. Secrets are parsed, checked and kept for the images that name them; every other type
- * of object is refused by name.
+ * object: --object and --secret-file. Secrets and TLS credentials are parsed, checked and kept for the nodes that name
+ * them; every other type of object is refused by name.
  *
  * Key material lives in memory of its own and is wiped before it is freed.
  */
@@ -33,6 +33,7 @@ void cli_objects_release(struct cli *cli)
 		cli->secrets = s->next;
 		free_secret(s);
 	}
+	cli_tls_release(cli);
 }
 
 const struct cli_secret *cli_secret_find(const struct cli *cli, const char *id)
@@ -180,36 +181,37 @@ static bool keys_are_known(struct cli *cli, const struct cli_keyvals *kv)
 	return true;
 }
 
+static bool add_secret(struct cli *cli, const struct cli_keyvals *kv)
+{
+	if (!keys_are_known(cli, kv))
+		return false;
+	struct cli_secret *s = qk_calloc(1, sizeof(*s));
+	if (s == NULL) {
+		cli_error(cli, "Cannot allocate memory");
+		return false;
+	}
+	if (!fill_secret(cli, kv, s)) {
+		free_secret(s);
+		return false;
+	}
+	s->next = cli->secrets;
+	cli->secrets = s;
+	return true;
+}
+
 static bool add_object(struct cli *cli, const char *text)
 {
 	struct cli_keyvals kv = {0};
 	bool ok = cli_keyvals_add(cli, &kv, text);
-	struct cli_secret *s = NULL;
 	if (ok) {
 		/* "secret,…" or "qom-type=secret,…" */
 		const char *type = cli_keyvals_get(&kv, "qom-type");
 		if (type == NULL && kv.n > 0 && kv.v[0].value == NULL)
 			type = kv.v[0].key;
-		ok = type != NULL && strcmp(type, "secret") == 0;
-		if (!ok)
-			cli_error(cli,
-				"--object '%s': this type of object is not built in; "
-				"'secret' is",
-				type != NULL ? type : text);
-	}
-	if (ok && keys_are_known(cli, &kv)) {
-		s = qk_calloc(1, sizeof(*s));
-		if (s == NULL)
-			cli_error(cli, "Cannot allocate memory");
-		ok = s != NULL && fill_secret(cli, &kv, s);
-	} else {
-		ok = false;
-	}
-	if (ok) {
-		s->next = cli->secrets;
-		cli->secrets = s;
-	} else if (s != NULL) {
-		free_secret(s);
+		if (type != NULL && strcmp(type, "secret") == 0)
+			ok = add_secret(cli, &kv);
+		else
+			ok = cli_tls_add(cli, type != NULL ? type : text, &kv);
 	}
 	for (size_t i = 0; i < kv.n; i++)
 		if (kv.v[i].value != NULL)

@@ -12,6 +12,22 @@ struct cli_secret {
 	size_t bytes;
 };
 
+/* One --object tls-creds-x509 or tls-creds-psk. */
+struct cli_tls {
+	struct cli_tls *next;
+	char *id, *dir;
+	char *username, *priority; /* or NULL */
+	bool is_psk, is_server, verify_peer;
+};
+
+/* The credentials with this id, or NULL. They live until cli_objects_release. */
+const struct cli_tls *cli_tls_find(const struct cli *cli, const char *id);
+
+/* tls_creds.c, for object.c: keep those that `kv` describes, of a type that begins with "tls-creds-". False: refused and
+ * reported. */
+bool cli_tls_add(struct cli *cli, const char *type, const struct cli_keyvals *kv);
+void cli_tls_release(struct cli *cli);
+
 /* The secret with this id, or NULL. It lives until cli_objects_release. */
 const struct cli_secret *cli_secret_find(const struct cli *cli, const char *id);
 

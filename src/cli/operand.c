@@ -9,7 +9,7 @@
  * with --probe. The qemu-img personality follows QEMU's rules. With --untrusted nothing that an image
  * names is opened.
  *
- * A node is {driver, store, where a raw disk lies in it}. Drivers: file, host_device, raw, qcow2, luks.
+ * A node is {driver, store, where a raw disk lies in it}. Drivers: see driver.c.
  */
 #include "cli/cli.h"
 
@@ -18,7 +18,9 @@
 
 #include "base/mem.h"
 #include "cli/blkdebug.h"
+#include "cli/driver.h"
 #include "cli/imagestore.h"
+#include "cli/nbd_node.h"
 #include "cli/object.h"
 #include "cli/spec.h"
 
@@ -85,77 +87,6 @@ static unsigned layer_file_flags(const struct refs *refs, unsigned below)
 static unsigned ref_file_flags(const struct refs *refs, const struct qcow_reference *ref)
 {
 	return layer_file_flags(refs, ref->depth + (ref->kind == QCOW_REF_BACKING ? 1 : 0));
-}
-
-/* The name of a driver that we have, as a static string; NULL: another one. */
-static const char *known_driver(const char *name)
-{
-	static const char *const known[] = {
-		"file", "host_device", "blkdebug", "raw", "qcow2", "luks"};
-	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-		if (strcmp(known[i], name) == 0)
-			return known[i];
-	return NULL;
-}
-
-static bool is_protocol(const char *driver)
-{
-	return strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0 ||
-	       strcmp(driver, "blkdebug") == 0;
-}
-
-static enum qcow_status check_driver(
-	struct cli *cli, const char *name, const char **out, struct qcow_error *err)
-{
-	*out = known_driver(name);
-	if (*out != NULL)
-		return QCOW_OK;
-	if (cli->qemu)
-		(void)QK_FAIL(err, QCOW_E_UNSUPPORTED, "Unknown driver '%s'", name);
-	else
-		(void)QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"the driver '%s' is not built in; file, host_device, raw, qcow2 and luks "
-			"are",
-			name);
-	return QCOW_E_UNSUPPORTED;
-}
-
-static bool is_blkdebug(const char *driver, const char *path)
-{
-	static const char prefix[] = "blkdebug:";
-	return driver != NULL ? strcmp(driver, "blkdebug") == 0
-			      : path != NULL && strncmp(path, prefix, strlen(prefix)) == 0;
-}
-
-/* Every member is one that we honour, or one that changes nothing that a reader can see. */
-static enum qcow_status check_members(const json_t *spec, struct qcow_error *err)
-{
-	static const char *const known[] = {"driver", "file", "filename", "backing", "data-file",
-		"header", "offset", "size", "cache", "locking", "force-share", "encrypt",
-		"key-secret", "node-name", "read-only", "auto-read-only", "discard",
-		"detect-zeroes", "aio", "drop-cache", "x-check-cache-dropped", "lazy-refcounts",
-		"overlap-check", "cache-size", "l2-cache-size", "l2-cache-entry-size",
-		"refcount-cache-size", "cache-clean-interval", "pass-discard-request",
-		"pass-discard-snapshot", "pass-discard-other", "discard-no-unref"};
-	/* of blkdebug */
-	static const char *const debug[] = {"image", "config", "inject-error", "set-state", "align",
-		"max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"};
-	bool is_debug = is_blkdebug(json_string_value(json_object_get(spec, "driver")),
-		json_string_value(json_object_get(spec, "filename")));
-	const char *key = NULL;
-	json_t *value = NULL;
-	json_object_foreach((json_t *)spec, key, value)
-	{
-		bool found = false;
-		for (size_t i = 0; i < sizeof(known) / sizeof(known[0]) && !found; i++)
-			found = strcmp(known[i], key) == 0;
-		for (size_t i = 0; is_debug && i < sizeof(debug) / sizeof(debug[0]) && !found; i++)
-			found = strcmp(debug[i], key) == 0;
-		if (!found)
-			return QK_FAIL(
-				err, QCOW_E_UNSUPPORTED, "the option '%s' is not built in", key);
-	}
-	return QCOW_OK;
 }
 
 /* A secret that is named must exist. */
@@ -228,18 +159,20 @@ static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsig
 	if (!json_is_object(spec))
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"'file' must be an object; references to other nodes are not built in");
-	QK_TRY(check_members(spec, err));
+	QK_TRY(cli_driver_check_members(spec, err));
 	const char *path = NULL, *driver = NULL, *locking = NULL;
 	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
 	QK_TRY(cli_spec_string(spec, "filename", &path, err));
 	QK_TRY(cli_spec_string(spec, "locking", &locking, err));
 	if (driver != NULL) {
-		QK_TRY(check_driver(cli, driver, &driver, err));
-		if (!is_protocol(driver))
+		QK_TRY(cli_driver_check(cli, driver, &driver, err));
+		if (!cli_driver_is_protocol(driver))
 			return open_disk_below(cli, spec, flags, out, err);
 	}
-	if (is_blkdebug(driver, path))
+	if (cli_driver_is_blkdebug(driver, path))
 		return open_blkdebug(cli, spec, path, flags, out, err);
+	if (cli_driver_is_nbd(driver, path))
+		return cli_nbd_open(cli, spec, flags, out, err);
 	if (path == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "the file's 'filename' is missing");
 	bool direct = false, share = false;
@@ -259,10 +192,10 @@ static enum qcow_status open_node(struct cli *cli, const json_t *spec, unsigned 
 	struct node *out, struct qcow_error *err)
 {
 	const char *driver = NULL;
-	QK_TRY(check_members(spec, err));
+	QK_TRY(cli_driver_check_members(spec, err));
 	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
 	if (driver != NULL)
-		QK_TRY(check_driver(cli, driver, &driver, err));
+		QK_TRY(cli_driver_check(cli, driver, &driver, err));
 	if (driver != NULL && strcmp(driver, "raw") == 0) {
 		QK_TRY(cli_spec_u64(cli, spec, "offset", &out->raw_offset, err));
 		QK_TRY(cli_spec_u64(cli, spec, "size", &out->raw_size, err));
@@ -272,9 +205,9 @@ static enum qcow_status open_node(struct cli *cli, const json_t *spec, unsigned 
 	if (share)
 		flags |= QCOW_FILE_SHARE;
 	const json_t *file = json_object_get(spec, "file");
-	if (file == NULL && driver != NULL && !is_protocol(driver))
+	if (file == NULL && driver != NULL && !cli_driver_is_protocol(driver))
 		return QK_FAIL(err, QCOW_E_INVAL, "A block device must be specified for \"file\"");
-	out->format = driver != NULL && is_protocol(driver) ? "raw" : driver;
+	out->format = driver != NULL && cli_driver_is_protocol(driver) ? "raw" : driver;
 	QK_TRY(open_protocol(cli, file != NULL ? file : spec, flags, &out->store, err));
 	const json_t *header = json_object_get(spec, "header");
 	enum qcow_status status = QCOW_OK;
@@ -310,8 +243,8 @@ static enum qcow_status resolve_format(const struct refs *refs, const struct qco
 		return QCOW_OK;
 	}
 	if (ref->format != NULL) {
-		QK_TRY(check_driver(refs->cli, ref->format, out, err));
-		if (is_protocol(*out))
+		QK_TRY(cli_driver_check(refs->cli, ref->format, out, err));
+		if (cli_driver_is_protocol(*out))
 			*out = "raw";
 		return QCOW_OK;
 	}
@@ -329,7 +262,7 @@ static bool lies_on_file(const json_t *node)
 {
 	for (unsigned depth = 0; depth <= CLI_SPEC_DEPTH; depth++) {
 		const char *driver = json_string_value(json_object_get(node, "driver"));
-		if (driver != NULL && !is_protocol(driver))
+		if (driver != NULL && !cli_driver_is_protocol(driver))
 			return false;
 		node = json_object_get(node, "image");
 		if (node == NULL)
@@ -390,6 +323,8 @@ static enum qcow_status resolve_special(struct refs *refs, const struct qcow_ref
 			ref->kind == QCOW_REF_BACKING ? "backing" : "data-file");
 	if (strncmp(ref->name, "json:", strlen("json:")) == 0)
 		return resolve_json(refs, ref, out, err);
+	if (cli_driver_is_nbd(NULL, ref->name))
+		return cli_nbd_open_name(ref->name, ref_file_flags(refs, ref), &out->store, err);
 	if (strncmp(ref->name, "file:", strlen("file:")) != 0)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"'%s' names a %s by a protocol that is not built in: '%.*s'", ref->from,
@@ -468,7 +403,7 @@ static enum qcow_status amend_resolved(struct refs *refs, const struct qcow_refe
 	const struct cli_secret *secret = NULL;
 	const char *driver = NULL;
 	refs->n_used = i + 1;
-	QK_TRY(check_members(spec, err));
+	QK_TRY(cli_driver_check_members(spec, err));
 	if (json_object_get(spec, "offset") != NULL || json_object_get(spec, "size") != NULL)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"'offset' and 'size' need the backing file's name in the operand");
@@ -476,8 +411,8 @@ static enum qcow_status amend_resolved(struct refs *refs, const struct qcow_refe
 		QK_TRY(find_secret(refs->cli, spec, &secret, err));
 	QK_TRY(cli_spec_string(spec, "driver", &driver, err));
 	if (driver != NULL)
-		QK_TRY(check_driver(refs->cli, driver, &out->format, err));
-	if (out->format != NULL && is_protocol(out->format))
+		QK_TRY(cli_driver_check(refs->cli, driver, &out->format, err));
+	if (out->format != NULL && cli_driver_is_protocol(out->format))
 		out->format = "raw";
 	if (secret != NULL)
 		out->secret = (struct qcow_secret){secret->data, secret->bytes};
@@ -544,7 +479,7 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 	unsigned flags = refs->flags;
 	bool alone = (flags & CLI_OPEN_ALONE) != 0;
 	options->format = node->format != NULL ? node->format : layer->format;
-	if (options->format != NULL && is_protocol(options->format))
+	if (options->format != NULL && cli_driver_is_protocol(options->format))
 		options->format = "raw";
 	options->raw_offset = node->raw_offset;
 	options->raw_size = node->raw_size;
@@ -596,7 +531,7 @@ static enum qcow_status open_layer(
 	QK_TRY(set_snapshot(layer->snapshot, &options, err));
 	QK_TRY(cli_spec_discard(layer->specs[0], &unmaps, &options.discard, err));
 	if (layer->format != NULL)
-		QK_TRY(check_driver(refs->cli, layer->format, &format, err));
+		QK_TRY(cli_driver_check(refs->cli, layer->format, &format, err));
 	/* who reads no guest data needs no secret, and none that is named is looked for */
 	if ((refs->flags & CLI_OPEN_CHECK) == 0)
 		QK_TRY(find_secret(refs->cli, layer->specs[0], &node.secret, err));
@@ -773,7 +708,7 @@ char *cli_target_driver(struct cli *cli, const struct cli_operand *operand)
 	const char *driver = NULL;
 	if (cli_spec_parse(cli, operand, &spec, &err) == QCOW_OK)
 		driver = json_string_value(json_object_get(spec, "driver"));
-	if (driver == NULL || is_protocol(driver))
+	if (driver == NULL || cli_driver_is_protocol(driver))
 		driver = "raw";
 	char *copy = qk_strndup(driver, strlen(driver));
 	json_decref(spec);

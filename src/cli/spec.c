@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cli/driver.h"
 #include "cli/utf8.h"
 
 bool cli_path_protocol(const char *path, size_t *protocol_bytes)
@@ -216,7 +217,8 @@ static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_e
 	bool has_protocol = cli_path_protocol(path, &n);
 	bool is_blkdebug = has_protocol && n == strlen("blkdebug") &&
 			   strncmp(path, "blkdebug", n) == 0;
-	if (has_protocol && !is_blkdebug) {
+	bool is_nbd = cli_driver_is_nbd(NULL, path);
+	if (has_protocol && !is_blkdebug && !is_nbd) {
 		bool is_file = n == strlen("file") && strncmp(path, "file", n) == 0;
 		if (!is_file)
 			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
@@ -226,7 +228,7 @@ static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_e
 		path += n + 1;
 	}
 	/* what "file:" leaves may look like another protocol: then it is shown as the path that it is */
-	bool ambiguous = !is_blkdebug && cli_path_protocol(path, &n);
+	bool ambiguous = !is_blkdebug && !is_nbd && cli_path_protocol(path, &n);
 	json_t *spec = json_object();
 	json_t *name = ambiguous ? dot_path(path) : json_string_nocheck(path);
 	if (spec == NULL || json_object_set_new(spec, "filename", name) != 0) {
@@ -250,12 +252,9 @@ enum qcow_status cli_spec_parse(
 
 enum qcow_status cli_spec_lower_filename(json_t *spec, struct qcow_error *err)
 {
-	static const char *const protocols[] = {"file", "host_device", "blkdebug"};
 	const char *driver = json_string_value(json_object_get(spec, "driver"));
 	json_t *name = json_object_get(spec, "filename"), *file = json_object_get(spec, "file");
-	bool is_protocol = driver == NULL && file == NULL;
-	for (size_t i = 0; driver != NULL && i < sizeof(protocols) / sizeof(protocols[0]); i++)
-		is_protocol = is_protocol || strcmp(driver, protocols[i]) == 0;
+	bool is_protocol = driver != NULL ? cli_driver_is_protocol(driver) : file == NULL;
 	if (name == NULL || is_protocol || (file != NULL && !json_is_object(file)))
 		return QCOW_OK;
 	if (file == NULL && json_object_set_new(spec, "file", json_object()) != 0)

@@ -38,7 +38,8 @@ BELOW = {
     "api": ["base", "store", "format", "codec", "crypto", "audit", "engine", "check"],
     "ops": ["base"],
     "serve": ["base"],
-    "cli": ["base", "compat", "serve"],
+    "store_nbd": ["base"],
+    "cli": ["base", "compat", "serve", "store_nbd"],
     "compat": ["base"],
 }
 LIBRARY = ["base", "store", "format", "codec", "crypto", "audit", "engine", "check", "api", "ops"]

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * store_nbd: an export of an NBD server as a store, by libnbd. A library of its own, which programs link;
+ * libqcowkit does not.
+ *
+ *   address.c  where an export is: URIs, and the older "nbd:HOST:PORT" words
+ *   open.c     connecting, and what the export can do
+ *   wire.c     requests: any number at once on one connection, and the thread that moves their bytes
+ */
+#ifndef QK_STORE_NBD_STORE_NBD_H
+#define QK_STORE_NBD_STORE_NBD_H
+
+#include <stdbool.h>
+
+#include <qcowkit/store.h>
+
+/* Where an export is. `path` (a Unix socket) or `host` with `port` is set. Strings are the struct's own. */
+struct qk_nbd_address {
+	char *path;
+	char *host, *port;
+	char *export_name; /* never NULL after a parse; "": the server's default */
+	bool tls; /* encrypted, or no connection at all */
+	bool no_verify; /* believe any certificate */
+	char *tls_dir; /* of ca-cert.pem, client-cert.pem, client-key.pem; NULL: libnbd's places */
+	char *tls_psk_file, *tls_username;
+};
+
+/* Does a name look like an NBD export: nbd://…, nbd+unix://…, nbd:…? */
+bool qk_nbd_is_name(const char *text);
+
+/*
+ * nbd[s]://HOST[:PORT]/EXPORT, nbd[s]+unix:///EXPORT?socket=PATH, with tls-certificates=, tls-psk-file=,
+ * tls-username=, tls-verify-peer= behind the question mark; nbd:unix:PATH[:exportname=E], nbd:HOST:PORT[:exportname=E].
+ * Pure. QCOW_E_INVAL, QCOW_E_UNSUPPORTED, QCOW_E_NOMEM. Release *out, after a failure too.
+ */
+enum qcow_status qk_nbd_address_parse(const char *text, struct qk_nbd_address *out,
+	struct qcow_error *err) __attribute__((warn_unused_result));
+void qk_nbd_address_release(struct qk_nbd_address *address);
+
+/* The address as one URI, without TLS's parts: what messages call it. NULL: out of memory. Free it. */
+char *qk_nbd_address_text(const struct qk_nbd_address *address);
+
+/*
+ * Connect. The store's size is fixed; a server that has no block status answers data. Nothing is durable before
+ * a flush. A connection that breaks fails every later call. Any thread.
+ * QCOW_E_READONLY (`writable` and the export is not), QCOW_E_NOENT, QCOW_E_ACCESS, QCOW_E_IO, QCOW_E_NOMEM.
+ */
+enum qcow_status qk_nbd_open(const struct qk_nbd_address *address, bool writable,
+	struct qcow_store **out, struct qcow_error *err) __attribute__((warn_unused_result));
+
+#endif
