@@ -3,7 +3,6 @@
  * open: connects to a server, and asks what its export can do.
  */
 #include <errno.h>
-#include <libnbd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +11,9 @@
 #include "store_nbd/wire.h"
 
 /* What libnbd said last, without the name of its own function. */
-static const char *said(void)
+static const char *said(const struct qk_libnbd *lib)
 {
-	const char *text = nbd_get_error();
+	const char *text = lib->get_error();
 	const char *colon = text != NULL ? strstr(text, ": ") : NULL;
 	return colon != NULL && strncmp(text, "nbd_", strlen("nbd_")) == 0 ? colon + 2
 	       : text != NULL						   ? text
@@ -28,10 +27,11 @@ static bool is_unreachable(int error)
 	       error == ECONNRESET;
 }
 
-static enum qcow_status fail_connect(const struct qk_nbd_address *a, struct qcow_error *err)
+static enum qcow_status fail_connect(
+	const struct qk_libnbd *lib, const struct qk_nbd_address *a, struct qcow_error *err)
 {
-	int error = nbd_get_errno();
-	const char *why = said();
+	int error = lib->get_errno();
+	const char *why = said(lib);
 	if (strstr(why, "server has no export") != NULL)
 		return QK_FAIL(err, QCOW_E_NOENT, "Requested export not available");
 	bool at_socket = strncmp(why, "connect:", strlen("connect:")) == 0 ||
@@ -44,39 +44,43 @@ static enum qcow_status fail_connect(const struct qk_nbd_address *a, struct qcow
 	return QK_FAIL(err, status, "no NBD connection: %s", why);
 }
 
-static bool set_tls(struct nbd_handle *nbd, const struct qk_nbd_address *a)
+static bool set_tls(
+	const struct qk_libnbd *lib, struct nbd_handle *nbd, const struct qk_nbd_address *a)
 {
 	if (!a->tls)
 		return true;
-	return nbd_set_tls(nbd, LIBNBD_TLS_REQUIRE) == 0 &&
-	       nbd_set_tls_verify_peer(nbd, !a->no_verify) == 0 &&
-	       (a->tls_dir == NULL || nbd_set_tls_certificates(nbd, a->tls_dir) == 0) &&
-	       (a->tls_psk_file == NULL || nbd_set_tls_psk_file(nbd, a->tls_psk_file) == 0) &&
-	       (a->tls_username == NULL || nbd_set_tls_username(nbd, a->tls_username) == 0);
+	return lib->set_tls(nbd, LIBNBD_TLS_REQUIRE) == 0 &&
+	       lib->set_tls_verify_peer(nbd, !a->no_verify) == 0 &&
+	       (a->tls_dir == NULL || lib->set_tls_certificates(nbd, a->tls_dir) == 0) &&
+	       (a->tls_psk_file == NULL || lib->set_tls_psk_file(nbd, a->tls_psk_file) == 0) &&
+	       (a->tls_username == NULL || lib->set_tls_username(nbd, a->tls_username) == 0);
 }
 
 static enum qcow_status reach(
-	struct nbd_handle *nbd, const struct qk_nbd_address *a, struct qcow_error *err)
+	const struct qk_nbd_wire *wire, const struct qk_nbd_address *a, struct qcow_error *err)
 {
-	if (!set_tls(nbd, a) || nbd_set_export_name(nbd, a->export_name) != 0 ||
-		nbd_add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
-		nbd_set_pread_initialize(nbd, false) != 0)
-		return QK_FAIL(err, QCOW_E_INVAL, "%s", said());
-	int r = a->path != NULL ? nbd_connect_unix(nbd, a->path)
-				: nbd_connect_tcp(nbd, a->host, a->port);
-	return r == 0 ? QCOW_OK : fail_connect(a, err);
+	const struct qk_libnbd *lib = wire->lib;
+	struct nbd_handle *nbd = wire->nbd;
+	if (!set_tls(lib, nbd, a) || lib->set_export_name(nbd, a->export_name) != 0 ||
+		lib->add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+		lib->set_pread_initialize(nbd, false) != 0)
+		return QK_FAIL(err, QCOW_E_INVAL, "%s", said(lib));
+	int r = a->path != NULL ? lib->connect_unix(nbd, a->path)
+				: lib->connect_tcp(nbd, a->host, a->port);
+	return r == 0 ? QCOW_OK : fail_connect(lib, a, err);
 }
 
 /* The export in `wire`. */
 static enum qcow_status ask(struct qk_nbd_wire *wire, bool writable, struct qcow_error *err)
 {
+	const struct qk_libnbd *lib = wire->lib;
 	struct nbd_handle *nbd = wire->nbd;
-	int64_t size = nbd_get_size(nbd);
-	int64_t least = nbd_get_block_size(nbd, LIBNBD_SIZE_MINIMUM);
-	int64_t most = nbd_get_block_size(nbd, LIBNBD_SIZE_MAXIMUM);
+	int64_t size = lib->get_size(nbd);
+	int64_t least = lib->get_block_size(nbd, LIBNBD_SIZE_MINIMUM);
+	int64_t most = lib->get_block_size(nbd, LIBNBD_SIZE_MAXIMUM);
 	if (size < 0)
-		return QK_FAIL(err, QCOW_E_IO, "the export has no size: %s", said());
-	if (writable && nbd_is_read_only(nbd) != 0)
+		return QK_FAIL(err, QCOW_E_IO, "the export has no size: %s", said(lib));
+	if (writable && lib->is_read_only(nbd) != 0)
 		return QK_FAIL(err, QCOW_E_READONLY, "request for write access denied");
 	wire->size = (uint64_t)size;
 	wire->min_block = least > 1 && least <= 65536 && (least & (least - 1)) == 0
@@ -86,9 +90,9 @@ static enum qcow_status ask(struct qk_nbd_wire *wire, bool writable, struct qcow
 	if (most >= (int64_t)wire->min_block && most < (int64_t)wire->max_request)
 		wire->max_request = (uint32_t)most / wire->min_block * wire->min_block;
 	wire->writable = writable;
-	wire->can_flush = nbd_can_flush(nbd) > 0;
-	wire->can_zero = nbd_can_zero(nbd) > 0;
-	wire->has_extents = nbd_can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	wire->can_flush = lib->can_flush(nbd) > 0;
+	wire->can_zero = lib->can_zero(nbd) > 0;
+	wire->has_extents = lib->can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
 	return QCOW_OK;
 }
 
@@ -96,10 +100,11 @@ static enum qcow_status ask(struct qk_nbd_wire *wire, bool writable, struct qcow
 static enum qcow_status connect_wire(const struct qk_nbd_address *a, bool writable,
 	struct qk_nbd_wire *wire, struct qcow_error *err)
 {
-	wire->nbd = nbd_create();
+	QK_TRY(qk_libnbd_load(&wire->lib, err));
+	wire->nbd = wire->lib->create();
 	if (wire->nbd == NULL)
 		return QK_FAIL_NOMEM(err);
-	QK_TRY(reach(wire->nbd, a, err));
+	QK_TRY(reach(wire, a, err));
 	return ask(wire, writable, err);
 }
 
@@ -117,7 +122,8 @@ enum qcow_status qk_nbd_open(const struct qk_nbd_address *a, bool writable, stru
 	if (status == QCOW_OK)
 		status = qk_nbd_wire_start(wire, err);
 	if (status != QCOW_OK) {
-		nbd_close(wire->nbd);
+		if (wire->nbd != NULL)
+			wire->lib->close(wire->nbd);
 		free(wire);
 		return status;
 	}

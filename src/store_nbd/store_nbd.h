@@ -4,6 +4,7 @@
  * libqcowkit does not.
  *
  *   address.c  where an export is: URIs, and the older "nbd:HOST:PORT" words
+ *   lib.c      libnbd, loaded at first use
  *   open.c     connecting, and what the export can do
  *   wire.c     requests: any number at once on one connection, and the thread that moves their bytes
  */

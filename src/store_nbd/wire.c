@@ -13,7 +13,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <libnbd.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,11 +72,11 @@ static nbd_completion_callback callback_of(struct wait *wait)
 static void issued(struct qk_nbd_wire *w, struct wait *wait, int64_t cookie)
 {
 	if (cookie < 0) {
-		int error = nbd_get_errno();
+		int error = w->lib->get_errno();
 		end_one(wait, error != 0 ? error : EIO);
 		return;
 	}
-	if ((nbd_aio_get_direction(w->nbd) & LIBNBD_AIO_DIRECTION_WRITE) != 0)
+	if ((w->lib->aio_get_direction(w->nbd) & LIBNBD_AIO_DIRECTION_WRITE) != 0)
 		kick(w);
 }
 
@@ -97,8 +96,9 @@ static int wait_for(struct wait *wait)
 /* One turn; false: the connection is over. */
 static bool turn(struct qk_nbd_wire *w)
 {
-	unsigned wants = nbd_aio_get_direction(w->nbd);
-	struct pollfd fds[2] = {{.fd = nbd_aio_get_fd(w->nbd)}, {.fd = w->kick, .events = POLLIN}};
+	unsigned wants = w->lib->aio_get_direction(w->nbd);
+	struct pollfd fds[2] = {
+		{.fd = w->lib->aio_get_fd(w->nbd)}, {.fd = w->kick, .events = POLLIN}};
 	if ((wants & LIBNBD_AIO_DIRECTION_READ) != 0)
 		fds[0].events |= POLLIN;
 	if ((wants & LIBNBD_AIO_DIRECTION_WRITE) != 0)
@@ -109,15 +109,15 @@ static bool turn(struct qk_nbd_wire *w)
 	if (fds[1].revents != 0)
 		(void)!read(w->kick, &n, sizeof(n));
 	/* a caller may have moved the state meanwhile */
-	wants = nbd_aio_get_direction(w->nbd);
+	wants = w->lib->aio_get_direction(w->nbd);
 	bool ended = (fds[0].revents & (POLLHUP | POLLERR)) != 0;
 	int r = 0;
 	if ((wants & LIBNBD_AIO_DIRECTION_READ) != 0 && ((fds[0].revents & POLLIN) != 0 || ended))
-		r = nbd_aio_notify_read(w->nbd);
+		r = w->lib->aio_notify_read(w->nbd);
 	else if ((wants & LIBNBD_AIO_DIRECTION_WRITE) != 0 &&
 		 ((fds[0].revents & POLLOUT) != 0 || ended))
-		r = nbd_aio_notify_write(w->nbd);
-	return r == 0 && nbd_aio_is_dead(w->nbd) == 0 && nbd_aio_is_closed(w->nbd) == 0;
+		r = w->lib->aio_notify_write(w->nbd);
+	return r == 0 && w->lib->aio_is_dead(w->nbd) == 0 && w->lib->aio_is_closed(w->nbd) == 0;
 }
 
 static void *run(void *ctx)
@@ -146,9 +146,9 @@ static void wire_close(void *ctx)
 	atomic_store(&w->ends, true);
 	kick(w);
 	(void)pthread_join(w->thread, NULL);
-	if (nbd_aio_is_ready(w->nbd) > 0)
-		(void)nbd_shutdown(w->nbd, 0);
-	nbd_close(w->nbd);
+	if (w->lib->aio_is_ready(w->nbd) > 0)
+		(void)w->lib->shutdown(w->nbd, 0);
+	w->lib->close(w->nbd);
 	(void)close(w->kick);
 	free(w);
 }
@@ -164,8 +164,8 @@ static void move(struct qk_nbd_wire *w, struct wait *wait, const struct iovec *p
 		size_t n = left < w->max_request ? left : w->max_request;
 		begin_one(wait);
 		issued(w, wait,
-			writes ? nbd_aio_pwrite(w->nbd, at, n, off, callback_of(wait), 0)
-			       : nbd_aio_pread(w->nbd, at, n, off, callback_of(wait), 0));
+			writes ? w->lib->aio_pwrite(w->nbd, at, n, off, callback_of(wait), 0)
+			       : w->lib->aio_pread(w->nbd, at, n, off, callback_of(wait), 0));
 		at += n;
 		off += n;
 		left -= n;
@@ -205,7 +205,7 @@ static enum qcow_status wire_flush(void *ctx, struct qcow_error *err)
 	if (!w->can_flush)
 		return QCOW_OK;
 	begin_one(&wait);
-	issued(w, &wait, nbd_aio_flush(w->nbd, callback_of(&wait), 0));
+	issued(w, &wait, w->lib->aio_flush(w->nbd, callback_of(&wait), 0));
 	int error = wait_for(&wait);
 	return error == 0 ? QCOW_OK : QK_FAIL_OS(err, error, "making the data durable");
 }
@@ -235,7 +235,7 @@ static enum qcow_status make_zeros(
 	for (uint64_t at = off, left = len; left > 0;) {
 		uint64_t n = left < most ? left : most;
 		begin_one(&wait);
-		issued(w, &wait, nbd_aio_zero(w->nbd, n, at, callback_of(&wait), flags));
+		issued(w, &wait, w->lib->aio_zero(w->nbd, n, at, callback_of(&wait), flags));
 		at += n;
 		left -= n;
 	}
@@ -298,7 +298,8 @@ static enum qcow_status wire_extents(void *ctx, uint64_t off, uint64_t len,
 		n = (skipped + len + w->min_block - 1) / w->min_block * w->min_block;
 	begin_one(&wait);
 	nbd_extent_callback extent = {.callback = on_extents, .user_data = &asked};
-	issued(w, &wait, nbd_aio_block_status(w->nbd, n, asked.off, extent, callback_of(&wait), 0));
+	issued(w, &wait,
+		w->lib->aio_block_status(w->nbd, n, asked.off, extent, callback_of(&wait), 0));
 	int error = wait_for(&wait);
 	if (error != 0)
 		return QK_FAIL_OS(err, error, "asking what lies at offset %" PRIu64, off);

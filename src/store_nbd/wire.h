@@ -5,12 +5,12 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "store_nbd/lib.h"
 #include "store_nbd/store_nbd.h"
-
-struct nbd_handle;
 
 /* A connection in transmission. Constant once the thread runs, but for `ends`. */
 struct qk_nbd_wire {
+	const struct qk_libnbd *lib;
 	struct nbd_handle *nbd; /* libnbd locks it itself */
 	int kick; /* eventfd: look again at what the connection waits for */
 	pthread_t thread;
