@@ -384,10 +384,13 @@ QCOW_EXPORT enum qcow_status qcow_repair(struct qcow_store *store, const struct 
 	struct qcow_repair_result *result, struct qcow_error *err) QCOW_MUST_USE;
 
 /*
- * Put back what a repair, also one that was cut short, has saved in `undo`: the image is byte for byte as it was before.
- * Whatever else was written to it since is lost or damaged: undo at once or not at all. Doing it again after a crash
- * is right. QCOW_E_FORMAT (`undo` holds no such record, or its start is damaged), QCOW_E_INVAL (it is of another
- * image: sector 0 is none that the repair knew), errors of both stores.
+ * Put back what a repair, also one that was cut short, has saved in `undo`, which must be writable, for how far it has come
+ * is noted there: the image is byte for byte as it was before. Doing it again after a crash or a failure is right.
+ * An image that was written to since is refused before anything is written: each sector that the repair
+ * replaced must hold what it wrote there, and the file must be as long as it left it (after a repair that was cut short:
+ * anything that it had there at any time). What it never wrote to is not looked at.
+ * QCOW_E_FORMAT (`undo` holds no such record, or its start is damaged), QCOW_E_INVAL (it is of another image, or the
+ * image was changed since), QCOW_E_READONLY, QCOW_E_LIMIT (more than 8 GiB were replaced), errors of both stores.
  */
 QCOW_EXPORT enum qcow_status qcow_repair_undo(struct qcow_store *store, struct qcow_store *undo,
 	struct qcow_error *err) QCOW_MUST_USE;

@@ -32,6 +32,17 @@ void *qk_realloc(void *old, uint64_t n, size_t size)
 	return total_of(n, size, &total) ? realloc(old, total) : NULL;
 }
 
+void *qk_grown(void *old, size_t n, size_t *room, size_t size)
+{
+	if (n < *room)
+		return old;
+	size_t more = *room == 0 ? 16 : *room * 2;
+	void *v = qk_realloc(old, more, size);
+	if (v != NULL)
+		*room = more;
+	return v;
+}
+
 void *qk_malloc_aligned(size_t align, uint64_t size)
 {
 	size_t total = 0;

@@ -21,6 +21,10 @@ void *qk_malloc(uint64_t n, size_t size) QK_MUST_USE;
 /* n objects of `size` bytes, kept from `old`; on failure NULL and `old` is untouched. */
 void *qk_realloc(void *old, uint64_t n, size_t size) QK_MUST_USE;
 
+/* The array `old`, which has n objects of `size` bytes and room for *room, or what took its place: with room for one more.
+ * On failure NULL and `old` is untouched. */
+void *qk_grown(void *old, size_t n, size_t *room, size_t size) QK_MUST_USE;
+
 /* `size` bytes aligned to `align` (a power of two >= sizeof(void *)): for O_DIRECT. */
 void *qk_malloc_aligned(size_t align, uint64_t size) QK_MUST_USE;
 

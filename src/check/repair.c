@@ -111,52 +111,39 @@ static uint32_t run_length(const struct qk_changes *c, uint32_t first)
 	while (first + n < c->n && c->v[first + n].phase == c->v[first].phase &&
 		c->v[first + n].off <
 			qk_align_down(c->v[first + n - 1].off, QK_SECTOR) + 2 * QK_SECTOR &&
-		c->v[first + n].off + QK_SECTOR <= start + RUN_BYTES)
+		qk_align_down(c->v[first + n].off, QK_SECTOR) + QK_SECTOR <= start + RUN_BYTES)
 		n++;
 	return n;
 }
 
-/* The sectors of changes [first, first + n). */
-static void range_of(const struct repair *r, const struct qk_plan *p, uint32_t first, uint32_t n,
-	uint64_t *off, uint64_t *len)
+/* The sectors of the run that begins with change *i as they will be, read or saved with qk_undo_save; *i moves on. */
+static enum qcow_status make_run(struct repair *r, const struct qk_plan *p, uint32_t *i,
+	struct iovec *run, uint64_t *off, struct qcow_error *err)
 {
-	uint64_t last = p->changes.v[first + n - 1].off;
+	const struct qk_change *first = &p->changes.v[*i];
+	uint32_t n = run_length(&p->changes, *i);
+	uint64_t last = first[n - 1].off;
 	uint64_t end = qk_align_down(last, QK_SECTOR) + QK_SECTOR;
 
-	(void)r;
-	*off = qk_align_down(p->changes.v[first].off, QK_SECTOR);
+	*off = qk_align_down(first->off, QK_SECTOR);
 	/* a file may end within a sector */
-	*len = qk_max(qk_min(end, p->file_size), last + 8) - *off;
-}
-
-static enum qcow_status write_run(struct repair *r, const struct qk_plan *p, uint32_t first,
-	uint32_t n, uint8_t *buf, struct qcow_error *err)
-{
-	uint64_t off = 0, len = 0;
-
-	range_of(r, p, first, n, &off, &len);
-	QK_TRY(qcow_store_read_padded(r->store, buf, (size_t)len, off, err));
-	for (uint32_t i = first; i < first + n; i++)
-		qk_store64(buf + (p->changes.v[i].off - off), p->changes.v[i].now);
-	return qcow_store_write(r->store, buf, (size_t)len, off, err);
-}
-
-static enum qcow_status save_run(struct repair *r, const struct qk_plan *p, uint32_t first,
-	uint32_t n, struct qcow_error *err)
-{
-	uint64_t off = 0, len = 0;
-
-	range_of(r, p, first, n, &off, &len);
-	return qk_undo_save(&r->undo, off, len, err);
+	run->iov_len = (size_t)(qk_max(qk_min(end, p->file_size), last + 8) - *off);
+	QK_TRY(qcow_store_read_padded(r->store, run->iov_base, run->iov_len, *off, err));
+	for (uint32_t k = 0; k < n; k++)
+		qk_store64((uint8_t *)run->iov_base + (first[k].off - *off), first[k].now);
+	*i += n;
+	return QCOW_OK;
 }
 
 /* The changes of one phase: all saved, durably, then all written. *any: there are some. */
 static enum qcow_status write_phase(struct repair *r, const struct qk_plan *p,
 	enum qcow_repair_phase phase, bool *any, struct qcow_error *err)
 {
-	QK_AUTO_FREE uint8_t *buf = qk_malloc(RUN_BYTES + QK_SECTOR, 1);
+	QK_AUTO_FREE uint8_t *buf = qk_malloc(RUN_BYTES, 1);
 	const struct qk_changes *c = &p->changes;
+	struct iovec run = {buf, 0};
 	uint32_t first = 0, end = 0;
+	uint64_t off = 0;
 
 	if (buf == NULL)
 		return QK_FAIL_NOMEM(err);
@@ -164,27 +151,31 @@ static enum qcow_status write_phase(struct repair *r, const struct qk_plan *p,
 		first++;
 	for (end = first; end < c->n && c->v[end].phase == phase; end++)
 		*any = true;
-	for (uint32_t i = first; i < end; i += run_length(c, i))
-		QK_TRY(save_run(r, p, i, run_length(c, i), err));
+	for (uint32_t i = first; i < end;) {
+		QK_TRY(make_run(r, p, &i, &run, &off, err));
+		QK_TRY(qk_undo_save(&r->undo, &run, 1, off, err));
+	}
 	QK_TRY(qk_undo_sync(&r->undo, err));
-	for (uint32_t i = first; i < end; i += run_length(c, i))
-		QK_TRY(write_run(r, p, i, run_length(c, i), buf, err));
+	for (uint32_t i = first; i < end;) {
+		QK_TRY(make_run(r, p, &i, &run, &off, err));
+		QK_TRY(qcow_store_writev(r->store, &run, 1, off, err));
+	}
 	return QCOW_OK;
 }
 
 /* Sector 0, one write, between two flushes; nothing where it is the same. */
 static enum qcow_status write_sector0(
-	struct repair *r, const uint8_t sector[QK_SECTOR], struct qcow_error *err)
+	struct repair *r, uint8_t sector[QK_SECTOR], struct qcow_error *err)
 {
 	uint8_t was[QK_SECTOR];
+	struct iovec run = {sector, QK_SECTOR};
 
 	QK_TRY(qcow_store_read(r->store, was, sizeof(was), 0, err));
 	if (memcmp(was, sector, sizeof(was)) == 0)
 		return QCOW_OK;
-	QK_TRY(qk_undo_save(&r->undo, 0, sizeof(was), err));
-	QK_TRY(qk_undo_note_header(&r->undo, sector, err));
+	QK_TRY(qk_undo_save(&r->undo, &run, 1, 0, err));
 	QK_TRY(qk_undo_sync(&r->undo, err));
-	QK_TRY(qcow_store_write(r->store, sector, QK_SECTOR, 0, err));
+	QK_TRY(qcow_store_writev(r->store, &run, 1, 0, err));
 	return flush(r, err);
 }
 
@@ -378,5 +369,6 @@ enum qcow_status qk_repair(struct qcow_store *store, const struct qcow_repair_op
 		return QK_FAIL(
 			err, QCOW_E_READONLY, "%s: not open for writing", qcow_store_name(store));
 	QK_TRY(qk_undo_begin(&r.undo, options->dry_run ? NULL : options->undo, store, err));
-	return run(&r, err);
+	QK_TRY(run(&r, err));
+	return qk_undo_end(&r.undo, err);
 }

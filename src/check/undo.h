@@ -2,12 +2,14 @@
 /*
  * undo: the bytes that a repair replaces, saved so that they can be put back.
  *
- *	0   "qcowundo"  8   version 1  16  bytes of the image before  24  bytes of sector 0 that follow, 512
- *	32  zeros       ...            512 sector 0 of the image before
- *	1024  records: "undo" + kind (8)  offset (8)  length (8)  checksum (8), then the bytes, padded to 8
+ *	0   "qcowundo"  8   version 2  16  bytes of the image before  24  bytes of sector 0 that follow, 512
+ *	32  digest of this head        40  zeros    512  sector 0 of the image before
+ *	1024  records (undo_record.h)
  *
- * Numbers are big-endian. The checksum is about the record's head and bytes; what does not agree ends the list: it was not yet
- * durable, so nothing of it had been replaced. A record of kind 2 is a sector 0 that the repair wrote.
+ * A record is durable before anything that it saves is replaced. It has the sectors as they are and digests of what they
+ * will be, those past the end of the image too, so that each state of each sector that the repair goes through is
+ * known, and an image that anybody else has written to is told from one that the repair left. The last record says how
+ * long the image was in the end: without it the repair was cut short.
  */
 #ifndef QK_CHECK_UNDO_H
 #define QK_CHECK_UNDO_H
@@ -29,20 +31,20 @@ struct qk_undo {
 enum qcow_status qk_undo_begin(struct qk_undo *u, struct qcow_store *log, struct qcow_store *image,
 	struct qcow_error *err) QK_MUST_USE;
 
-/* Save what the image holds in [off, off + len), as far as it had that. */
-enum qcow_status qk_undo_save(
-	struct qk_undo *u, uint64_t off, uint64_t len, struct qcow_error *err) QK_MUST_USE;
-/* Note a sector 0 that will be written. */
-enum qcow_status qk_undo_note_header(
-	struct qk_undo *u, const uint8_t *sector, struct qcow_error *err) QK_MUST_USE;
+/* `iov` will be written at `off`: save what the image holds there, as far as it had that, in whole sectors. Two that
+ * are saved before either is written have no sector in common. */
+enum qcow_status qk_undo_save(struct qk_undo *u, const struct iovec *iov, int n, uint64_t off,
+	struct qcow_error *err) QK_MUST_USE;
 /* What was saved is durable afterwards. */
 enum qcow_status qk_undo_sync(struct qk_undo *u, struct qcow_error *err) QK_MUST_USE;
+/* The repair is done, all that it wrote is stable: so is this note afterwards. */
+enum qcow_status qk_undo_end(struct qk_undo *u, struct qcow_error *err) QK_MUST_USE;
 
 /* A store over the image, which it does not own: saves, durably, before each write. QCOW_E_NOMEM. */
 enum qcow_status qk_undo_store(
 	struct qk_undo *u, struct qcow_store **out, struct qcow_error *err) QK_MUST_USE;
 
-/* See qcow_repair_undo. */
+/* undo_apply.c. See qcow_repair_undo. */
 enum qcow_status qk_undo_apply(
 	struct qcow_store *image, struct qcow_store *log, struct qcow_error *err) QK_MUST_USE;
 

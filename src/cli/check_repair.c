@@ -173,7 +173,7 @@ int check_undo(struct check *c, struct qcow_image *image, const char *path)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_store *undo = NULL;
 
-	if (qcow_file_open(path, 0, &undo, &err) != QCOW_OK)
+	if (qcow_file_open(path, QCOW_FILE_WRITE, &undo, &err) != QCOW_OK)
 		return cli_fail(c->cli, &err, "cannot open the file for undoing");
 	enum qcow_status status = qcow_repair_undo(qcow_image_store(image), undo, &err);
 	qcow_store_close(undo);

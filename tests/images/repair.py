@@ -12,7 +12,7 @@ Each image that opens and in which check finds something:
   guest   what an own reader (below) finds in clusters of the disk and of its snapshots is as it was, but for as many
           clusters as repairs.txt says
   leaks   check -r leaks leaves no error that was not there before, and the guest's view as it is
-  undo    check --undo-apply gives the image back, byte for byte
+  undo    check --undo-apply refuses an image that has grown since, and gives the repaired one back, byte for byte
 Pairs and other bases have the same but for the number of clusters. Last line: "N passed, N failed, N skipped".
 """
 import argparse
@@ -159,6 +159,16 @@ def repair(args, path, undo, left):
         raise Wrong("a second repair changes the image")
 
 
+def refuse_longer(args, path, undo):
+    size = os.path.getsize(path)
+    os.truncate(path, size + 65536)
+    grown = images.digest(path)
+    run([args.qcow, "check", "-f", "qcow2", "--undo-apply", undo, path], (1,))
+    if images.digest(path) != grown:
+        raise Wrong("an undoing that is refused has changed the image")
+    os.truncate(path, size)
+
+
 def try_leaks(args, path, data, before, found):
     write(path, data)
     run([args.qcow, "check", "-q", "-f", "qcow2", "-r", "leaks", path], (0, 2, 3))
@@ -194,6 +204,8 @@ def run_case(args, path, data, left, is_single):
     repair(args, path, undo, left)
     n = differences(before, Reader(content(path)).read())
     if os.path.exists(undo):
+        if is_single:
+            refuse_longer(args, path, undo)
         run([args.qcow, "check", "-f", "qcow2", "--undo-apply", undo, path])
     if content(path) != data:
         raise Wrong("undoing does not give the image back")
