@@ -8,10 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <dirtymap.h>
 #include <host.h>
 #include <oracle.h>
+#include <rng.h>
 
 #include "disk.h"
 #include "explore.h"
@@ -20,6 +22,12 @@
 #include "store.h"
 
 #define AGAIN_ONE_IN 16u
+#define OTHER	     "other.raw"
+
+struct below {
+	uint8_t *bytes;
+	uint64_t n;
+};
 
 /* What an image shows. */
 struct face {
@@ -27,13 +35,14 @@ struct face {
 	uint64_t image; /* hash of all but the bitmaps */
 	uint64_t bitmaps; /* of their bits */
 	bool in_use; /* one that is enabled is in use: nothing it says counts */
+	bool has_backing, is_other; /* the backing file it records: none, the first, the other */
 	char why[200];
 };
 
 struct look {
 	const struct qkc_disk *d;
-	const uint8_t *backing;
-	uint64_t n_backing;
+	const struct below *files; /* the first, the other */
+	struct below backing; /* what it records */
 	struct face *face;
 };
 
@@ -68,6 +77,12 @@ static void mix_bytes(uint64_t *hash, uint64_t off, const uint8_t *p, uint64_t n
 	}
 }
 
+static void mix_text(uint64_t *hash, const char *text)
+{
+	for (; text != NULL && *text != '\0'; text++)
+		mix(hash, (uint8_t)*text);
+}
+
 static void mix_view(const struct look *l, struct image *img, const char *snapshot, uint64_t *hash)
 {
 	struct view view = image_view(img, snapshot);
@@ -80,9 +95,9 @@ static void mix_view(const struct look *l, struct image *img, const char *snapsh
 			read_run(img, &run, buf, run.bytes);
 			mix_bytes(hash, off, buf, run.bytes);
 		} else if ((run.kind == UNALLOCATED || run.kind == RESERVED) &&
-			   off < l->n_backing) {
-			uint64_t n = l->n_backing - off;
-			mix_bytes(hash, off, l->backing + off, n < run.bytes ? n : run.bytes);
+			   off < l->backing.n) {
+			uint64_t n = l->backing.n - off;
+			mix_bytes(hash, off, l->backing.bytes + off, n < run.bytes ? n : run.bytes);
 		}
 	}
 }
@@ -100,9 +115,18 @@ static void look_at_bitmaps(const struct look *l, uint64_t disk_bytes)
 	}
 }
 
+static void look_below(struct look *l, const struct image *img)
+{
+	l->face->has_backing = img->backing != NULL;
+	l->face->is_other = img->backing != NULL && strcmp(img->backing, OTHER) == 0;
+	if (img->backing != NULL)
+		l->backing = l->files[l->face->is_other];
+	mix_text(&l->face->image, img->backing);
+}
+
 static void *look_in_thread(void *ctx)
 {
-	const struct look *l = ctx;
+	struct look *l = ctx;
 	struct verdict v;
 	refusal = l->face->why;
 	struct image *img = image_open_bytes(qkc_disk_bytes(l->d), qkc_disk_size(l->d));
@@ -115,18 +139,21 @@ static void *look_in_thread(void *ctx)
 	mix(hash, img->version);
 	mix(hash, img->refcount_order);
 	mix(hash, img->compatible);
+	look_below(l, img);
 	mix_view(l, img, NULL, hash);
-	for (uint32_t i = 0; i < img->n_snapshots; i++)
+	for (uint32_t i = 0; i < img->n_snapshots; i++) {
+		mix_text(hash, img->snapshots[i].name);
 		mix_view(l, img, img->snapshots[i].id, hash);
+	}
 	look_at_bitmaps(l, img->disk_bytes);
 	l->face->is_good = true;
 	return NULL;
 }
 
-static struct face look(const struct qkc_disk *d, const uint8_t *backing, uint64_t n_backing)
+static struct face look(const struct qkc_disk *d, const struct below *files)
 {
 	struct face face = {0};
-	struct look l = {d, backing, n_backing, &face};
+	struct look l = {.d = d, .files = files, .face = &face};
 	pthread_t thread;
 	if (pthread_create(&thread, NULL, look_in_thread, &l) != 0 ||
 		pthread_join(thread, NULL) != 0)
@@ -139,25 +166,25 @@ static struct face look(const struct qkc_disk *d, const uint8_t *backing, uint64
 
 struct whole {
 	const struct qkc_operation *o;
-	uint8_t *backing;
-	uint64_t n_backing;
+	struct below files[2];
 	struct face before, after;
 	struct qkc_whole_result result;
 };
 
-static struct qcow_image *open_image(
-	const struct whole *w, struct qkc_disk *d, struct qkc_log *log, struct qcow_error *err)
+static struct qcow_image *open_image(const struct whole *w, struct qkc_disk *d,
+	const struct face *seen, struct qkc_log *log, struct qcow_error *err)
 {
+	const struct below *below = &w->files[seen->is_other];
 	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_image *image = NULL;
 	options.flags = QCOW_OPEN_WRITE;
 	options.format = "qcow2";
 	if (w->o->passphrase != NULL)
 		options.secret = (struct qcow_secret){w->o->passphrase, strlen(w->o->passphrase)};
-	if (w->backing != NULL) {
+	if (seen->has_backing) {
 		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
 		raw.format = "raw";
-		if (qcow_open(qkc_bytes_store(w->backing, w->n_backing), &raw, &options.backing,
+		if (qcow_open(qkc_bytes_store(below->bytes, below->n), &raw, &options.backing,
 			    err) != QCOW_OK)
 			return NULL;
 	}
@@ -172,7 +199,7 @@ static struct qcow_image *open_image(
 static bool run_logged(struct whole *w, struct qkc_disk *d, struct qkc_log *log)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_image *image = open_image(w, d, log, &err);
+	struct qcow_image *image = open_image(w, d, &w->before, log, &err);
 	if (image == NULL) {
 		(void)snprintf(w->result.first_bad, sizeof(w->result.first_bad), "open: %.200s",
 			err.message);
@@ -196,18 +223,19 @@ static bool is_face(const struct face *seen, const struct face *want)
 }
 
 /* The library opens it and goes on. */
-static bool goes_on(struct whole *w, struct qkc_disk *d, char *why, size_t room)
+static bool goes_on(
+	struct whole *w, struct qkc_disk *d, const struct face *seen, char *why, size_t room)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qkc_log log = {0};
-	struct qcow_image *image = open_image(w, d, &log, &err);
+	struct qcow_image *image = open_image(w, d, seen, &log, &err);
 	const char *wrong = image != NULL ? w->o->again(image) : err.message;
 	(void)snprintf(why, room, "again: %.150s", wrong != NULL ? wrong : "");
 	qcow_close(image);
 	qkc_log_clear(&log);
 	if (wrong != NULL)
 		return false;
-	struct face face = look(d, w->backing, w->n_backing);
+	struct face face = look(d, w->files);
 	(void)snprintf(why, room, "after again: %.150s", face.why);
 	return face.is_good;
 }
@@ -216,7 +244,7 @@ static bool judge(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
 {
 	struct whole *w = ctx;
 	char why[220] = "";
-	struct face seen = look(d, w->backing, w->n_backing);
+	struct face seen = look(d, w->files);
 	bool is_good = seen.is_good;
 	(void)snprintf(why, sizeof(why), "%s", seen.why);
 	if (is_good) {
@@ -227,7 +255,7 @@ static bool judge(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
 			may_be_before ? "" : ", which is promised");
 	}
 	if (is_good && w->o->again != NULL && qkc_disk_hash(d) % AGAIN_ONE_IN == 0)
-		is_good = goes_on(w, d, why, sizeof(why));
+		is_good = goes_on(w, d, &seen, why, sizeof(why));
 	if (!is_good && w->result.first_bad[0] == '\0') {
 		(void)snprintf(w->result.first_bad, sizeof(w->result.first_bad),
 			"%s state %" PRIu64 ": %.200s", s->kind, s->id, why);
@@ -255,21 +283,29 @@ static void explore(
 	qkc_set_free(&totals.contents);
 }
 
+static struct below slurp(const char *name)
+{
+	size_t n = 0;
+	uint8_t *bytes = name != NULL && access(qkt_path(name), F_OK) == 0
+				 ? qkt_slurp(qkt_path(name), &n)
+				 : NULL;
+	return (struct below){bytes, n};
+}
+
 struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed)
 {
 	struct whole w = {.o = o};
 	struct qkc_log log = {0};
-	size_t n = 0, n_backing = 0;
-	qkt_must("rm -f img back.raw && %s", o->setup);
-	if (o->backing != NULL)
-		w.backing = qkt_slurp(qkt_path(o->backing), &n_backing);
-	w.n_backing = n_backing;
-	uint8_t *bytes = qkt_slurp(qkt_path("img"), &n);
-	struct qkc_disk *initial = qkc_disk_new(bytes, n), *live = qkc_disk_new(bytes, n);
-	free(bytes);
-	w.before = look(initial, w.backing, w.n_backing);
+	qkt_must("rm -f img back.raw " OTHER " && %s", o->setup);
+	w.files[0] = slurp(o->backing);
+	w.files[1] = slurp(OTHER);
+	struct below img = slurp("img");
+	struct qkc_disk *initial = qkc_disk_new(img.bytes, img.n),
+			*live = qkc_disk_new(img.bytes, img.n);
+	free(img.bytes);
+	w.before = look(initial, w.files);
 	if (run_logged(&w, live, &log)) {
-		w.after = look(live, w.backing, w.n_backing);
+		w.after = look(live, w.files);
 		if (w.before.is_good && w.after.is_good && !w.after.in_use)
 			explore(&w, initial, &log, seed);
 		else
@@ -280,6 +316,22 @@ struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_
 	qkc_log_clear(&log);
 	qkc_disk_free(initial);
 	qkc_disk_free(live);
-	free(w.backing);
+	free(w.files[0].bytes);
+	free(w.files[1].bytes);
 	return w.result;
+}
+
+uint64_t qkc_whole_explore_all(const struct qkc_operation *o, size_t n, uint64_t stream)
+{
+	struct qkt_rng rng = qkt_rng_init(stream);
+	uint64_t n_states = 0, n_bad = 0;
+	for (size_t i = 0; i < n; i++) {
+		struct qkc_whole_result r = qkc_whole_explore(&o[i], qkt_rng_next(&rng));
+		(void)printf("%-38s %6" PRIu64 " states, %" PRIu64 " bad%s%s\n", o[i].name,
+			r.n_distinct, r.n_bad, r.first_bad[0] != '\0' ? ": " : "", r.first_bad);
+		n_states += r.n_distinct;
+		n_bad += r.n_bad + (r.n_distinct < o[i].min_states);
+	}
+	(void)printf("%" PRIu64 " states\n", n_states);
+	return n_bad;
 }

@@ -2,12 +2,14 @@
 /*
  * whole: operations that manage an image are wholly done or not at all. Each runs once, on an image that QEMU made, and
  * every state that a crash may leave (explore.h) shows what the image was before it or what it is after it: size, version,
- * refcount width, lazy refcounts, the disk, the snapshots, the bitmaps (or they are in use), as the oracle reads them,
+ * refcount width, lazy refcounts, the backing file, the disk, the snapshots, the bitmaps (or they are in use), as the oracle reads them,
  * and no error. Once the operation has returned it is the image after it, whatever is lost.
  */
 #ifndef QKC_WHOLE_H
 #define QKC_WHOLE_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <qcowkit/qcowkit.h>
@@ -15,7 +17,8 @@
 struct qkc_operation {
 	const char *name;
 	const char *setup; /* shell commands in the test's folder that make `img` */
-	const char *backing; /* a raw file in that folder, below the image, or NULL */
+	/* A raw file in that folder, below the image, or NULL. Where the image records "other.raw", that one is. */
+	const char *backing;
 	const char *passphrase; /* or NULL: nothing is encrypted */
 	enum qcow_status (*run)(struct qcow_image *image, struct qcow_error *err);
 	/* Asked of one state in 16, which the library has opened for writing: does it go on as it should? NULL: all is
@@ -32,5 +35,9 @@ struct qkc_whole_result {
 
 /* Explore one. `seed` decides which states are tried where there are too many. */
 struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed);
+
+/* Explore `n`, print a line each. Answers the bad states, and the operations with too few states. `stream`: another one for
+ * each test, so that they do not draw the same. */
+uint64_t qkc_whole_explore_all(const struct qkc_operation *o, size_t n, uint64_t stream);
 
 #endif
