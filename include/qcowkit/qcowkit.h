@@ -228,7 +228,8 @@ static inline struct qcow_open_options qcow_open_options_init(void)
  * a refcount below its references, structures that share a cluster, a refcount table that contradicts itself, and
  * entries past the end of the file: what options->prove has looked at.
  * Enabled bitmaps record every write, zero and discard. They are marked in use, durably, before the first, and
- * stored by qcow_close; one that cannot be stored stays in use, of which the log tells.
+ * stored by qcow_close; one that cannot be stored stays in use, of which its status and
+ * the log tell.
  * QCOW_E_FORMAT (with a sentence naming field and value), QCOW_E_NOT_QCOW2 (format "qcow2" asked for, or
  * a QFI file of unknown version), QCOW_E_UNSUPPORTED, QCOW_E_POLICY, QCOW_E_LOOP, QCOW_E_NOENT (snapshot),
  * QCOW_E_KEY, QCOW_E_IO, QCOW_E_NOMEM, and what the resolver returns.
@@ -236,9 +237,10 @@ static inline struct qcow_open_options qcow_open_options_init(void)
 QCOW_EXPORT enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_options *options,
 	struct qcow_image **out, struct qcow_error *err) QCOW_MUST_USE;
 
-/* Close the image, its backing chain and all their stores. NULL is allowed. An image open for writing is flushed
- * first, where it can be: failures are lost here, so call qcow_flush before. */
-QCOW_EXPORT void qcow_close(struct qcow_image *image);
+/* Close the image, its backing chain and all their stores, whatever fails. NULL is allowed. An image open for writing is
+ * flushed first, enabled bitmaps are stored, and what was reserved is given back: the first of these that failed is
+ * answered, and the log tells the rest. What a failure means for guest data only qcow_flush says: call it before. */
+QCOW_EXPORT enum qcow_status qcow_close(struct qcow_image *image);
 
 /* ---- what an image is ---- */
 

@@ -83,7 +83,7 @@ enum qcow_status qcow_open(struct qcow_store *store, const struct qcow_open_opti
 	return qk_chain_open(store, &o, out, err);
 }
 
-void qcow_close(struct qcow_image *image)
+enum qcow_status qcow_close(struct qcow_image *image)
 {
-	qk_chain_close(image);
+	return qk_chain_close(image);
 }

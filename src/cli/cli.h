@@ -364,6 +364,9 @@ enum qcow_status cli_open(struct cli *cli, const struct cli_open_request *reques
 enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *request,
 	struct qcow_image **out, struct qcow_error *err) QK_MUST_USE;
 
+/* Close an image that may have been written to; NULL: nothing. False where `ok` is, or where it fails, which is reported. */
+bool cli_close(struct cli *cli, struct qcow_image *image, bool ok) QK_MUST_USE;
+
 /* What messages call an operand that is open: its path, or for a part of a raw disk the operand as
  * JSON, as QEMU prints it. NULL: out of memory. Free it. */
 char *cli_display_name(

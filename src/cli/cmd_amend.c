@@ -358,8 +358,7 @@ static int run_job(struct job *job)
 		cli_open(job->cli, &request, &job->image) != QCOW_OK)
 		return 1;
 	int rc = amend(job);
-	qcow_close(job->image);
-	return rc;
+	return cli_close(job->cli, job->image, rc == 0) ? rc : 1;
 }
 
 static int run(struct cli *cli, const struct cli_args *args)

@@ -291,10 +291,10 @@ static int run(struct cli *cli, const struct cli_args *args)
 	else if (take_actions(&job) && read_granularity(&job) && check_source(&job) &&
 		 open_images(&job))
 		rc = edit(&job);
-	qcow_close(job.image);
+	bool ok = cli_close(cli, job.image, rc == 0);
 	qcow_close(job.source);
 	free(job.actions);
-	return rc;
+	return ok ? rc : 1;
 }
 
 const struct cli_command cli_cmd_bitmap = {

@@ -164,7 +164,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	if (!read_options(&c))
 		return 1;
 	bool ok = run_commit(&c);
-	qcow_close(c.image);
+	ok = cli_close(cli, c.image, ok);
 	if (!ok)
 		cli_signals_end();
 	return ok ? 0 : 1;

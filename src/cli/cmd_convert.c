@@ -432,7 +432,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	if (job.sandbox.wanted && !cli_keeper_split(cli, &job.keeper, &rc))
 		return rc;
 	bool ok = run_job(&job);
-	convert_close(&job, ok);
+	ok = convert_close(&job, ok);
 	if (!ok)
 		cli_signals_end();
 	return ok ? 0 : 1;

@@ -276,7 +276,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		.count = UINT64_MAX};
 	bool ok = run_dd(&d);
 	qcow_close(d.source);
-	qcow_close(d.target);
+	ok = cli_close(cli, d.target, ok);
 	if (!ok && d.made_file)
 		(void)unlink(d.out);
 	if (!ok)

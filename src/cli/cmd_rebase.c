@@ -195,7 +195,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return 1;
 	bool ok = run_rebase(&r);
 	qcow_close(r.backing);
-	qcow_close(r.image);
+	ok = cli_close(cli, r.image, ok);
 	if (!ok)
 		cli_signals_end();
 	return ok ? 0 : 1;

@@ -187,8 +187,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		cli_open(cli, &request, &job.image) != QCOW_OK)
 		return 1;
 	int rc = find_sizes(&job) && may_shrink(&job) && is_qemus(&job) ? resize(&job) : 1;
-	qcow_close(job.image);
-	return rc;
+	return cli_close(cli, job.image, rc == 0) ? rc : 1;
 }
 
 const struct cli_command cli_cmd_resize = {

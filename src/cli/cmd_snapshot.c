@@ -302,10 +302,10 @@ static int run_action(struct job *job)
 		return 1;
 	int rc = lists ? list_snapshots(job->cli, job->image, cli_wants_json(job->args))
 		       : change(job);
-	qcow_close(job->image);
+	bool ok = cli_close(job->cli, job->image, rc == 0);
 	if (writes)
 		cli_signals_end();
-	return rc;
+	return ok ? rc : 1;
 }
 
 static int run(struct cli *cli, const struct cli_args *args)

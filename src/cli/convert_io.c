@@ -393,14 +393,14 @@ bool convert_check_target(struct convert_job *job)
 	return fd < 0 || fstat(fd, &st) != 0 || check_not_read(job, job->target_path, &st);
 }
 
-void convert_close(struct convert_job *job, bool ok)
+bool convert_close(struct convert_job *job, bool ok)
 {
+	ok = cli_close(job->cli, job->target_image, ok);
 	/* in a sandbox neither works, and the keeper does it */
 	if (!ok && job->made_target && unlink(job->target_path) == 0)
 		cli_keeper_note(job->keeper, 0, job->target_path, false);
 	if (!ok && job->made_data && unlink(job->data_path) == 0)
 		cli_keeper_note(job->keeper, 1, job->data_path, false);
-	qcow_close(job->target_image);
 	qcow_store_close(job->target);
 	qcow_store_close(job->data);
 	qcow_close(job->backing);
@@ -413,4 +413,5 @@ void convert_close(struct convert_job *job, bool ok)
 	free(job->backing_format);
 	free(job->data_path);
 	cli_keyvals_release(&job->keyvals);
+	return ok;
 }

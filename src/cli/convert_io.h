@@ -51,7 +51,7 @@ bool convert_open_target(struct convert_job *job);
 /* The target is open, the sources were opened after it: is it none of them? False: reported. */
 bool convert_check_target(struct convert_job *job);
 
-/* Close everything; `ok` false: remove the files that this run made. */
-void convert_close(struct convert_job *job, bool ok);
+/* Close everything; `ok` false: remove the files that this run made. False where `ok` is, or where that fails. */
+bool convert_close(struct convert_job *job, bool ok);
 
 #endif

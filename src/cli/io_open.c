@@ -175,10 +175,10 @@ bool io_close(struct io *io)
 	if (!flushed)
 		(void)cli_fail(io->cli, &err, "Failed to flush '%s'",
 			qcow_store_name(qcow_image_store(io->image)));
-	qcow_close(io->image);
+	bool closed = cli_close(io->cli, io->image, flushed);
 	io->image = NULL;
 	forget(io);
-	return flushed;
+	return closed;
 }
 
 bool io_open_again(struct io *io, const struct io_mode *wanted)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * report_open: the sentence of a failed open. The personality keeps the words that callers of QEMU look for.
+ * report_open: the sentence of a failed open, or close. The personality keeps the words that callers of QEMU look for.
  */
 #include "cli/cli.h"
 
@@ -71,4 +71,17 @@ void cli_report_backing(struct cli *cli, const char *name, const char *text, str
 			  : "cannot open the new backing file '%s'",
 		name);
 	report(cli, n >= 0 ? front : "out of memory", text, err);
+}
+
+bool cli_close(struct cli *cli, struct qcow_image *image, bool ok)
+{
+	QK_AUTO_FREE char *name = NULL;
+	if (image == NULL)
+		return ok;
+	int n = asprintf(&name, "%s", qcow_store_name(qcow_image_store(image)));
+	enum qcow_status status = qcow_close(image);
+	if (status == QCOW_OK || !ok)
+		return ok;
+	cli_error(cli, "Failed to close '%s': %s", n >= 0 ? name : "", qcow_status_text(status));
+	return false;
 }

@@ -14,12 +14,12 @@
  * How many trees have a table is counted, not believed of its refcount, which may be too high: a table whose refcount is
  * another refuses the whole before anything changes.
  *
- * Memory: a table, and 8 bytes for each L1 entry in use, at most 64 MiB. A table that two trees share is read twice, and
- * found done.
+ * Memory: a table, and 8 bytes for each L1 entry in use, at most 64 MiB. A table is read once, however many trees share it.
  */
 #include "engine/amend.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -34,6 +34,7 @@
 #include "format/l1l2.h"
 
 #define MAX_TABLES (UINT64_C(8) << 20)
+#define IS_ACTIVE  UINT64_C(1) /* beside the offset of a table: the active tree has it */
 
 struct expand {
 	struct qcow_image *image;
@@ -45,8 +46,9 @@ struct expand {
 	struct qk_fresh fresh; /* of one table */
 	uint64_t references; /* trees that have the table */
 	bool is_active;
-	uint64_t done, total; /* L1 entries */
-	uint64_t *tables; /* offsets of the L2 tables of all trees, ascending */
+	uint64_t done; /* of n_tables */
+	uint64_t *
+		tables; /* offsets of the L2 tables of all trees, IS_ACTIVE beside them, ascending */
 	uint64_t n_tables;
 };
 
@@ -187,30 +189,26 @@ static bool has_zeros(const struct expand *x)
 	return false;
 }
 
-/* How often `off` is in the tables of all trees. */
-static uint64_t count_of(const struct expand *x, uint64_t off)
+static enum qcow_status tell(struct expand *x, struct qcow_error *err)
 {
-	uint64_t lo = 0, hi = x->n_tables, n = 0;
-	while (lo < hi) {
-		uint64_t mid = lo + (hi - lo) / 2;
-		if (x->tables[mid] < off)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	while (lo + n < x->n_tables && x->tables[lo + n] == off)
-		n++;
-	return n;
+	const struct qcow_progress *p = x->progress;
+	if (p == NULL)
+		return QCOW_OK;
+	if (p->cancelled != NULL && p->cancelled(p->ctx))
+		return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
+	if (p->report != NULL)
+		p->report(p->ctx, x->done, x->n_tables);
+	return QCOW_OK;
 }
 
 static enum qcow_status expand_table(struct expand *x, uint64_t l2_off, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &x->image->geometry;
+	QK_TRY(tell(x, err));
 	QK_TRY(qcow_store_read_padded(
 		x->image->store, x->table, (size_t)g->cluster_size, l2_off, err));
 	if (!has_zeros(x))
 		return QCOW_OK;
-	x->references = count_of(x, l2_off);
 	memset(x->dirty, 0, (size_t)(g->cluster_size / QK_SECTOR));
 	x->n_dropped = 0;
 	qk_fresh_init(&x->fresh, x->image, QK_SPACE_DATA);
@@ -221,32 +219,6 @@ static enum qcow_status expand_table(struct expand *x, uint64_t l2_off, struct q
 
 /* ---- all trees ---- */
 
-static enum qcow_status tell(struct expand *x, struct qcow_error *err)
-{
-	const struct qcow_progress *p = x->progress;
-	if (p == NULL)
-		return QCOW_OK;
-	if (p->cancelled != NULL && p->cancelled(p->ctx))
-		return QK_FAIL(err, QCOW_E_CANCELLED, "cancelled");
-	if (p->report != NULL)
-		p->report(p->ctx, x->done, x->total);
-	return QCOW_OK;
-}
-
-static enum qcow_status expand_tree(
-	struct expand *x, uint64_t l1_off, uint64_t n, struct qcow_error *err)
-{
-	uint64_t *l1 QK_AUTO_FREE = NULL;
-	QK_TRY(qk_l1_read(x->image, l1_off, n, n, &l1, err));
-	for (uint64_t i = 0; i < n; i++) {
-		if ((l1[i] & QK_OFFSET_MASK) != 0)
-			QK_TRY(expand_table(x, l1[i] & QK_OFFSET_MASK, err));
-		x->done++;
-		QK_TRY(tell(x, err));
-	}
-	return QCOW_OK;
-}
-
 static int by_offset(const void *a, const void *b)
 {
 	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -254,69 +226,81 @@ static int by_offset(const void *a, const void *b)
 }
 
 static enum qcow_status gather_tree(
-	struct expand *x, uint64_t l1_off, uint64_t n, struct qcow_error *err)
+	struct expand *x, uint64_t l1_off, uint64_t n, uint64_t flag, struct qcow_error *err)
 {
 	uint64_t *l1 QK_AUTO_FREE = NULL;
 	QK_TRY(qk_l1_read(x->image, l1_off, n, n, &l1, err));
 	for (uint64_t i = 0; i < n; i++)
 		if ((l1[i] & QK_OFFSET_MASK) != 0)
-			x->tables[x->n_tables++] = l1[i] & QK_OFFSET_MASK;
+			x->tables[x->n_tables++] = (l1[i] & QK_OFFSET_MASK) | flag;
 	return QCOW_OK;
 }
 
-/* Every table has as many references as trees have it. */
-static enum qcow_status judge_counts(struct expand *x, struct qcow_error *err)
+/* `each` for every table once; x->references and x->is_active are set. */
+static enum qcow_status each_table(struct expand *x,
+	enum qcow_status (*each)(struct expand *x, uint64_t l2_off, struct qcow_error *err),
+	struct qcow_error *err)
 {
-	for (uint64_t i = 0; i < x->n_tables;) {
-		uint64_t stored = 0, n = 1;
-		while (i + n < x->n_tables && x->tables[i + n] == x->tables[i])
-			n++;
-		QK_TRY(qk_space_refcount(x->image->rw->space, x->tables[i], &stored, err));
-		if (stored != n)
-			return QK_FAIL_AT(err, QCOW_E_UNSUPPORTED, 0, x->tables[i], QCOW_NO_OFFSET,
-				"the L2 table at %" PRIu64 " has a refcount of %" PRIu64
-				" and %" PRIu64 " references: repair the image first",
-				x->tables[i], stored, n);
-		i += n;
+	uint64_t n = 0;
+	for (uint64_t i = 0; i < x->n_tables; i += n) {
+		uint64_t off = x->tables[i] & ~IS_ACTIVE;
+		for (n = 1; i + n < x->n_tables; n++)
+			if ((x->tables[i + n] & ~IS_ACTIVE) != off)
+				break;
+		x->references = n;
+		x->is_active = (x->tables[i + n - 1] & IS_ACTIVE) != 0;
+		x->done = i;
+		QK_TRY(each(x, off, err));
 	}
 	return QCOW_OK;
+}
+
+/* It has as many references as trees have it. */
+static enum qcow_status judge_count(struct expand *x, uint64_t l2_off, struct qcow_error *err)
+{
+	uint64_t stored = 0;
+	QK_TRY(qk_space_refcount(x->image->rw->space, l2_off, &stored, err));
+	if (stored == x->references)
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_UNSUPPORTED, 0, l2_off, QCOW_NO_OFFSET,
+		"the L2 table at %" PRIu64 " has a refcount of %" PRIu64 " and %" PRIu64
+		" references: repair the image first",
+		l2_off, stored, x->references);
 }
 
 static enum qcow_status gather(
 	struct expand *x, const struct qk_snaps *snaps, struct qcow_error *err)
 {
-	if (x->total > MAX_TABLES)
+	const struct qcow_image *image = x->image;
+	uint64_t total = image->l1_entries;
+	for (uint32_t i = 0; i < snaps->n; i++)
+		total += snaps->v[i].l1_entries;
+	if (total > MAX_TABLES)
 		return QK_FAIL(err, QCOW_E_LIMIT,
 			"all L1 tables together have %" PRIu64 " entries, more than %" PRIu64,
-			x->total, MAX_TABLES);
-	x->tables = qk_malloc(qk_max(x->total, 1), sizeof(*x->tables));
+			total, MAX_TABLES);
+	x->tables = qk_malloc(qk_max(total, 1), sizeof(*x->tables));
 	if (x->tables == NULL)
 		return QK_FAIL_NOMEM(err);
-	QK_TRY(gather_tree(x, x->image->l1_off, x->image->l1_entries, err));
+	QK_TRY(gather_tree(x, image->l1_off, image->l1_entries, IS_ACTIVE, err));
 	for (uint32_t i = 0; i < snaps->n; i++)
-		QK_TRY(gather_tree(x, snaps->v[i].l1_off.v, snaps->v[i].l1_entries, err));
+		QK_TRY(gather_tree(x, snaps->v[i].l1_off.v, snaps->v[i].l1_entries, 0, err));
 	qsort(x->tables, (size_t)x->n_tables, sizeof(*x->tables), by_offset);
-	return judge_counts(x, err);
+	return QCOW_OK;
 }
 
 static enum qcow_status expand_all(struct expand *x, struct qcow_error *err)
 {
-	const struct qcow_image *image = x->image;
 	struct qk_snaps snaps = {0};
 	enum qcow_status status = qk_snaps_load(x->image, &snaps, err);
-	x->total = image->l1_entries;
-	for (uint32_t i = 0; status == QCOW_OK && i < snaps.n; i++)
-		x->total += snaps.v[i].l1_entries;
 	if (status == QCOW_OK)
 		status = gather(x, &snaps, err);
-	x->is_active = true;
-	if (status == QCOW_OK)
-		status = expand_tree(x, image->l1_off, image->l1_entries, err);
-	x->is_active = false;
-	for (uint32_t i = 0; status == QCOW_OK && i < snaps.n; i++)
-		status = expand_tree(x, snaps.v[i].l1_off.v, snaps.v[i].l1_entries, err);
 	qk_snaps_release(&snaps);
-	return status;
+	QK_TRY(status);
+	QK_TRY(each_table(x, judge_count, err));
+	QK_TRY(each_table(x, expand_table, err));
+	x->done = x->n_tables;
+	return tell(x, err);
 }
 
 enum qcow_status qk_amend_zeros(

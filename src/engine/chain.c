@@ -191,7 +191,7 @@ static enum qcow_status open_backing(struct qcow_image *top, struct qcow_image *
 	if (got.image != NULL) {
 		enum qcow_status status = adopt(top, layer, got.image, err);
 		if (status != QCOW_OK)
-			qk_chain_close(got.image);
+			(void)qk_chain_close(got.image);
 		return status;
 	}
 	return got.is_none ? QCOW_OK : open_resolved(top, layer, o, &ref, &got, err);
@@ -268,7 +268,7 @@ enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_
 	if (status != QCOW_OK) {
 		if (options->backing != NULL)
 			top->backing = NULL;
-		qk_chain_close(top);
+		(void)qk_chain_close(top);
 		return status;
 	}
 	set_stretches(top);
@@ -276,11 +276,14 @@ enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_
 	return QCOW_OK;
 }
 
-void qk_chain_close(struct qcow_image *image)
+enum qcow_status qk_chain_close(struct qcow_image *image)
 {
+	enum qcow_status first = QCOW_OK;
 	while (image != NULL) {
 		struct qcow_image *below = image->backing;
-		qk_layer_close(image);
+		enum qcow_status status = qk_layer_close(image);
+		first = first != QCOW_OK ? first : status;
 		image = below;
 	}
+	return first;
 }

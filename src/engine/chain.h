@@ -12,7 +12,7 @@
 enum qcow_status qk_chain_open(struct qcow_store *store, const struct qcow_open_options *options,
 	struct qcow_image **out, struct qcow_error *err);
 
-/* Close the image and every layer below. NULL is allowed. */
-void qk_chain_close(struct qcow_image *image);
+/* Close the image and every layer below. NULL is allowed. As qcow_close. */
+enum qcow_status qk_chain_close(struct qcow_image *image);
 
 #endif

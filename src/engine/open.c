@@ -503,7 +503,7 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	image->log_ctx = options->log_ctx;
 	enum qcow_status status = open_format(image, options, err);
 	if (status != QCOW_OK) {
-		qk_layer_close(image);
+		(void)qk_layer_close(image);
 		return status;
 	}
 	qk_log_layer(image, options->format == NULL);
@@ -511,11 +511,11 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
 	return QCOW_OK;
 }
 
-void qk_layer_close(struct qcow_image *image)
+enum qcow_status qk_layer_close(struct qcow_image *image)
 {
 	if (image == NULL)
-		return;
-	qk_rw_close(image);
+		return QCOW_OK;
+	enum qcow_status status = qk_rw_close(image);
 	qk_hostmap_free(image->hostmap);
 	qk_crypt_free(image->crypt);
 	release_loaded(image);
@@ -523,4 +523,5 @@ void qk_layer_close(struct qcow_image *image)
 	qcow_store_close(image->header_store);
 	qcow_store_close(image->store);
 	free(image);
+	return status;
 }

@@ -23,7 +23,7 @@ enum qcow_status qk_layer_open(struct qcow_store *store, const struct qcow_open_
  * caller's. Errors of the store, QCOW_E_NOMEM, QCOW_E_CORRUPT. */
 enum qcow_status qk_layer_reload(struct qcow_image *image, struct qcow_error *err);
 
-/* Close this layer and its stores, not the layers below. */
-void qk_layer_close(struct qcow_image *image);
+/* Close this layer and its stores, not the layers below. As qcow_close. */
+enum qcow_status qk_layer_close(struct qcow_image *image);
 
 #endif

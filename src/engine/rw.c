@@ -127,30 +127,45 @@ enum qcow_status qk_rw_open(
 	return make(image, o, err);
 }
 
-/* The caller was told to flush before: there is nobody left to tell of a failure. */
-static void settle(struct qcow_image *image)
+static enum qcow_status store_bitmaps(struct qcow_image *image)
 {
-	struct qk_rw *rw = image->rw;
-	if (rw->publish == NULL || qk_write_flush(image, NULL) != QCOW_OK)
-		return;
-	if (rw->space == NULL)
-		return;
 	struct qcow_error err = QCOW_ERROR_INIT;
-	if (qk_track_close(image, &err) != QCOW_OK)
+	enum qcow_status status = qk_track_close(image, &err);
+	if (status != QCOW_OK)
 		qk_log(image, QCOW_LOG_WARNING, QCOW_FINDING_BITMAP_INCONSISTENT,
 			"enabled bitmaps could not be stored and stay in use: %s", err.message);
-	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK)
-		return;
-	enum qcow_status status = qk_space_close(rw->space, NULL);
-	(void)status;
+	return status;
 }
 
-void qk_rw_close(struct qcow_image *image)
+/* There is no place for a message any more but the log. */
+static enum qcow_status settle(struct qcow_image *image)
+{
+	struct qk_rw *rw = image->rw;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (rw->publish == NULL)
+		return QCOW_OK;
+	enum qcow_status status = qk_write_flush(image, &err);
+	if (status != QCOW_OK)
+		qk_log(image, QCOW_LOG_WARNING, 0, "what was written could not be flushed: %s",
+			err.message);
+	if (status != QCOW_OK || rw->space == NULL)
+		return status;
+	status = store_bitmaps(image);
+	if (qk_fence_check(&rw->fence, NULL) != QCOW_OK)
+		return status;
+	enum qcow_status closed = qk_space_close(rw->space, &err);
+	if (closed != QCOW_OK)
+		qk_log(image, QCOW_LOG_WARNING, 0,
+			"clusters that were reserved could not be given back: %s", err.message);
+	return status != QCOW_OK ? status : closed;
+}
+
+enum qcow_status qk_rw_close(struct qcow_image *image)
 {
 	struct qk_rw *rw = image->rw;
 	if (rw == NULL)
-		return;
-	settle(image);
+		return QCOW_OK;
+	enum qcow_status status = settle(image);
 	qk_track_free(rw->track);
 	qk_publish_free(rw->publish);
 	qk_stage_free(rw->stage);
@@ -166,6 +181,7 @@ void qk_rw_close(struct qcow_image *image)
 	qk_fence_release(&rw->fence);
 	free(rw);
 	image->rw = NULL;
+	return status;
 }
 
 enum qcow_status qk_rw_check_data(

@@ -59,8 +59,8 @@ struct qk_rw {
 enum qcow_status qk_rw_open(struct qcow_image *image, const struct qcow_open_options *options,
 	struct qcow_error *err) QK_MUST_USE;
 
-/* Publish, flush, free. NULL as image->rw is allowed. */
-void qk_rw_close(struct qcow_image *image);
+/* Publish, flush, store the bitmaps, free. NULL as image->rw is allowed. The first failure, of which the log tells. */
+enum qcow_status qk_rw_close(struct qcow_image *image);
 
 /* image->header, with what writing moves as the disk has it: L1 and refcount table. Errors of the store. */
 enum qcow_status qk_rw_header(

@@ -35,6 +35,7 @@ struct builder {
 	uint64_t batch_room, batch_bytes, batch_off;
 	size_t done_runs; /* round 2: runs whose areas have blocks, and clusters of the next */
 	uint64_t done_in_run;
+	uint64_t n_likely; /* round 1: blocks that are still to come, at most */
 };
 
 /* ---- clusters ---- */
@@ -90,8 +91,9 @@ static enum qcow_status take_block(struct builder *b, uint64_t *cluster, struct 
 {
 	struct qk_shadow_run *spare = &b->s->spare;
 
+	/* no more than is needed: what comes next would lie behind it */
 	if (spare->n == 0)
-		QK_TRY(take(b, TAKE_AT_ONCE, 1, spare, err));
+		QK_TRY(take(b, qk_max(qk_min(TAKE_AT_ONCE, b->n_likely), 1), 1, spare, err));
 	/* remembered first: what was taken is never lost */
 	QK_TRY(add_run(b->s, spare->first, 1, err));
 	*cluster = spare->first++;
@@ -351,8 +353,12 @@ static enum qcow_status write_table(struct builder *b, struct qcow_error *err)
 
 static enum qcow_status build(struct builder *b, struct qcow_error *err)
 {
-	for (uint64_t area = 0; area << b->g->rb_bits < b->rq->end; area++)
+	uint64_t n_areas = (b->rq->end + b->g->rb_entries - 1) >> b->g->rb_bits;
+	for (uint64_t area = 0; area < n_areas; area++) {
+		b->n_likely = n_areas - area;
 		QK_TRY(count_area(b, area, err));
+	}
+	b->n_likely = 0;
 	QK_TRY(place_table(b, err));
 	QK_TRY(flush_batch(b, err));
 	QK_TRY(set_own(b, err));

@@ -426,6 +426,7 @@ static enum qcow_status prove(struct op *op, struct qcow_error *err)
 	enum qcow_status status = qk_rw_make_space(op->image, &space, err);
 	rw->prove = was;
 	QK_TRY(status);
+	qk_space_follow_cut(space, rw->space);
 	qk_space_free(rw->space);
 	rw->space = space;
 	return QCOW_OK;

@@ -51,7 +51,8 @@ enum qcow_status qk_snaps_store(const struct qk_snaps *s, struct qk_fresh *fresh
 /* Write an L1 table of n entries (host order); *off is 0 where n is. */
 enum qcow_status qk_l1_store(const uint64_t *l1, uint64_t n, enum qk_space_kind kind,
 	struct qk_fresh *fresh, uint64_t *off, struct qcow_error *err) QK_MUST_USE;
-/* Read one into *out, `n` entries and zeros up to `room`, each judged: QCOW_E_CORRUPT with its finding. */
+/* Read one into *out, `n` entries and zeros up to `room`, each judged: QCOW_E_CORRUPT with its finding. No table is in
+ * it twice. */
 enum qcow_status qk_l1_read(struct qcow_image *image, uint64_t off, uint64_t n, uint64_t room,
 	uint64_t **out, struct qcow_error *err) QK_MUST_USE;
 

@@ -5,6 +5,7 @@
 #include "engine/snapshot_int.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -106,6 +107,53 @@ static enum qcow_status judge_l1(struct qcow_image *image, uint64_t off, uint64_
 	return QCOW_OK;
 }
 
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a & QK_OFFSET_MASK;
+	uint64_t y = *(const uint64_t *)b & QK_OFFSET_MASK;
+	return (x > y) - (x < y);
+}
+
+/* The offset of a table that is there twice, 0: none is. */
+static uint64_t find_twice(const uint64_t *l1, uint64_t n, bool *is_ascending)
+{
+	uint64_t last = 0;
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t off = l1[i] & QK_OFFSET_MASK;
+		if (off == 0)
+			continue;
+		if (off == last)
+			return off;
+		*is_ascending = *is_ascending && off > last;
+		last = off;
+	}
+	return 0;
+}
+
+/* A tree that names a table twice could be as long as its L1 table, however small the file. */
+static enum qcow_status judge_once(
+	uint64_t off, const uint64_t *l1, uint64_t n, struct qcow_error *err)
+{
+	bool is_ascending = true;
+	uint64_t twice = find_twice(l1, n, &is_ascending);
+	if (twice == 0 && is_ascending)
+		return QCOW_OK;
+	if (twice == 0) {
+		uint64_t *sorted QK_AUTO_FREE = qk_malloc(n, sizeof(*sorted));
+		if (sorted == NULL)
+			return QK_FAIL_NOMEM(err);
+		memcpy(sorted, l1, (size_t)n * sizeof(*sorted));
+		qsort(sorted, (size_t)n, sizeof(*sorted), by_value);
+		twice = find_twice(sorted, n, &is_ascending);
+	}
+	if (twice == 0)
+		return QCOW_OK;
+	return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_L2_TABLE_TWICE, twice, QCOW_NO_OFFSET,
+		"the L1 table at %" PRIu64 " names the L2 table at %" PRIu64
+		" more than once: repair the image first",
+		off, twice);
+}
+
 enum qcow_status qk_l1_read(struct qcow_image *image, uint64_t off, uint64_t n, uint64_t room,
 	uint64_t **out, struct qcow_error *err)
 {
@@ -118,5 +166,6 @@ enum qcow_status qk_l1_read(struct qcow_image *image, uint64_t off, uint64_t n, 
 	QK_TRY(qcow_store_read(image->store, l1, (size_t)n * 8, off, err));
 	for (uint64_t i = 0; i < n; i++)
 		l1[i] = __builtin_bswap64(l1[i]);
-	return judge_l1(image, off, n, l1, err);
+	QK_TRY(judge_l1(image, off, n, l1, err));
+	return judge_once(off, l1, n, err);
 }

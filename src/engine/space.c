@@ -209,6 +209,18 @@ static enum qcow_status cut_end(struct qk_space *sp, struct qcow_error *err)
 	return QCOW_OK;
 }
 
+void qk_space_follow_cut(struct qk_space *sp, struct qk_space *old)
+{
+	(void)pthread_mutex_lock(&old->lock);
+	uint64_t open_size = old->open_size;
+	bool may_cut = old->may_cut;
+	(void)pthread_mutex_unlock(&old->lock);
+	(void)pthread_mutex_lock(&sp->lock);
+	sp->open_size = qk_min(sp->open_size, open_size);
+	sp->may_cut = may_cut && qk_space_is_proven(sp);
+	(void)pthread_mutex_unlock(&sp->lock);
+}
+
 void qk_space_let_cut(struct qk_space *sp)
 {
 	struct qcow_store_caps caps;

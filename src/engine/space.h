@@ -189,6 +189,9 @@ bool qk_space_flush_failed(struct qk_space *sp);
  * its last cluster in use. qk_space_free is still to be called. */
 enum qcow_status qk_space_close(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
 
+/* `sp` was made anew and takes the place of `old`, of the same file: the close cuts what it would have cut. */
+void qk_space_follow_cut(struct qk_space *sp, struct qk_space *old);
+
 /* The close may make the file shorter than it was when it was opened, where all references were counted then: much was
  * given up. */
 void qk_space_let_cut(struct qk_space *sp);

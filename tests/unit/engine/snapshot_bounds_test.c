@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What managing an image costs is bounded by the file, however its tables are arranged; and the file is not longer
+ * afterwards than what is in it.
+ */
+#include "cm.h"
+#include "qemu.h"
+
+#include <qcowkit/manage.h>
+
+#include "image.h"
+
+#define N_ENTRIES (UINT64_C(1) << 20)
+
+static uint64_t peek64(const char *name, uint64_t off)
+{
+	uint64_t word = 0;
+	FILE *f = fopen(in_dir(name), "rb");
+	assert_non_null(f);
+	assert_int_equal(fseek(f, (long)off, SEEK_SET), 0);
+	assert_int_equal(fread(&word, 1, sizeof(word), f), sizeof(word));
+	assert_int_equal(fclose(f), 0);
+	return __builtin_bswap64(word);
+}
+
+/* ---- an L1 table that names one L2 table a million times ---- */
+
+static void name_one_table(const char *name, uint64_t l1)
+{
+	uint64_t *words = malloc(N_ENTRIES * sizeof(*words));
+	uint64_t first = peek64(name, l1) & ~(UINT64_C(1) << 63);
+	assert_non_null(words);
+	assert_int_not_equal(first, 0);
+	for (uint64_t i = 0; i < N_ENTRIES; i++)
+		words[i] = __builtin_bswap64(first);
+	poke(name, l1, words, N_ENTRIES * sizeof(*words));
+	free(words);
+}
+
+static enum qcow_status create(struct qcow_image *image, struct qcow_error *err)
+{
+	return qcow_snapshot_create(image, NULL, err);
+}
+
+static enum qcow_status apply(struct qcow_image *image, struct qcow_error *err)
+{
+	return qcow_snapshot_apply(image, "s", QCOW_SNAPSHOT_NAME, NULL, err);
+}
+
+static enum qcow_status delete (struct qcow_image *image, struct qcow_error *err) {
+	const char *key = "s";
+		return qcow_snapshot_delete(image, &key, 1, QCOW_SNAPSHOT_NAME, NULL, err);
+}
+
+static enum qcow_status downgrade(struct qcow_image *image, struct qcow_error *err)
+{
+	struct qcow_amend_options o = QCOW_AMEND_OPTIONS_INIT;
+	o.version = 2;
+	return qcow_amend(image, &o, err);
+}
+
+static void refused(const char *name,
+	enum qcow_status (*operation)(struct qcow_image *image, struct qcow_error *err))
+{
+	struct qkt_image_options o = {.unjudged = true, .prove = QCOW_PROVE_OFF};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	assert_ok(qkt_image_open(&im, in_dir(name), &o, &err), err);
+	qkt_fault_arm(im.fault, QKT_ANY, UINT64_MAX, QKT_EIO, false);
+	assert_status(operation(im.image, &err), QCOW_E_CORRUPT, err);
+	/* a delete counts all references before */
+	if (operation != delete || err.finding != QCOW_FINDING_REFCOUNT_TOO_LOW)
+		assert_int_equal(err.finding, QCOW_FINDING_L2_TABLE_TWICE);
+	assert_true(qkt_fault_count(im.fault, QKT_READ) < 4096);
+	assert_int_equal(qkt_fault_count(im.fault, QKT_WRITE), 0);
+	qkt_image_close(&im);
+}
+
+static void a_table_that_is_named_a_million_times_is_damage(void **state)
+{
+	(void)state;
+	/* 4 KiB clusters: an L1 entry spans 2 MiB */
+	sh("qemu-img create -q -f qcow2 -o cluster_size=4k img 2T && qemu-io -c 'write -q 0 512' "
+	   "img && qemu-img snapshot -c s img && cp --sparse=always img both");
+	uint64_t snapshots = peek64("img", 64);
+	/* first the snapshot's, which apply and delete read; then the active one */
+	name_one_table("img", peek64("img", snapshots));
+	refused("img", apply);
+	refused("img", delete);
+	refused("img", downgrade);
+	name_one_table("both", peek64("both", 40));
+	refused("both", create);
+	refused("both", apply);
+	refused("both", delete);
+	refused("both", downgrade);
+	/* among others, and not side by side */
+	sh("qemu-img create -q -f qcow2 -o cluster_size=512 img 100k && qemu-io -c 'write -q 0 "
+	   "100k' img && qemu-img snapshot -c s img");
+	uint64_t l1 = peek64("img", 40);
+	poke64("img", l1 + 16, peek64("img", l1));
+	refused("img", create);
+	sh("rm img both");
+}
+
+/* ---- the end of the file ---- */
+
+/* What was in the file when it was opened stays part of it; what comes behind it is in use. */
+static void grows_by_what_is_in_it(const char *setup,
+	enum qcow_status (*operation)(struct qcow_image *image, struct qcow_error *err))
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	sh("%s && stat -c %%s img >before", setup);
+	assert_ok(qkt_image_open(&im, in_dir("img"), NULL, &err), err);
+	assert_ok(operation(im.image, &err), err);
+	qkt_image_close(&im);
+	sh("qemu-img check --output=json img | sed -n 's/.*\"image-end-offset\": "
+	   "\\([0-9]*\\).*/\\1/p' >end && "
+	   "now=$(stat -c %%s img) && { [ $now -le $(cat end) ] || [ $now -le $(cat before) ]; }");
+}
+
+static void the_file_grows_by_what_is_in_it(void **state)
+{
+	static const char *const clusters[] = {"512", "64k", "2M"};
+	(void)state;
+	for (unsigned i = 0; i < sizeof(clusters) / sizeof(clusters[0]); i++) {
+		sh("qemu-img create -q -f qcow2 -o cluster_size=%s img 20M && qemu-io -c 'write "
+		   "-q 0 9M' img",
+			clusters[i]);
+		grows_by_what_is_in_it("true", create);
+		grows_by_what_is_in_it("qemu-img snapshot -c s img", apply);
+		grows_by_what_is_in_it("true", delete);
+		/* no more than seven tables, 64 KiB clusters: not megabytes for later */
+		if (i == 1)
+			sh("[ $(cat end) -le $((9764864 + 20 * 65536)) ]");
+	}
+}
+
+int main(void)
+{
+	if (!has_qemu())
+		return 77;
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_table_that_is_named_a_million_times_is_damage),
+		cmocka_unit_test(the_file_grows_by_what_is_in_it),
+	};
+	return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
