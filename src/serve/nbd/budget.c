@@ -40,6 +40,15 @@ static void add_waiting(struct qk_nbd_budget *b, struct qk_nbd_conn *conn)
 	atomic_fetch_add(&b->n_waiting, 1);
 }
 
+/* Its connections that wait for memory try again, and it watches those that hold it. */
+static void tell(struct qk_nbd_loop *loop)
+{
+	pthread_mutex_lock(&loop->lock);
+	loop->is_retry = true;
+	pthread_mutex_unlock(&loop->lock);
+	qk_nbd_loop_wake(loop);
+}
+
 bool qk_nbd_budget_take(struct qk_nbd_conn *conn, uint64_t bytes)
 {
 	struct qk_nbd_budget *b = &conn->server->budget;
@@ -49,6 +58,7 @@ bool qk_nbd_budget_take(struct qk_nbd_conn *conn, uint64_t bytes)
 	pthread_mutex_lock(&b->lock);
 	bool may = (is_alone && bytes <= QK_NBD_SLAB_BYTES) ||
 		   (b->used + bytes <= b->limit && is_first(b, conn));
+	bool is_new = !may && !conn->is_waiting;
 	if (may) {
 		b->used += bytes;
 		remove_waiting(b, conn);
@@ -60,12 +70,10 @@ bool qk_nbd_budget_take(struct qk_nbd_conn *conn, uint64_t bytes)
 	pthread_mutex_unlock(&b->lock);
 	if (may)
 		conn->charged += bytes;
-	if (loop != NULL) { /* what is left may do for the next one */
-		pthread_mutex_lock(&loop->lock);
-		loop->is_retry = true;
-		pthread_mutex_unlock(&loop->lock);
-		qk_nbd_loop_wake(loop);
-	}
+	if (loop != NULL) /* what is left may do for the next one */
+		tell(loop);
+	for (unsigned i = 0; is_new && i < conn->server->n_loops; i++)
+		tell(&conn->server->loops[i]);
 	return may;
 }
 
@@ -77,12 +85,8 @@ void qk_nbd_budget_give(struct qk_nbd_conn *conn, uint64_t bytes)
 	b->used -= bytes;
 	struct qk_nbd_loop *loop = b->first != NULL ? b->first->loop : NULL;
 	pthread_mutex_unlock(&b->lock);
-	if (loop == NULL)
-		return;
-	pthread_mutex_lock(&loop->lock);
-	loop->is_retry = true;
-	pthread_mutex_unlock(&loop->lock);
-	qk_nbd_loop_wake(loop);
+	if (loop != NULL)
+		tell(loop);
 }
 
 void qk_nbd_budget_leave(struct qk_nbd_conn *conn)

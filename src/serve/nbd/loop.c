@@ -247,6 +247,7 @@ static void purge(struct qk_nbd_loop *loop)
 
 static void retry(struct qk_nbd_loop *loop)
 {
+	loop->is_timed = true;
 	for (struct qk_nbd_conn *conn = loop->conns; conn != NULL; conn = conn->next) {
 		if (conn->is_paused)
 			qk_nbd_loop_again(conn);

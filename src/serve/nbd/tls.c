@@ -10,11 +10,11 @@
 
 #ifdef QK_GNUTLS
 
-#include <gnutls/gnutls.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "serve/nbd/tlslib.h"
 
 #define VERSIONS   ":-VERS-TLS1.0:-VERS-TLS1.1"
 #define PRIORITY   "NORMAL" VERSIONS
@@ -24,17 +24,20 @@ struct qk_nbd_tls_config {
 	gnutls_certificate_credentials_t x509;
 	gnutls_psk_server_credentials_t psk;
 	gnutls_priority_t priority;
-	bool has_global, verify_peer;
+	const struct qk_gnutls *lib;
+	bool verify_peer;
 };
 
 struct qk_nbd_tls {
+	const struct qk_gnutls *lib;
 	gnutls_session_t session;
 	bool is_up, has_unsent; /* a record was begun that the descriptor did not take whole */
 };
 
-static enum qcow_status failed(struct qcow_error *err, const char *what, int code)
+static enum qcow_status failed(
+	const struct qk_nbd_tls_config *c, struct qcow_error *err, const char *what, int code)
 {
-	return QK_FAIL(err, QCOW_E_KEY, "TLS: %s: %s", what, gnutls_strerror(code));
+	return QK_FAIL(err, QCOW_E_KEY, "TLS: %s: %s", what, c->lib->strerror(code));
 }
 
 /* DIR/NAME; false: it does not fit. */
@@ -51,18 +54,19 @@ static enum qcow_status load_trust(
 	if (!path_of(path, o->tls_dir, "ca-cert.pem"))
 		return QK_FAIL(err, QCOW_E_INVAL, "TLS: a folder with too long a name");
 	if (access(path, F_OK) == 0) {
-		int code = gnutls_certificate_set_x509_trust_file(
+		int code = c->lib->certificate_set_x509_trust_file(
 			c->x509, path, GNUTLS_X509_FMT_PEM);
 		if (code < 0)
-			return failed(err, path, code);
+			return failed(c, err, path, code);
 	} else if (o->tls_verify_peer) {
 		return QK_FAIL(
 			err, QCOW_E_KEY, "TLS: clients cannot be verified without '%s'", path);
 	}
 	if (path_of(path, o->tls_dir, "ca-crl.pem") && access(path, F_OK) == 0) {
-		int code = gnutls_certificate_set_x509_crl_file(c->x509, path, GNUTLS_X509_FMT_PEM);
+		int code = c->lib->certificate_set_x509_crl_file(
+			c->x509, path, GNUTLS_X509_FMT_PEM);
 		if (code < 0)
-			return failed(err, path, code);
+			return failed(c, err, path, code);
 	}
 	return QCOW_OK;
 }
@@ -71,15 +75,15 @@ static enum qcow_status load_x509(
 	struct qk_nbd_tls_config *c, const struct qk_nbd_options *o, struct qcow_error *err)
 {
 	char cert[4096], key[4096];
-	int code = gnutls_certificate_allocate_credentials(&c->x509);
+	int code = c->lib->certificate_allocate_credentials(&c->x509);
 	if (code < 0)
-		return failed(err, "certificates", code);
+		return failed(c, err, "certificates", code);
 	QK_TRY(load_trust(c, o, err));
 	if (!path_of(cert, o->tls_dir, "server-cert.pem") ||
 		!path_of(key, o->tls_dir, "server-key.pem"))
 		return QK_FAIL(err, QCOW_E_INVAL, "TLS: a folder with too long a name");
-	code = gnutls_certificate_set_x509_key_file(c->x509, cert, key, GNUTLS_X509_FMT_PEM);
-	return code < 0 ? failed(err, cert, code) : QCOW_OK;
+	code = c->lib->certificate_set_x509_key_file(c->x509, cert, key, GNUTLS_X509_FMT_PEM);
+	return code < 0 ? failed(c, err, cert, code) : QCOW_OK;
 }
 
 static enum qcow_status load_psk(
@@ -87,10 +91,10 @@ static enum qcow_status load_psk(
 {
 	if (access(path, R_OK) != 0)
 		return QK_FAIL_OS(err, errno, "TLS: the keys in '%s'", path);
-	int code = gnutls_psk_allocate_server_credentials(&c->psk);
+	int code = c->lib->psk_allocate_server_credentials(&c->psk);
 	if (code >= 0)
-		code = gnutls_psk_set_server_credentials_file(c->psk, path);
-	return code < 0 ? failed(err, path, code) : QCOW_OK;
+		code = c->lib->psk_set_server_credentials_file(c->psk, path);
+	return code < 0 ? failed(c, err, path, code) : QCOW_OK;
 }
 
 static enum qcow_status load(
@@ -98,19 +102,16 @@ static enum qcow_status load(
 {
 	if (o->tls_dir == NULL && o->tls_psk_file == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "TLS needs certificates or keys");
-	int code = gnutls_global_init();
-	if (code < 0)
-		return failed(err, "GnuTLS", code);
-	c->has_global = true;
+	QK_TRY(qk_gnutls_load(&c->lib, err));
 	c->verify_peer = o->tls_verify_peer && o->tls_dir != NULL;
 	if (o->tls_dir != NULL)
 		QK_TRY(load_x509(c, o, err));
 	if (o->tls_psk_file != NULL)
 		QK_TRY(load_psk(c, o->tls_psk_file, err));
 	const char *priority = o->tls_psk_file != NULL ? PRIORITY_K : PRIORITY;
-	code = gnutls_priority_init(
+	int code = c->lib->priority_init(
 		&c->priority, o->tls_priority != NULL ? o->tls_priority : priority, NULL);
-	return code < 0 ? failed(err, "the priority string", code) : QCOW_OK;
+	return code < 0 ? failed(c, err, "the priority string", code) : QCOW_OK;
 }
 
 enum qcow_status qk_nbd_tls_config_new(const struct qk_nbd_options *options,
@@ -132,26 +133,24 @@ void qk_nbd_tls_config_free(struct qk_nbd_tls_config *c)
 	if (c == NULL)
 		return;
 	if (c->priority != NULL)
-		gnutls_priority_deinit(c->priority);
+		c->lib->priority_deinit(c->priority);
 	if (c->psk != NULL)
-		gnutls_psk_free_server_credentials(c->psk);
+		c->lib->psk_free_server_credentials(c->psk);
 	if (c->x509 != NULL)
-		gnutls_certificate_free_credentials(c->x509);
-	if (c->has_global)
-		gnutls_global_deinit();
+		c->lib->certificate_free_credentials(c->x509);
 	free(c);
 }
 
 static int set_up(gnutls_session_t session, struct qk_nbd_tls_config *c)
 {
-	int code = gnutls_priority_set(session, c->priority);
+	int code = c->lib->priority_set(session, c->priority);
 	if (code >= 0 && c->x509 != NULL)
-		code = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, c->x509);
+		code = c->lib->credentials_set(session, GNUTLS_CRD_CERTIFICATE, c->x509);
 	if (code >= 0 && c->psk != NULL)
-		code = gnutls_credentials_set(session, GNUTLS_CRD_PSK, c->psk);
+		code = c->lib->credentials_set(session, GNUTLS_CRD_PSK, c->psk);
 	if (c->verify_peer) {
-		gnutls_certificate_server_set_request(session, GNUTLS_CERT_REQUIRE);
-		gnutls_session_set_verify_cert(session, NULL, 0);
+		c->lib->certificate_server_set_request(session, GNUTLS_CERT_REQUIRE);
+		c->lib->session_set_verify_cert(session, NULL, 0);
 	}
 	return code;
 }
@@ -161,7 +160,9 @@ struct qk_nbd_tls *qk_nbd_tls_new(struct qk_nbd_tls_config *config, int in_fd, i
 	struct qk_nbd_tls *tls = qk_calloc(1, sizeof(*tls));
 	if (tls == NULL)
 		return NULL;
-	if (gnutls_init(&tls->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) < 0) {
+	tls->lib = config->lib;
+	if (config->lib->init(&tls->session, GNUTLS_SERVER | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) <
+		0) {
 		free(tls);
 		return NULL;
 	}
@@ -169,7 +170,7 @@ struct qk_nbd_tls *qk_nbd_tls_new(struct qk_nbd_tls_config *config, int in_fd, i
 		qk_nbd_tls_free(tls, false);
 		return NULL;
 	}
-	gnutls_transport_set_int2(tls->session, in_fd, out_fd);
+	config->lib->transport_set_int2(tls->session, in_fd, out_fd);
 	return tls;
 }
 
@@ -178,24 +179,24 @@ void qk_nbd_tls_free(struct qk_nbd_tls *tls, bool bye)
 	if (tls == NULL)
 		return;
 	if (bye && tls->is_up)
-		(void)gnutls_bye(tls->session, GNUTLS_SHUT_WR);
-	gnutls_deinit(tls->session);
+		(void)tls->lib->bye(tls->session, GNUTLS_SHUT_WR);
+	tls->lib->deinit(tls->session);
 	free(tls);
 }
 
 int qk_nbd_tls_handshake(struct qk_nbd_tls *tls, bool *wants_out, const char **why)
 {
-	int code = gnutls_handshake(tls->session);
-	*wants_out = gnutls_record_get_direction(tls->session) == 1;
+	int code = tls->lib->handshake(tls->session);
+	*wants_out = tls->lib->record_get_direction(tls->session) == 1;
 	if (code == GNUTLS_E_SUCCESS) {
 		tls->is_up = true;
 		return 1;
 	}
-	if (!gnutls_error_is_fatal(code))
+	if (!tls->lib->error_is_fatal(code))
 		return 0;
-	*why = gnutls_strerror(code);
+	*why = tls->lib->strerror(code);
 	/* so that the client learns why */
-	(void)gnutls_alert_send_appropriate(tls->session, code);
+	(void)tls->lib->alert_send_appropriate(tls->session, code);
 	return -1;
 }
 
@@ -209,15 +210,15 @@ static ssize_t result(ssize_t code)
 
 ssize_t qk_nbd_tls_recv(struct qk_nbd_tls *tls, void *buf, size_t n)
 {
-	return result(gnutls_record_recv(tls->session, buf, n));
+	return result(tls->lib->record_recv(tls->session, buf, n));
 }
 
 ssize_t qk_nbd_tls_send(struct qk_nbd_tls *tls, const void *buf, size_t n)
 {
 	ssize_t put = 0;
 	do {
-		put = tls->has_unsent ? gnutls_record_send(tls->session, NULL, 0)
-				      : gnutls_record_send(tls->session, buf, n);
+		put = tls->has_unsent ? tls->lib->record_send(tls->session, NULL, 0)
+				      : tls->lib->record_send(tls->session, buf, n);
 		tls->has_unsent = put == GNUTLS_E_AGAIN || put == GNUTLS_E_INTERRUPTED;
 	} while (put == GNUTLS_E_INTERRUPTED);
 	return result(put);
@@ -225,7 +226,7 @@ ssize_t qk_nbd_tls_send(struct qk_nbd_tls *tls, const void *buf, size_t n)
 
 bool qk_nbd_tls_has_more(const struct qk_nbd_tls *tls)
 {
-	return tls->is_up && gnutls_record_check_pending(tls->session) != 0;
+	return tls->is_up && tls->lib->record_check_pending(tls->session) != 0;
 }
 
 #else /* without GnuTLS no connection has a session */
