@@ -22,7 +22,7 @@ struct qcow_convert_options {
 	 * of its last sector of 512 bytes, for other programs count disks in those. */
 	struct qcow_create_options create;
 	bool whole_sectors; /* the target ends with a sector of 512 bytes in any case, as QEMU's do */
-	bool compress;
+	bool compress; /* into target_image by its own method and level */
 	int level;	    /* of the codec, -1 = the default */
 	uint64_t sparse_bytes; /* -S: runs of zeros of at least this many bytes are not stored;
 				  0 = store everything, UINT64_MAX = the default of 4 KiB */

@@ -335,6 +335,9 @@ struct cli_open_request {
 		device; /* a failure reads "can't open device DEVICE: why" ("" without a name) instead of
 				"Could not open"; NULL: not so */
 	const char *snapshot; /* "NAME", "snapshot.id=…", "snapshot.name=…", or NULL */
+	/* Which filters (CLI_FILTER_…, cli/spec.h) the operand put over the image: set by the open for who honours them.
+	 * NULL: an image under a filter is for reading only. */
+	unsigned *filters;
 	/* Called when the file is open and nothing of it read: open here what the sandbox will forbid.
 	 * QCOW_E_CANCELLED: it failed and has reported it. */
 	enum qcow_status (*ready)(void *ctx, struct qcow_error *err);

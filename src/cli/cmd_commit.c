@@ -58,7 +58,8 @@ static bool is_path_of(const char *path, const struct qcow_image *layer)
 	       a.st_ino == b.st_ino;
 }
 
-/* By the name that the layer above records, or by any path to its file. */
+/* By the name that the layer above records, or by a path to its file: from the image's folder, and unless QEMU's
+ * rules hold from here too. */
 static bool is_named(
 	struct commit *c, const struct qcow_image *above, const struct qcow_image *layer)
 {
@@ -68,7 +69,8 @@ static bool is_named(
 		return true;
 	QK_AUTO_FREE char *beside = cli_join_path(
 		qcow_store_name(qcow_image_store(c->image)), c->base_name);
-	return is_path_of(c->base_name, layer) || (beside != NULL && is_path_of(beside, layer));
+	return (!c->cli->qemu && is_path_of(c->base_name, layer)) ||
+	       (beside != NULL && is_path_of(beside, layer));
 }
 
 /* Sets c->depth, and c->base to that layer of c->image. */
@@ -112,7 +114,11 @@ static bool open_chain(struct commit *c)
 
 static bool fail(struct commit *c, const struct qcow_error *err)
 {
-	if (!cli_signals_caught())
+	if (cli_signals_caught())
+		return false;
+	if (c->cli->qemu && err->os_errno != 0)
+		cli_error(c->cli, "Block job failed: %s", strerror(err->os_errno));
+	else
 		(void)cli_fail(c->cli, err, "cannot commit '%s' to '%s'", c->file,
 			qcow_store_name(qcow_image_store(c->base)));
 	return false;

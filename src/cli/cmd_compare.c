@@ -143,12 +143,12 @@ static int run_compare(struct compare *c, const struct cli_args *args)
 	bool ok = qcow_compare(c->sides[0].image, c->sides[1].image, &c->options, &c->result,
 			  &err) == QCOW_OK;
 	bool is_same = ok && c->result.difference == QCOW_DIFFERENCE_NONE;
-	warn_of_size(c, is_same);
 	int rc = is_same ? EXIT_SAME : EXIT_DIFFERS;
+	if (!ok)
+		rc = fail(c, &err);
+	warn_of_size(c, is_same);
 	if (ok)
 		put_result(c);
-	else
-		rc = fail(c, &err);
 	cli_progress_end(progress, is_same);
 	return rc;
 }

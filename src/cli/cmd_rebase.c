@@ -27,7 +27,9 @@ struct rebase {
 
 static bool read_options(struct rebase *r)
 {
-	static const char *const known[] = {"qcow2", "raw", "luks"};
+	/* the last two are what QEMU takes for a format too */
+	static const char *const known[] = {"qcow2", "raw", "luks", "file", "host_device"};
+	size_t n = r->cli->qemu ? sizeof(known) / sizeof(known[0]) : 3;
 	const char *name = cli_arg(r->args, "backing");
 	r->unsafe = cli_flag(r->args, "backing-unsafe");
 	r->dry_run = cli_flag(r->args, "dry-run");
@@ -37,7 +39,7 @@ static bool read_options(struct rebase *r)
 		(void)cli_usage(r->cli, "Must specify backing file (-b) or use unsafe mode (-u)");
 		return false;
 	}
-	for (size_t i = 0; r->format != NULL && i < sizeof(known) / sizeof(known[0]); i++)
+	for (size_t i = 0; r->format != NULL && i < n; i++)
 		if (strcmp(r->format, known[i]) == 0)
 			return true;
 	if (r->format == NULL)

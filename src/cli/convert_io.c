@@ -365,8 +365,12 @@ static bool open_target_image(struct convert_job *job)
 	request.flags &= ~(unsigned)(CLI_OPEN_SHARE | CLI_OPEN_DIRECT);
 	if ((cli_cache_file_flags(cli_arg(job->args, "target-cache")) & QCOW_FILE_DIRECT) != 0)
 		request.flags |= CLI_OPEN_DIRECT;
+	unsigned filters = 0;
+	request.filters = &filters;
 	if (cli_open(job->cli, &request, &job->target_image) != QCOW_OK)
 		return false;
+	if ((filters & CLI_FILTER_COMPRESS) != 0)
+		job->options.compress = true;
 	job->options.target_image = job->target_image;
 	return true;
 }

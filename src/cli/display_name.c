@@ -67,6 +67,9 @@ char *cli_display_name(struct cli *cli, const struct cli_operand *operand, struc
 	const char *path = qcow_store_name(qcow_image_store(image));
 	struct qcow_error err = QCOW_ERROR_INIT;
 	json_t *spec = NULL;
+	/* the rules are a part of what was asked for */
+	if (!operand->image_opts && strncmp(operand->text, "blkdebug:", strlen("blkdebug:")) == 0)
+		return qk_strndup(operand->text, strlen(operand->text));
 	if (cli_spec_parse(cli, operand, &spec, &err) != QCOW_OK)
 		return NULL;
 	bool is_part = json_object_get(spec, "offset") != NULL ||

@@ -13,6 +13,7 @@ static const struct {
 	{"file", true},
 	{"host_device", true},
 	{"blkdebug", true},
+	{"null-co", true},
 #ifdef QK_LIBNBD
 	{"nbd", true},
 #endif
@@ -96,17 +97,20 @@ enum qcow_status cli_driver_check_members(const json_t *spec, struct qcow_error 
 		"max-discard"};
 	static const char *const of_nbd[] = {"server", "export", "path", "host", "port",
 		"tls-creds", "tls-hostname", "reconnect-delay", "open-timeout"};
+	static const char *const of_null[] = {"read-zeroes", "latency-ns"};
 	const char *driver = json_string_value(json_object_get(spec, "driver"));
 	const char *path = json_string_value(json_object_get(spec, "filename"));
 	bool is_debug = cli_driver_is_blkdebug(driver, path);
 	bool is_nbd = cli_driver_is_nbd(driver, path);
+	bool is_null = driver != NULL && strcmp(driver, "null-co") == 0;
 	const char *key = NULL;
 	json_t *value = NULL;
 	json_object_foreach((json_t *)spec, key, value)
 	{
 		bool found = is_one_of(key, known, N(known)) ||
 			     (is_debug && is_one_of(key, of_blkdebug, N(of_blkdebug))) ||
-			     (is_nbd && is_one_of(key, of_nbd, N(of_nbd)));
+			     (is_nbd && is_one_of(key, of_nbd, N(of_nbd))) ||
+			     (is_null && is_one_of(key, of_null, N(of_null)));
 		if (!found)
 			return QK_FAIL(
 				err, QCOW_E_UNSUPPORTED, "the option '%s' is not built in", key);

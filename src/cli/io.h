@@ -48,6 +48,7 @@ struct io {
 	struct io_mode opened;
 	char *name, *options; /* as given to the open; each may be NULL */
 	bool ignores_discards;
+	bool compresses; /* the driver compress lies over it */
 	bool guards_sector_0; /* a raw disk that was probed must not begin to look like another format */
 	struct io_request *requests; /* aio that has not been reported, oldest first */
 };

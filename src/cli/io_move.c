@@ -15,6 +15,7 @@
 
 enum {
 	SECTOR = 512,
+	SUBCLUSTERS = 32, /* of a cluster with extended L2 entries */
 	CHUNK = 1 << 20
 };
 
@@ -66,7 +67,7 @@ static enum qcow_status keep_chunk(
 	QK_TRY(cli_blkdebug_event(io->cli, "cor_write", off, len, err));
 	const uint8_t *bytes = buf;
 	bool is_zero = bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0;
-	return is_zero ? qcow_zero(io->image, off, len, 0, err)
+	return is_zero ? qcow_zero(io->image, off, len, QCOW_IO_EXPLICIT, err)
 		       : qcow_pwrite(io->image, buf, len, off, 0, err);
 }
 
@@ -82,13 +83,14 @@ static enum qcow_status keep_range(
 	return QCOW_OK;
 }
 
-/* Every cluster that the range touches and the top layer does not hold is copied into it. */
+/* Every cluster, or subcluster, that the range touches and the top layer does not hold is copied into it. */
 static enum qcow_status copy_on_read(
 	struct io *io, uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	struct qcow_info in;
 	qcow_get_info(io->image, &in);
 	uint64_t cluster = in.version != 0 ? in.cluster_size : SECTOR;
+	cluster /= in.extended_l2 ? SUBCLUSTERS : 1;
 	uint64_t size = qcow_size(io->image);
 	uint64_t end = qk_min(size, (off + len + cluster - 1) / cluster * cluster);
 	for (uint64_t at = off / cluster * cluster; len != 0 && at < end;) {
@@ -98,7 +100,7 @@ static enum qcow_status copy_on_read(
 		bool is_zero = (e.flags & QCOW_EXTENT_ZERO) != 0;
 		if (!is_held && is_zero) {
 			QK_TRY(cli_blkdebug_event(io->cli, "cor_write", at, e.len, err));
-			QK_TRY(qcow_zero(io->image, at, e.len, 0, err));
+			QK_TRY(qcow_zero(io->image, at, e.len, QCOW_IO_EXPLICIT, err));
 		} else if (!is_held) {
 			QK_TRY(keep_range(io, at, e.len, err));
 		}
@@ -146,13 +148,17 @@ static enum qcow_status guard_sector_0(
 	return QCOW_OK;
 }
 
-/* Version 2 has no zero clusters: QEMU then gives the clusters up, where nothing lies below. */
-static bool zero_unmaps(const struct io *io, const struct io_flags *flags)
+/* Version 2 has no zero clusters: QEMU then gives the clusters up, where nothing lies below. The zeros of version 3 are
+ * the image's own, unless they are to be given up and nothing lies below. */
+static unsigned zero_flags(const struct io *io, const struct io_flags *flags)
 {
 	struct qcow_info in;
 	qcow_get_info(io->image, &in);
-	return (flags->unmap && !io->ignores_discards) ||
-	       (in.version == 2 && in.backing_name == NULL);
+	bool is_top = in.backing_name == NULL, unmaps = flags->unmap && !io->ignores_discards;
+	if (in.version == 2 && is_top)
+		unmaps = true;
+	return (unmaps ? (unsigned)QCOW_IO_UNMAP : 0) |
+	       (in.version >= 3 && !(unmaps && is_top) ? (unsigned)QCOW_IO_EXPLICIT : 0);
 }
 
 static unsigned engine_flags(const struct io *io, const struct io_flags *flags)
@@ -161,8 +167,27 @@ static unsigned engine_flags(const struct io *io, const struct io_flags *flags)
 	bool through = io->opened.cache == NULL ||
 		       (cli_cache_file_flags(io->opened.cache) & (unsigned)QCOW_FILE_SYNC) != 0;
 	return (flags->fua || through ? (unsigned)QCOW_IO_FUA : 0) |
-	       (flags->zero && zero_unmaps(io, flags) ? (unsigned)QCOW_IO_UNMAP : 0) |
+	       (flags->zero ? zero_flags(io, flags) : 0) |
 	       (flags->no_fallback ? (unsigned)QCOW_IO_FAST : 0);
+}
+
+/* Whole clusters, compressed: what the range leaves of its first and its last one is read. */
+static enum qcow_status write_compressed_range(struct io *io, const void *buf, uint64_t len,
+	uint64_t off, unsigned flags, struct qcow_error *err)
+{
+	struct qcow_info in;
+	qcow_get_info(io->image, &in);
+	uint64_t mask = in.cluster_size - 1, start = off & ~mask, size = qcow_size(io->image);
+	uint64_t end = qk_min((off + len + mask) & ~mask, size);
+	if (len == 0 || (start == off && end == off + len))
+		return qcow_write_compressed(io->image, buf, (size_t)len, off, flags, err);
+	QK_AUTO_FREE uint8_t *whole = qk_malloc(end - start, 1);
+	if (whole == NULL)
+		return QK_FAIL_NOMEM(err);
+	QK_TRY(qcow_pread(io->image, whole, off - start, start, err));
+	memcpy(whole + (off - start), buf, len);
+	QK_TRY(qcow_pread(io->image, whole + (off + len - start), end - off - len, off + len, err));
+	return qcow_write_compressed(io->image, whole, end - start, start, flags, err);
 }
 
 enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, const void *buf,
@@ -175,6 +200,9 @@ enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, cons
 			engine_flags(io, flags) & (unsigned)QCOW_IO_FUA, err);
 	if (flags->zero)
 		return qcow_zero(io->image, off, len, engine_flags(io, flags), err);
+	if (io->compresses)
+		return write_compressed_range(
+			io, buf, len, off, engine_flags(io, flags) & (unsigned)QCOW_IO_FUA, err);
 	QK_TRY(guard_sector_0(io, buf, len, off, err));
 	return qcow_pwrite(io->image, buf, len, off, engine_flags(io, flags), err);
 }

@@ -104,8 +104,18 @@ static bool open_image(
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_info in;
-	if (cli_open(io->cli, request, &io->image) != QCOW_OK)
+	unsigned filters = 0;
+	struct cli_open_request own = *request;
+	own.filters = &filters;
+	if (cli_open(io->cli, &own, &io->image) != QCOW_OK)
 		return false;
+	if ((filters & CLI_FILTER_COPY_ON_READ) != 0 && mode->read_only) {
+		qcow_close(io->image);
+		io->image = NULL;
+		return refuse(io, io->name, "Block node is read-only");
+	}
+	io->compresses = (filters & CLI_FILTER_COMPRESS) != 0;
+	io->opened.copy_on_read = mode->copy_on_read || (filters & CLI_FILTER_COPY_ON_READ) != 0;
 	qcow_get_info(io->image, &in);
 	bool is_named = look_at_operand(io, request);
 	bool is_guess = in.version == 0 && strcmp(in.format, "raw") == 0 && !mode->read_only &&

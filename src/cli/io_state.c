@@ -12,6 +12,7 @@
 
 #include "base/num.h"
 #include "cli/info.h"
+#include "cli/nullstore.h"
 
 /* From `off` on, at most `len` bytes: how many have one answer to "does the top layer decide them?". */
 static bool find_run(struct io *io, uint64_t off, uint64_t len, uint64_t *run, bool *is_held)
@@ -104,7 +105,13 @@ int io_cmd_info(struct io *io, const struct io_command *self, int argc, char **a
 	char text[IO_SIZE_BYTES];
 	struct qcow_info in;
 	qcow_get_info(io->image, &in);
-	(void)printf("format name: %s\n", in.format);
+	bool is_null = strcmp(qcow_store_name(qcow_image_store(io->image)), CLI_NULL_STORE_NAME) ==
+		       0;
+	(void)printf("format name: %s\n", is_null ? "null-co" : in.format);
+	if (is_null) { /* QEMU names it as a format and as a protocol */
+		(void)printf("format name: null-co\n");
+		return 0;
+	}
 	(void)printf("cluster size: %s\n", io_size((double)in.cluster_size, text));
 	(void)printf("vm state offset: %s\n", io_size((double)vm_state_offset(&in), text));
 	cli_info_put_specific(io->cli, io->image);

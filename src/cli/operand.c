@@ -21,6 +21,7 @@
 #include "cli/driver.h"
 #include "cli/imagestore.h"
 #include "cli/nbd_node.h"
+#include "cli/nullstore.h"
 #include "cli/object.h"
 #include "cli/spec.h"
 
@@ -173,6 +174,8 @@ static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsig
 		return open_blkdebug(cli, spec, path, flags, out, err);
 	if (cli_driver_is_nbd(driver, path))
 		return cli_nbd_open(cli, spec, flags, out, err);
+	if (driver != NULL && strcmp(driver, "null-co") == 0)
+		return cli_null_store_open(cli, spec, (flags & QCOW_FILE_WRITE) != 0, out, err);
 	if (path == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "the file's 'filename' is missing");
 	bool direct = false, share = false;
@@ -651,8 +654,17 @@ enum qcow_status cli_try_open(struct cli *cli, const struct cli_open_request *re
 	struct refs refs = {.cli = cli, .flags = request->flags, .request = request};
 	json_t *spec = NULL;
 	*out = NULL;
+	unsigned filters = 0;
 	enum qcow_status status = cli_spec_parse_with(
 		cli, &request->operand, request->options, &spec, err);
+	if (status == QCOW_OK)
+		status = cli_spec_peel(&spec, &filters, err);
+	if (status == QCOW_OK && request->filters != NULL)
+		*request->filters = filters;
+	else if (status == QCOW_OK && filters != 0 && (request->flags & CLI_OPEN_WRITE) != 0)
+		status = QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"nothing is written through a filter here: leave the driver '%s' out",
+			(filters & CLI_FILTER_COMPRESS) != 0 ? "compress" : "copy-on-read");
 	if (status == QCOW_OK)
 		status = open_chain(&refs, spec, request, out, err);
 	json_decref(spec);
@@ -706,7 +718,9 @@ char *cli_target_driver(struct cli *cli, const struct cli_operand *operand)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	json_t *spec = NULL;
 	const char *driver = NULL;
-	if (cli_spec_parse(cli, operand, &spec, &err) == QCOW_OK)
+	unsigned filters = 0;
+	if (cli_spec_parse(cli, operand, &spec, &err) == QCOW_OK &&
+		cli_spec_peel(&spec, &filters, &err) == QCOW_OK)
 		driver = json_string_value(json_object_get(spec, "driver"));
 	if (driver == NULL || cli_driver_is_protocol(driver))
 		driver = "raw";

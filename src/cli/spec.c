@@ -404,3 +404,49 @@ enum qcow_status cli_spec_secret_id(const json_t *spec, const char **out, struct
 	QK_TRY(cli_spec_string(json_object_get(spec, "encrypt"), "key-secret", out, err));
 	return *out != NULL ? QCOW_OK : cli_spec_string(spec, "key-secret", out, err);
 }
+
+/* The filter that a node is, or 0. */
+static unsigned filter_of(const json_t *spec)
+{
+	const char *driver = json_string_value(json_object_get(spec, "driver"));
+	if (driver == NULL)
+		return 0;
+	if (strcmp(driver, "compress") == 0)
+		return CLI_FILTER_COMPRESS;
+	return strcmp(driver, "copy-on-read") == 0 ? CLI_FILTER_COPY_ON_READ : 0;
+}
+
+static enum qcow_status check_filter(const json_t *spec, struct qcow_error *err)
+{
+	static const char *const known[] = {"driver", "file", "node-name", "read-only",
+		"auto-read-only", "discard", "detect-zeroes", "cache"};
+	const char *key = NULL;
+	json_t *value = NULL;
+	json_object_foreach((json_t *)spec, key, value)
+	{
+		bool found = false;
+		for (size_t i = 0; i < sizeof(known) / sizeof(known[0]) && !found; i++)
+			found = strcmp(known[i], key) == 0;
+		if (!found)
+			return QK_FAIL(
+				err, QCOW_E_UNSUPPORTED, "the option '%s' is not built in", key);
+	}
+	return json_is_object(json_object_get(spec, "file"))
+		       ? QCOW_OK
+		       : QK_FAIL(err, QCOW_E_INVAL,
+				 "A block device must be specified for \"file\"");
+}
+
+enum qcow_status cli_spec_peel(json_t **spec, unsigned *filters, struct qcow_error *err)
+{
+	*filters = 0;
+	for (unsigned filter = 0; (filter = filter_of(*spec)) != 0;) {
+		QK_TRY(check_filter(*spec, err));
+		json_t *below = json_incref(json_object_get(*spec, "file"));
+		json_decref(*spec);
+		*spec = below;
+		*filters |= filter;
+		QK_TRY(cli_spec_lower_filename(*spec, err));
+	}
+	return QCOW_OK;
+}

@@ -31,6 +31,17 @@ enum qcow_status cli_spec_parse_with(struct cli *cli, const struct cli_operand *
 /* Move the path that stands alone into "file" where the driver is that of a format. QCOW_E_NOMEM. */
 enum qcow_status cli_spec_lower_filename(json_t *spec, struct qcow_error *err) QK_MUST_USE;
 
+/* Nodes that lie over a format and change how it is used. */
+enum {
+	CLI_FILTER_COMPRESS = 1, /* what is written is compressed, whole clusters at a time */
+	CLI_FILTER_COPY_ON_READ = 2 /* what is read from below is kept */
+};
+
+/* Replace *spec by what lies below its filters; *filters: which there were. QCOW_E_INVAL, QCOW_E_UNSUPPORTED (other
+ * members than the driver and its file). */
+enum qcow_status cli_spec_peel(
+	json_t **spec, unsigned *filters, struct qcow_error *err) QK_MUST_USE;
+
 /* The parts of a blkdebug node's path, NULL or "blkdebug:CONFIG:PATH" or PATH: config into `spec`, the path into
  * `image`. QCOW_E_INVAL, QCOW_E_UNSUPPORTED (a second blkdebug), QCOW_E_NOMEM. */
 enum qcow_status cli_spec_split_blkdebug(

@@ -197,6 +197,60 @@ static enum qcow_status zero_group(
 	return status;
 }
 
+/* Does [off, end) read as zeros by what the layers say? */
+static enum qcow_status reads_zero(
+	const struct zero *z, uint64_t off, uint64_t end, bool *out, struct qcow_error *err)
+{
+	for (*out = true; *out && off < end;) {
+		const struct qk_map_request rq = {.image = z->image,
+			.off.v = off,
+			.len = end - off,
+			.max_depth = UINT32_MAX,
+			.may_block = true};
+		struct qk_run run;
+		unsigned epoch = qk_epoch_enter(z->image->rw->epoch);
+		enum qcow_status status = qk_map_find(&rq, &run, err);
+		qk_epoch_leave(z->image->rw->epoch, epoch);
+		QK_TRY(status);
+		*out = is_zero_run(&run);
+		off += run.len;
+	}
+	return QCOW_OK;
+}
+
+/* A part of one cluster, [off, off + len), of which the image is to hold the zeros. Where the image holds nothing of the
+ * cluster and the rest of it reads as zeros, its entry says so: nobody writes to it in place, and who would remap it waits
+ * for the stripe. Else zeros are data. */
+static enum qcow_status zero_part(
+	const struct zero *z, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &z->image->geometry;
+	uint64_t start = qk_align_down(off, g->cluster_size), done = 0;
+	uint64_t end = qk_min(start + g->cluster_size, z->image->size);
+	struct qk_group group;
+	bool is_zero = false;
+	if (len == 0)
+		return QCOW_OK;
+	if (!z->is_explicit || g->extended_l2)
+		return zero_data(z, off, len, err);
+	QK_TRY(qk_group_lock(z->image, (qk_goff){off}, &group, err));
+	uint32_t i = (uint32_t)((start - group.guest.v) >> g->cluster_bits);
+	enum qk_l2_type type = qk_group_entry(&group, i).type;
+	enum qcow_status status = QCOW_OK;
+	if (type == QK_L2_ZERO || type == QK_L2_ZERO_ALLOC)
+		done = len;
+	else if (type == QK_L2_UNALLOCATED)
+		status = reads_zero(z, start, off, &is_zero, err);
+	if (status == QCOW_OK && is_zero)
+		status = reads_zero(z, off + len, end, &is_zero, err);
+	if (status == QCOW_OK && is_zero)
+		status = zero_entries(z, &group, start, end, &done, err);
+	qk_group_unlock(&group);
+	if (status != QCOW_OK || done != 0)
+		return status;
+	return zero_data(z, off, len, err);
+}
+
 /* How much of `run` of the top layer, which begins at `off`, stays as it is? No L2 table has to be made for that.
  * Of extended entries whole clusters, unless nothing else is asked for. */
 static uint64_t done_already(
@@ -281,8 +335,8 @@ static enum qcow_status zero_qcow2(
 	if (qk_data_file_is_raw(image))
 		return zero_raw_data(z, off, len, err);
 	/* these write nothing where only fast zeros are wanted */
-	QK_TRY(zero_data(z, off, cut.head, err));
-	QK_TRY(zero_data(z, off + cut.head + cut.whole, cut.tail, err));
+	QK_TRY(zero_part(z, off, cut.head, err));
+	QK_TRY(zero_part(z, off + cut.head + cut.whole, cut.tail, err));
 	return zero_clusters(z, off + cut.head, cut.whole, err);
 }
 

@@ -55,9 +55,8 @@ static enum qcow_status check_qcow2(const struct request *request, struct qcow_e
 	if (options->keep_target && options->target_image == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"an existing qcow2 image is written through target_image");
-	if (options->target_image != NULL && (options->compress || options->bitmaps))
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"compressed clusters and bitmaps go into new images only");
+	if (options->target_image != NULL && options->bitmaps)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "bitmaps go into new images only");
 	if (options->target_image != NULL)
 		return QCOW_OK;
 	if (options->compress && request->create.data_file_name != NULL)
@@ -187,7 +186,9 @@ static uint64_t round_sparse(uint64_t bytes)
 static struct qk_policy choose_policy(const struct request *request)
 {
 	const struct qcow_convert_options *options = request->options;
-	struct qk_policy policy = {.compress = options->compress, .sparse_bytes = RAW_UNIT_BYTES};
+	/* an image that is there compresses by itself */
+	bool packs = options->compress && options->target_image == NULL;
+	struct qk_policy policy = {.compress = packs, .sparse_bytes = RAW_UNIT_BYTES};
 	if (options->sparse_bytes != UINT64_MAX)
 		policy.sparse_bytes = options->sparse_bytes;
 	if (request->is_raw && options->create.preallocation == QCOW_PREALLOC_FULL)

@@ -112,12 +112,29 @@ static enum qcow_status clone_or_copy(struct qk_sink *sink, struct qk_chunk *chu
 	return QCOW_OK;
 }
 
+/* Whole clusters, and the end of the disk. What is left of a cluster where the target is longer is plain. */
+static enum qcow_status compress_put(
+	struct qk_sink *sink, const struct qk_put *put, const uint8_t *data, struct qcow_error *err)
+{
+	uint64_t whole = put->host_off + put->len == qcow_size(sink->image)
+				 ? put->len
+				 : qk_align_down(put->len, sink->unit_bytes);
+	if (whole != 0)
+		QK_TRY(qcow_write_compressed(sink->image, data, whole, put->host_off, 0, err));
+	if (whole == put->len)
+		return QCOW_OK;
+	return qcow_pwrite(
+		sink->image, data + whole, put->len - whole, put->host_off + whole, 0, err);
+}
+
 enum qcow_status qk_sink_store(
 	struct qk_sink *sink, struct qk_chunk *chunk, uint64_t buf_bytes, struct qcow_error *err)
 {
 	for (unsigned i = 0; i < chunk->n_puts; i++) {
 		const struct qk_put *put = &chunk->puts[i];
-		if (sink->image != NULL && put->kind == QK_PUT_WRITE)
+		if (sink->image != NULL && put->kind == QK_PUT_WRITE && sink->compress)
+			QK_TRY(compress_put(sink, put, chunk->buf + put->from, err));
+		else if (sink->image != NULL && put->kind == QK_PUT_WRITE)
 			QK_TRY(qcow_pwrite(sink->image, chunk->buf + put->from, put->len,
 				put->host_off, 0, err));
 		else if (sink->image != NULL)

@@ -17,6 +17,7 @@ struct qk_sink_ops {
 		struct qk_put put, struct qcow_error *err);
 	enum qcow_status (*zero)(struct qk_sink *sink, struct qk_chunk *chunk, uint64_t off,
 		uint64_t len, struct qcow_error *err);
+	/* NULL: nothing is packed for it */
 	enum qcow_status (*packed)(struct qk_sink *sink, uint64_t off, const void *data, size_t len,
 		struct qcow_error *err);
 	/* NULL: nothing is left to do */
@@ -34,6 +35,7 @@ struct qk_sink {
 		explicit_zero_bytes; /* below this offset zeros have to be said: a backing file is there */
 	/* an image that is there */
 	struct qcow_image *image;
+	bool compress;
 	/* raw, and an image that is there */
 	bool must_zero; /* what is not written does not read as zeros */
 	/* stream */

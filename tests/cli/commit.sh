@@ -100,6 +100,9 @@ all_as_qemu() {
 	as_qemu "$peer" commit -b a.qcow2 c.qcow2
 	as_qemu "$peer" commit -b b.qcow2 c.qcow2
 	as_qemu "$peer" commit -b r.raw c.qcow2
+	as_qemu "$peer" commit -b "$PWD/b.qcow2" c.qcow2
+	as_qemu "$peer" commit -b b.qcow2 ../"${PWD##*/}"/c.qcow2
+	as_qemu "$peer" commit -b ../"${PWD##*/}"/b.qcow2 c.qcow2
 	as_qemu "$peer" commit -b nofile c.qcow2
 	as_qemu "$peer" commit -b c.qcow2 c.qcow2
 	as_qemu "$peer" commit nofile

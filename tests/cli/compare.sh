@@ -77,6 +77,8 @@ if have_new_qemu; then
 	as_qemu -f qcow2 a.raw a.qcow2
 	as_qemu -F qcow2 a.qcow2 a.raw
 	as_qemu a.raw nope
+	printf '[inject-error]\nevent = "read_aio"\nerrno = "5"\n' >rules
+	as_qemu blkdebug:rules:text.qcow2 packed.qcow2
 	as_qemu a.raw
 	for a in hole.raw zeros.raw empty.qcow2 zeroed.qcow2 written.qcow2 prealloc.qcow2; do
 		for b in hole.raw zeros.raw empty.qcow2 zeroed.qcow2 written.qcow2 prealloc.qcow2; do

@@ -275,6 +275,30 @@ no_create_writes_into_a_qcow2_image() {
 	[[ ! -e missing.qcow2 ]] || fail "-n made an image"
 }
 
+compressed_into_an_image_that_is_there() {
+	local options peer
+	head -c 1000000 /dev/zero | tr '\0' '\7' >c.raw && head -c 300000 /dev/urandom >>c.raw && truncate -s 2M c.raw
+	for options in cluster_size=4k compat=0.10 compression_type=zstd,extended_l2=on cluster_size=2M; do
+		rm -f kept.qcow2
+		qemu-img create -q -f qcow2 -o "$options" kept.qcow2 3000k && qemu-io -c 'write -q -P 5 0 3000k' kept.qcow2 &&
+			qemu-img snapshot -c s kept.qcow2 || return 1
+		ok "$qcow" convert -c -n -f raw -O qcow2 c.raw kept.qcow2 || return 1
+		for peer in "${peers[@]}"; do
+			"$peer" check -q kept.qcow2 || { fail "$peer check: $options"; return 1; }
+			"$peer" convert -O raw kept.qcow2 got.raw || return 1
+			cmp -n 2097152 c.raw got.raw || { fail "$options"; return 1; }
+			cmp -n 974848 -i 2097152:0 got.raw <(head -c 974848 /dev/zero | tr '\0' '\5') || { fail "behind: $options"; return 1; }
+		done
+		[[ $options == cluster_size=2M ]] || ! "${peers[0]}" check kept.qcow2 | grep -q ' 0.00% compressed' ||
+			{ fail "nothing is compressed: $options"; return 1; }
+	done
+	rm -f kept.qcow2 && qemu-img create -q -f qcow2 kept.qcow2 2M || return 1
+	ok "$qcow" convert -n --target-image-opts -f raw c.raw driver=compress,file.driver=qcow2,file.file.filename=kept.qcow2 || return 1
+	qemu-img compare -q -f raw -F qcow2 c.raw kept.qcow2 || { fail 'driver=compress'; return 1; }
+	"${peers[0]}" check kept.qcow2 | grep -q ' 0.00% compressed' && { fail 'driver=compress compresses nothing'; return 1; }
+	refused 'level' "$qcow" convert -c -n --level 3 -f raw -O qcow2 c.raw kept.qcow2
+}
+
 existing_files_keep_mode_owner_and_inode() {
 	make_disk 8 d.raw
 	head -c 5000000 /dev/urandom >i.qcow2

@@ -50,6 +50,7 @@ def templates():
     make("base.qcow2", "-f", "qcow2", "2M")
     subprocess.run([THEIRS[-1], "-c", "write -q -P 0x11 0 1M", "base.qcow2"], check=True)
     make("over.qcow2", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "4M")
+    make("sub.qcow2", "-f", "qcow2", "-o", "extended_l2=on", "-b", "base.qcow2", "-F", "qcow2", "2M")
     make("v2.qcow2", "-f", "qcow2", "-o", "compat=0.10,cluster_size=4096", "1M")
     make("odd.raw", "-f", "raw", "1000")
     make("three.raw", "-f", "raw", "3M")
@@ -106,6 +107,21 @@ CASES = {
                   "read -P 0 64k 128k", "read -P 1 192k 64k", "map") + ["a.qcow2"],
     "zero_over_backing": lines("write -z 64k 64k", "read -P 0 64k 64k", "read -P 0x11 0 64k", "write -zu 0 64k",
                                "map") + ["over.qcow2"],
+    # what takes a part of a cluster: an entry where the rest reads as zeros, else data
+    "zero_parts": lines("write -z 1500k 4k", "write -z 100 10", "write -z 1030k 9k", "write -z 1088k 5k", "write -zu 2000k 3k",
+                        "alloc 1500k 4k", "map", "write -z 1m 128k", "map", "read -P 0 1m 1m", "read -P 0x11 110 65426") +
+                  ["over.qcow2"],
+    "zero_end": lines("write -z 1000 24", "map", "write -zu 2048 24", "map", "write -P 1 4000 8", "write -z 4000 1000", "map") +
+                ["a.qcow2"],
+    "copy_on_read_zeros": lines("read -P 0 1500k 1k", "read 4095k 1k", "map", "alloc 1472k 64k") + ["-C", "over.qcow2"],
+    "copy_on_read_subclusters": lines("write -q -P 1 29k 2k", "read -P 1 30k 1k", "read -P 0x11 70k 1k", "map") +
+                                ["-C", "sub.qcow2"],
+    "copy_on_read_driver": lines("open -o driver=copy-on-read,file.driver=qcow2 over.qcow2", "read -P 0x11 100 10", "map", "close",
+                                 "open -r -o driver=copy-on-read,file.driver=qcow2 over.qcow2", "length"),
+    "compress_driver": lines("write -P 7 0 100k", "write -P 8 200k 8k", "read -P 7 0 100k", "read -P 0 208k 48k", "map") +
+                       ["--image-opts", "driver=compress,file.driver=qcow2,file.file.filename=a.qcow2"],
+    "null": lines("info", "length", "read -P 0 0 64k", "write 0 64k", "read 1M 1") +
+            ["-f", "null-co", "json:{'driver': 'null-co', 'size': 1048576, 'read-zeroes': true}"],
     "copy_on_write": lines("write -P 2 100 10", "read -P 0x11 0 100", "read -P 2 100 10", "read -P 0x11 110 65426",
                            "alloc 0 1M", "map") + ["over.qcow2"],
     "discard": lines("write -P 1 0 256k", "discard 64k 64k", "read -P 0 64k 64k", "discard 1 10", "discard -C 0 64k",
@@ -218,6 +234,7 @@ INPUT = {
 DIFFERENT_OLD = {
     "numbers": "QEMU 7.2 says otherwise that -1 is no signal",
     "aio": "QEMU 7.2 has no aio_discard",
+    "copy_on_read_subclusters": "QEMU 7.2 copies whole clusters",
 }
 
 

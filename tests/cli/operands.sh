@@ -57,10 +57,18 @@ for operand in http://host/x rbd:x ssh://x fat:x; do
 	says "refused: $operand" 1 "qcow: cannot open '*': the protocol '${operand%%:*}' is not built in*" \
 		"$QCOW" info "$operand"
 done
-for driver in vdi compress vmdk quorum; do
+for driver in vdi vmdk quorum; do
 	says "refused: driver $driver" 1 "*the driver '$driver' is not built in*" \
 		"$QCOW" info "json:{\"driver\":\"$driver\",\"file\":{\"filename\":\"disk.raw\"}}"
 done
+run "$QCOW" map --output json --image-opts driver=compress,file.driver=qcow2,file.file.filename=top.qcow2
+same a_filter_is_looked_through map out
+says a_filter_is_not_written_through 1 "*nothing is written through a filter here*'compress'*" \
+	"$QCOW" resize --image-opts driver=compress,file.driver=qcow2,file.file.filename=top.qcow2 2M
+says a_filter_over_nothing 1 '*must be specified for "file"*' "$QCOW" info --image-opts driver=compress
+says a_filter_with_more 1 "*'bottom' is not built in*" \
+	"$QCOW" info --image-opts driver=copy-on-read,bottom=x,file.driver=qcow2,file.file.filename=top.qcow2
+prints null_co 'Images are identical.' "$QCOW" compare --image-opts driver=null-co,size=1M driver=null-co,size=1048576
 says refused_unknown_format 1 "*the driver 'vdi' is not built in*" "$QCOW" info -f vdi disk.raw
 says refused_unknown_format_by_the_personality 1 "*Unknown driver 'vdi'" "$QCOW_QEMU_IMG" info -f vdi disk.raw
 says refused_unknown_key 1 "*option 'filter' is not built in" "$QCOW" info --image-opts driver=raw,filter=x,file.filename=disk.raw

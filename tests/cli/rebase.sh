@@ -84,6 +84,7 @@ all_as_qemu() {
 	as_qemu "$peer" rebase -u -b new.qcow2 o.qcow2
 	as_qemu "$peer" rebase -b nofile -F raw o.qcow2
 	as_qemu "$peer" rebase -u -b nofile -F raw o.qcow2
+	as_qemu "$peer" rebase -u -b nofile -F host_device o.qcow2
 	as_qemu "$peer" rebase -b new.qcow2 -F xyz o.qcow2
 	as_qemu "$peer" rebase -b plain.raw -F qcow2 o.qcow2
 	as_qemu "$peer" rebase -f raw -b new.qcow2 -F qcow2 plain.raw
