@@ -5,6 +5,7 @@
 #include "cli/cli.h"
 
 extern const struct cli_command cli_cmd_amend;
+extern const struct cli_command cli_cmd_bench;
 extern const struct cli_command cli_cmd_bitmap;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_commit;
@@ -26,6 +27,7 @@ extern const struct cli_command cli_cmd_vet;
 
 const struct cli_command *const cli_commands[] = {
 	&cli_cmd_amend,
+	&cli_cmd_bench,
 	&cli_cmd_bitmap,
 	&cli_cmd_check,
 	&cli_cmd_commit,

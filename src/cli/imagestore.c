@@ -54,10 +54,11 @@ static enum qcow_status image_zero(
 	return qcow_zero(s->image, off, len, 0, err);
 }
 
+/* What lies above asks for it where nothing needs the content any more: whole clusters go, the rest stays. */
 static enum qcow_status image_punch(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
 {
 	struct image_store *s = ctx;
-	return qcow_zero(s->image, off, len, QCOW_IO_UNMAP, err);
+	return qcow_discard(s->image, off, len, 0, err);
 }
 
 static enum qcow_status image_extents(void *ctx, uint64_t off, uint64_t len,

@@ -379,6 +379,10 @@ static enum qcow_status resolve_spelt(struct refs *refs, const struct qcow_refer
 	const json_t *spec = ref->depth < layer->n_specs ? layer->specs[ref->depth] : NULL;
 	*done = true;
 	if (ref->kind == QCOW_REF_DATA_FILE && json_object_get(spec, "data-file") != NULL) {
+		/* what is punched there has to read as zeros, and a format discards whole clusters at most */
+		if (!lies_on_file(json_object_get(spec, "data-file")))
+			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"a data file that lies in another image is not built in");
 		out->format = "raw";
 		return open_protocol(refs->cli, json_object_get(spec, "data-file"),
 			ref_file_flags(refs, ref), &out->store, err);

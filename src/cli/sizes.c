@@ -135,10 +135,18 @@ bool cli_parse_number(struct cli *cli, const char *what, const char *text, uint6
 	bool hex = p[0] == '0' && (p[1] == 'x' || p[1] == 'X');
 	char *end = NULL;
 	errno = 0;
-	unsigned long long v = isdigit((unsigned char)*p) ? strtoull(p, &end, hex ? 16 : 10) : 0;
+	/* QEMU counts a negative number as one that is too small */
+	bool below = cli->qemu && p[0] == '-' && isdigit((unsigned char)p[1]);
+	unsigned long long v = isdigit((unsigned char)p[below])
+				       ? strtoull(p + below, &end, hex ? 16 : 10)
+				       : 0;
+	if (cli->qemu && (end == NULL || *end != '\0')) {
+		cli_error(cli, "Invalid %s specified: '%s'", what, text);
+		return false;
+	}
 	if (end == NULL || end == p || *end != '\0')
 		return refuse(cli, what, text, "not a whole number");
-	if (errno == ERANGE || v < min || v > max) {
+	if (below || errno == ERANGE || v < min || v > max) {
 		if (cli->qemu)
 			cli_error(cli,
 				"Invalid %s specified. Must be between %" PRIu64 " and %" PRIu64

@@ -109,6 +109,7 @@ CASES = {
                                "map") + ["over.qcow2"],
     # what takes a part of a cluster: an entry where the rest reads as zeros, else data
     "zero_parts": lines("write -z 1500k 4k", "write -z 100 10", "write -z 1030k 9k", "write -z 1088k 5k", "write -zu 2000k 3k",
+                        "write -z 128k 100",
                         "alloc 1500k 4k", "map", "write -z 1m 128k", "map", "read -P 0 1m 1m", "read -P 0x11 110 65426") +
                   ["over.qcow2"],
     "zero_end": lines("write -z 1000 24", "map", "write -zu 2048 24", "map", "write -P 1 4000 8", "write -z 4000 1000", "map") +
@@ -200,6 +201,9 @@ CASES = {
     "over_a_format": lines("write -P 1 1000 128k", "read -P 1 1000 128k", "read -P 0 0 1000", "write -z 64k 64k",
                            "read -P 0 64k 64k", "length") + [
         "--image-opts", "driver=blkdebug,image.driver=qcow2,image.file.filename=a.qcow2,align=4k,max-transfer=64k"],
+    "discarded_over_a_format": lines("write -q -P 1 0 2M", "discard 1000 100k", "read -P 1 0 64k", "read -P 0 64k 32k", "discard 1M 64k",
+                                     "read -P 0 1M 64k", "read -P 1 1088k 64k") + [
+        "--image-opts", "driver=blkdebug,image.driver=qcow2,image.file.filename=a.qcow2"],
     "aligned": lines("open -o driver=qcow2,file.align=4k blkdebug::a.qcow2", "write -P 1 512 1024",
                      "read -P 1 512 1024", "aio_write -z 0x400 0x20000", "aio_flush", "read -P 0 0x400 0x20000"),
     "aio": lines("aio_write -P 1 0 512 512", "aio_flush", "aio_read -P 1 0 1024", "aio_flush", "aio_read -P 2 0 8",
