@@ -310,7 +310,8 @@ enum {
 	CLI_OPEN_NO_BACKING = 512, /* QCOW_OPEN_NO_BACKING */
 	CLI_OPEN_KEEP = 1024, /* discards are ignored, unless the operand says otherwise */
 	CLI_OPEN_STORE_WRITE =
-		2048 /* the operand's file for reading and writing, its image read-only */
+		2048, /* the operand's file for reading and writing, its image read-only */
+	CLI_OPEN_NO_LOCK = 4096 /* this process has it open already, and holds the locks */
 };
 
 struct cli_operand {

@@ -13,6 +13,7 @@ extern const struct cli_command cli_cmd_compare;
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;
+extern const struct cli_command cli_cmd_ctl;
 extern const struct cli_command cli_cmd_dd;
 extern const struct cli_command cli_cmd_dump;
 extern const struct cli_command cli_cmd_info;
@@ -22,6 +23,7 @@ extern const struct cli_command cli_cmd_measure;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_resize;
 extern const struct cli_command cli_cmd_sanitize;
+extern const struct cli_command cli_cmd_serve;
 extern const struct cli_command cli_cmd_snapshot;
 extern const struct cli_command cli_cmd_vet;
 
@@ -35,6 +37,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_completion,
 	&cli_cmd_convert,
 	&cli_cmd_create,
+	&cli_cmd_ctl,
 	&cli_cmd_dd,
 	&cli_cmd_dump,
 	&cli_cmd_info,
@@ -44,6 +47,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_rebase,
 	&cli_cmd_resize,
 	&cli_cmd_sanitize,
+	&cli_cmd_serve,
 	&cli_cmd_snapshot,
 	&cli_cmd_vet,
 	NULL,

@@ -80,7 +80,10 @@ static int program_options(struct cli *cli, int argc, char **argv, int *exit_cod
 /* A personality that is one command: --version is the program's. */
 static int run_only_command(struct cli *cli, int argc, char **argv)
 {
-	const struct cli_command *cmd = find_command(cli, cli->traits->command);
+	const struct cli_command *cmd = NULL;
+	for (const struct cli_command *const *c = cli_commands; *c != NULL; c++)
+		if (strcmp((*c)->name, cli->traits->command) == 0)
+			cmd = *c;
 	if (argc == 2 && (strcmp(argv[1], "-V") == 0 || strcmp(argv[1], "--version") == 0)) {
 		(void)printf("%s\n", cli->traits->version);
 		return 0;

@@ -66,7 +66,8 @@ unsigned cli_cache_file_flags(const char *cache)
 static unsigned file_flags(unsigned flags)
 {
 	return ((flags & CLI_OPEN_SHARE) != 0 ? (unsigned)QCOW_FILE_SHARE : 0) |
-	       ((flags & CLI_OPEN_DIRECT) != 0 ? (unsigned)QCOW_FILE_DIRECT : 0);
+	       ((flags & CLI_OPEN_DIRECT) != 0 ? (unsigned)QCOW_FILE_DIRECT : 0) |
+	       ((flags & CLI_OPEN_NO_LOCK) != 0 ? (unsigned)QCOW_FILE_NO_LOCK : 0);
 }
 
 /* Is the layer `below` layers below the one being opened for writing? The operand's own image, and one that was asked

@@ -29,6 +29,15 @@ static const struct compat_traits traits[] = {
 		.special_references = true,
 		.shares_raw = true,
 	},
+	{
+		.program = "qemu-nbd",
+		.version = "qemu-nbd 10.0.0 (qcowkit " QCOW_VERSION_TEXT ")",
+		.command = "serve",
+		.qemu = true,
+		.probe_backing = true,
+		.special_references = true,
+		.shares_raw = true,
+	},
 };
 
 /* The option letters that callers look for in `qemu-img --help`, a line a command. */

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * serve: what the files of `qcow serve` share.
+ *
+ *   cmd_serve.c      options, from start to end
+ *   serve_open.c     images and what is exported of them
+ *   serve_listen.c   sockets: made, inherited from a service manager, accepted
+ *   serve_loop.c     the main thread: signals, connections that come and go, the control socket, the end
+ *   serve_process.c  --fork, --run, --exit-with-parent, --pid-file, readiness
+ *   serve_ctl.c      the control socket: clients and their lines
+ *   serve_do.c       what the lines ask for
+ *
+ * Threads: everything here runs on the main thread; the server's threads only write to `wake`.
+ */
+#ifndef QK_CLI_SERVE_H
+#define QK_CLI_SERVE_H
+
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "cli/cli.h"
+#include "serve/nbd/server.h"
+#include "serve/view/view.h"
+
+enum {
+	SERVE_LISTENERS = 8
+};
+
+/* What to open. */
+struct serve_operand {
+	const char *text, *name, *format;
+	bool image_opts, read_only, temporary;
+	const char *snapshot;
+};
+
+/* An open image, and how its exports are called. */
+struct serve_image {
+	struct serve_image *next;
+	char *name;
+	struct serve_operand operand; /* `text` and `name` are its own */
+	struct qk_view_image *shared;
+	bool writable;
+	bool all_bitmaps; /* those that can be read are shown; else those that -B named */
+};
+
+struct serve_export {
+	struct serve_export *next;
+	char *name;
+	char *snapshot; /* the one that it shows, or NULL */
+	struct serve_image *image; /* NULL for a snapshot, whose image is its own */
+	struct qk_view *view;
+	bool is_whole; /* the image's own disk, from 0 to its end */
+};
+
+struct serve {
+	struct cli *cli;
+	const struct cli_args *args;
+	struct qk_nbd_server *server;
+	struct serve_image *images;
+	struct serve_export *exports;
+	/* listening sockets that the main thread accepts from, where the number of clients is limited */
+	int listeners[SERVE_LISTENERS];
+	unsigned n_listeners;
+	unsigned max_clients; /* 0: any number, and the server accepts by itself */
+	unsigned n_clients; /* given to the server, where it is limited */
+	char *socket_path, *ctl_path; /* made by us, NULL: none */
+	char *temporary_folder; /* of a socket that --run made */
+	char *uri; /* of the first export */
+	bool persistent, stdio;
+	int wake; /* eventfd, for the server's threads */
+	atomic_uint n_ended; /* clients that left */
+	atomic_uint n_open;
+	atomic_bool was_served;
+	int ready_fd; /* the parent waits for a byte, or -1 */
+	int signals; /* signalfd */
+	pid_t child; /* of --run, or 0 */
+	int child_status;
+	int ctl_listener; /* or -1 */
+	struct serve_client *clients; /* of the control socket */
+	bool stops;
+};
+
+/* serve_open.c. Open an image and add its exports. False: reported. */
+bool serve_open(struct serve *s, const struct serve_operand *operand);
+/* The same, told to nobody but the caller. */
+enum qcow_status serve_try_open(
+	struct serve *s, const struct serve_operand *operand, struct qcow_error *err) QK_MUST_USE;
+/* The export of this name, or NULL. */
+struct serve_export *serve_find(struct serve *s, const char *name);
+/* Take an export off the server, and forget it. */
+enum qcow_status serve_remove(struct serve *s, struct serve_export *export, bool hard,
+	struct qcow_error *err) QK_MUST_USE;
+/* While quiesced: show the bitmaps that the image has now. */
+enum qcow_status serve_refresh_bitmaps(
+	struct serve *s, struct serve_image *image, struct qcow_error *err) QK_MUST_USE;
+/* Export the snapshots that the image has and that are not yet there. */
+enum qcow_status serve_add_snapshots(
+	struct serve *s, struct serve_image *image, struct qcow_error *err) QK_MUST_USE;
+/* Close every bitmap reader of the image. */
+void serve_close_readers(struct serve *s, struct serve_image *image);
+void serve_forget_all(struct serve *s);
+
+/* serve_listen.c. Make or inherit the sockets, by the options. False: reported. */
+bool serve_listen(struct serve *s);
+/* A Unix socket that listens at `path`, with `mode`; what nobody listens at is replaced. -1: reported. */
+int serve_listen_unix(struct serve *s, const char *path, mode_t mode);
+/* Give a client of a listener to the server. */
+void serve_accept(struct serve *s, int listener);
+void serve_unlisten(struct serve *s);
+
+/* serve_process.c. */
+/* --fork: false in the parent, which is done with *exit_code. */
+bool serve_fork(struct serve *s, int *exit_code);
+/* --exit-with-parent. False: reported. */
+bool serve_follow_parent(struct serve *s);
+/* Clients can connect: pid file, service manager, parent. False: reported. */
+bool serve_is_ready(struct serve *s);
+void serve_tell_manager(const char *line);
+/* --run: start the command. False: reported. */
+bool serve_start_child(struct serve *s);
+
+/* serve_loop.c. Before any thread is made: signals are for the main thread. False: reported. */
+bool serve_catch_signals(struct serve *s);
+/* Until the end is asked for or reached: the exit code. */
+int serve_loop(struct serve *s);
+
+/* serve_ctl.c. */
+bool serve_ctl_open(struct serve *s, const char *path);
+struct pollfd;
+/* Fill at most `room` rows for the control socket and its clients. */
+size_t serve_ctl_polls(struct serve *s, struct pollfd *fds, size_t room);
+/* Look at what came of those rows. */
+void serve_ctl_handle(struct serve *s, const struct pollfd *fds, size_t n);
+void serve_ctl_close(struct serve *s);
+
+/* serve_do.c. Carry out one request. The answer is the caller's. *holds: quiesces that this client has not ended. */
+json_t *serve_do(struct serve *s, const json_t *request, unsigned *holds);
+
+#endif

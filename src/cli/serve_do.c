@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * serve_do: what can be asked for at the control socket. What changes an image runs while the server is quiesced, so it is
+ * one point between the requests of all clients.
+ */
+#include <qcowkit/manage.h>
+#include <string.h>
+
+#include "cli/serve.h"
+
+/* One request. */
+struct job {
+	struct serve *s;
+	const json_t *request;
+	json_t *reply;
+	unsigned *holds;
+	struct qcow_error err;
+};
+
+static enum qcow_status want_string(struct job *job, const char *key, const char **out)
+{
+	*out = json_string_value(json_object_get(job->request, key));
+	if (*out != NULL)
+		return QCOW_OK;
+	return QK_FAIL(&job->err, QCOW_E_INVAL, "'%s' must be there, a string", key);
+}
+
+/* A number of bytes: JSON's, or as it is typed ("10G"). *given is false where there is none. */
+static enum qcow_status take_size(struct job *job, const char *key, uint64_t *out, bool *given)
+{
+	const json_t *value = json_object_get(job->request, key);
+	bool ignored = false;
+	*given = value != NULL;
+	if (value == NULL)
+		return QCOW_OK;
+	if (json_is_integer(value) && json_integer_value(value) >= 0) {
+		*out = (uint64_t)json_integer_value(value);
+		return QCOW_OK;
+	}
+	if (json_is_string(value) && cli_read_size(json_string_value(value), out, &ignored) == NULL)
+		return QCOW_OK;
+	return QK_FAIL(&job->err, QCOW_E_INVAL, "'%s' must be a number of bytes", key);
+}
+
+static bool is_set(const struct job *job, const char *key)
+{
+	const json_t *value = json_object_get(job->request, key);
+	bool on = false;
+	return json_is_true(value) ||
+	       (json_is_string(value) && cli_read_bool(json_string_value(value), &on) && on);
+}
+
+/* The image of the export that the request names; "" where it names none. */
+static enum qcow_status find_image(struct job *job, struct serve_image **out)
+{
+	const char *name = json_string_value(json_object_get(job->request, "export"));
+	struct serve_export *e = serve_find(job->s, name != NULL ? name : "");
+	if (e == NULL && name == NULL && job->s->images != NULL && job->s->images->next == NULL) {
+		*out = job->s->images; /* there is no other */
+		return QCOW_OK;
+	}
+	if (e == NULL)
+		return QK_FAIL(&job->err, QCOW_E_NOENT, "there is no export '%s'",
+			name != NULL ? name : "");
+	if (e->image == NULL)
+		return QK_FAIL(&job->err, QCOW_E_READONLY, "export '%s' shows what cannot change",
+			e->name);
+	*out = e->image;
+	return QCOW_OK;
+}
+
+/* ---- what is there ---- */
+
+static const char *const count_names[QK_NBD_COUNTS] = {
+	"read", "write", "flush", "trim", "cache", "zero", "block-status"};
+
+static json_t *describe_counts(const struct qk_nbd_stats *stats)
+{
+	json_t *o = json_object();
+	for (unsigned i = 0; i < QK_NBD_COUNTS; i++) {
+		json_t *c = json_object();
+		cli_json_set(c, "requests", cli_json_u64(stats->counts[i].requests));
+		cli_json_set(c, "bytes", cli_json_u64(stats->counts[i].bytes));
+		cli_json_set(c, "errors", cli_json_u64(stats->counts[i].errors));
+		cli_json_set(o, count_names[i], c);
+	}
+	return o;
+}
+
+static void describe_connection(void *ctx, const struct qk_nbd_connection_info *in)
+{
+	json_t *o = json_object();
+	cli_json_set(o, "id", cli_json_u64(in->id));
+	cli_json_set(o, "export",
+		in->export_name != NULL ? cli_json_string(in->export_name) : json_null());
+	cli_json_set(o, "peer", cli_json_string(in->peer));
+	cli_json_set(o, "tls", json_boolean(in->tls));
+	cli_json_set(o, "requests", cli_json_u64(in->requests));
+	cli_json_set(o, "bytes-in", cli_json_u64(in->bytes_in));
+	cli_json_set(o, "bytes-out", cli_json_u64(in->bytes_out));
+	(void)json_array_append_new(ctx, o);
+}
+
+static enum qcow_status do_status(struct job *job)
+{
+	struct qk_nbd_stats stats;
+	json_t *connections = json_array(), *exports = json_array();
+	qk_nbd_server_stats(job->s->server, &stats);
+	qk_nbd_each_connection(job->s->server, describe_connection, connections);
+	for (const struct serve_export *e = job->s->exports; e != NULL; e = e->next) {
+		json_t *o = json_object();
+		cli_json_set(o, "name", cli_json_string(e->name));
+		cli_json_set(o, "writable", json_boolean(e->image != NULL && e->image->writable));
+		if (e->snapshot != NULL)
+			cli_json_set(o, "snapshot", cli_json_string(e->snapshot));
+		(void)json_array_insert_new(exports, 0, o);
+	}
+	cli_json_set(job->reply, "exports", exports);
+	cli_json_set(job->reply, "connections", connections);
+	cli_json_set(job->reply, "accepted", cli_json_u64(stats.accepted));
+	cli_json_set(job->reply, "refused", cli_json_u64(stats.refused));
+	cli_json_set(job->reply, "handshakes-failed", cli_json_u64(stats.handshakes_failed));
+	cli_json_set(job->reply, "cut", cli_json_u64(stats.cut));
+	cli_json_set(job->reply, "in-flight-bytes", cli_json_u64(stats.in_flight_bytes));
+	cli_json_set(job->reply, "quiesced", json_boolean(*job->holds > 0));
+	cli_json_set(job->reply, "requests", describe_counts(&stats));
+	return QCOW_OK;
+}
+
+/* ---- the server ---- */
+
+static enum qcow_status do_quiesce(struct job *job)
+{
+	struct serve *s = job->s;
+	qk_nbd_server_quiesce(s->server);
+	++*job->holds;
+	for (struct serve_image *i = s->images; i != NULL; i = i->next)
+		if (i->writable)
+			QK_TRY(qcow_flush(i->shared->image, &job->err));
+	return QCOW_OK;
+}
+
+static enum qcow_status do_resume(struct job *job)
+{
+	if (*job->holds == 0)
+		return QK_FAIL(&job->err, QCOW_E_INVAL, "this client holds nothing back");
+	--*job->holds;
+	qk_nbd_server_resume(job->s->server);
+	return QCOW_OK;
+}
+
+static enum qcow_status do_stop(struct job *job)
+{
+	job->s->stops = true;
+	return QCOW_OK;
+}
+
+static enum qcow_status do_export_add(struct job *job)
+{
+	struct serve_operand operand = {
+		.format = json_string_value(json_object_get(job->request, "format")),
+		.snapshot = json_string_value(json_object_get(job->request, "snapshot")),
+		.read_only = is_set(job, "read-only")};
+	QK_TRY(want_string(job, "name", &operand.name));
+	QK_TRY(want_string(job, "file", &operand.text));
+	if (serve_find(job->s, operand.name) != NULL)
+		return QK_FAIL(&job->err, QCOW_E_EXIST, "there is an export '%s'", operand.name);
+	return serve_try_open(job->s, &operand, &job->err);
+}
+
+static enum qcow_status do_export_remove(struct job *job)
+{
+	const char *name = NULL;
+	QK_TRY(want_string(job, "name", &name));
+	struct serve_export *e = serve_find(job->s, name);
+	if (e == NULL)
+		return QK_FAIL(&job->err, QCOW_E_NOENT, "there is no export '%s'", name);
+	if (*job->holds > 0)
+		return QK_FAIL(&job->err, QCOW_E_INVAL, "resume first");
+	return serve_remove(job->s, e, is_set(job, "hard"), &job->err);
+}
+
+/* ---- images ---- */
+
+static enum qcow_status create_snapshot(struct job *job, struct serve_image *image)
+{
+	struct qcow_snapshot_create_options options = QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
+	QK_TRY(want_string(job, "name", &options.name));
+	QK_TRY(qcow_snapshot_create(image->shared->image, &options, &job->err));
+	if (cli_flag(job->s->args, "snapshots") || is_set(job, "export-it"))
+		return serve_add_snapshots(job->s, image, &job->err);
+	return QCOW_OK;
+}
+
+/* The export that shows the snapshot, or NULL. */
+static struct serve_export *find_shown(struct job *job, const char *snapshot)
+{
+	for (struct serve_export *e = job->s->exports; e != NULL; e = e->next)
+		if (e->snapshot != NULL && strcmp(e->snapshot, snapshot) == 0)
+			return e;
+	return NULL;
+}
+
+/* What shows it goes first: whoever reads it is cut off with `hard`. */
+static enum qcow_status delete_snapshot(struct job *job, struct serve_image *image)
+{
+	const char *name = NULL;
+	QK_TRY(want_string(job, "name", &name));
+	for (struct serve_export *e = find_shown(job, name); e != NULL; e = find_shown(job, name))
+		QK_TRY(serve_remove(job->s, e, is_set(job, "hard"), &job->err));
+	return qcow_snapshot_delete(
+		image->shared->image, &name, 1, QCOW_SNAPSHOT_NAME_OR_ID, NULL, &job->err);
+}
+
+static enum qcow_status resize(struct job *job, struct serve_image *image)
+{
+	struct qcow_resize_options options = QCOW_RESIZE_OPTIONS_INIT;
+	uint64_t size = 0;
+	bool given = false;
+	QK_TRY(take_size(job, "size", &size, &given));
+	if (!given)
+		return QK_FAIL(&job->err, QCOW_E_INVAL, "'size' must be there");
+	options.shrink = is_set(job, "shrink");
+	for (const struct serve_export *e = job->s->exports; e != NULL; e = e->next)
+		if (options.shrink && e->image == image && !e->is_whole)
+			return QK_FAIL(&job->err, QCOW_E_INVAL,
+				"export '%s' shows a part of the disk, which would end", e->name);
+	QK_TRY(qcow_resize(image->shared->image, size, &options, &job->err));
+	for (struct serve_export *e = job->s->exports; e != NULL; e = e->next) {
+		if (e->image != image || !e->is_whole)
+			continue;
+		qk_view_set_size(e->view, size);
+		QK_TRY(qk_nbd_export_resized(job->s->server, e->name, size, &job->err));
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status edit_bitmap(
+	struct job *job, struct serve_image *image, enum qcow_bitmap_act act)
+{
+	struct qcow_bitmap_action actions[2] = {{.act = act}, {.act = QCOW_BITMAP_DISABLE}};
+	uint64_t granularity = 0;
+	bool given = false;
+	size_t n = 1;
+	QK_TRY(want_string(job, "bitmap", &actions[0].name));
+	actions[1].name = actions[0].name;
+	if (act == QCOW_BITMAP_MERGE)
+		QK_TRY(want_string(job, "source", &actions[0].source));
+	QK_TRY(take_size(job, "granularity", &granularity, &given));
+	if (given && act == QCOW_BITMAP_ADD) {
+		if (granularity < 512 || granularity > UINT64_C(1) << 31 ||
+			(granularity & (granularity - 1)) != 0)
+			return QK_FAIL(&job->err, QCOW_E_INVAL,
+				"'granularity' must be a power of 2 and at least 512");
+		actions[0].granularity_bits = (uint32_t)__builtin_ctzll(granularity);
+	}
+	if (act == QCOW_BITMAP_ADD && is_set(job, "disabled"))
+		n = 2;
+	return qcow_bitmap_edit(image->shared->image, actions, n, NULL, NULL, &job->err);
+}
+
+static enum qcow_status add_bitmap(struct job *job, struct serve_image *image)
+{
+	return edit_bitmap(job, image, QCOW_BITMAP_ADD);
+}
+
+static enum qcow_status remove_bitmap(struct job *job, struct serve_image *image)
+{
+	return edit_bitmap(job, image, QCOW_BITMAP_REMOVE);
+}
+
+static enum qcow_status clear_bitmap(struct job *job, struct serve_image *image)
+{
+	return edit_bitmap(job, image, QCOW_BITMAP_CLEAR);
+}
+
+static enum qcow_status enable_bitmap(struct job *job, struct serve_image *image)
+{
+	return edit_bitmap(job, image, QCOW_BITMAP_ENABLE);
+}
+
+static enum qcow_status disable_bitmap(struct job *job, struct serve_image *image)
+{
+	return edit_bitmap(job, image, QCOW_BITMAP_DISABLE);
+}
+
+static enum qcow_status merge_bitmap(struct job *job, struct serve_image *image)
+{
+	return edit_bitmap(job, image, QCOW_BITMAP_MERGE);
+}
+
+/* ---- the table ---- */
+
+static const struct {
+	const char *name;
+	enum qcow_status (*act)(struct job *job);
+	enum qcow_status (*change)(struct job *job, struct serve_image *image);
+} commands[] = {
+	{"status", do_status, NULL},
+	{"quiesce", do_quiesce, NULL},
+	{"resume", do_resume, NULL},
+	{"stop", do_stop, NULL},
+	{"export-add", do_export_add, NULL},
+	{"export-remove", do_export_remove, NULL},
+	{"snapshot-create", NULL, create_snapshot},
+	{"snapshot-delete", NULL, delete_snapshot},
+	{"bitmap-add", NULL, add_bitmap},
+	{"bitmap-remove", NULL, remove_bitmap},
+	{"bitmap-clear", NULL, clear_bitmap},
+	{"bitmap-enable", NULL, enable_bitmap},
+	{"bitmap-disable", NULL, disable_bitmap},
+	{"bitmap-merge", NULL, merge_bitmap},
+	{"resize", NULL, resize},
+};
+
+/* One change, alone with the image: bitmap readers are closed, and what there is then is shown. */
+static enum qcow_status change_image(
+	struct job *job, enum qcow_status (*change)(struct job *, struct serve_image *))
+{
+	struct serve_image *image = NULL;
+	QK_TRY(find_image(job, &image));
+	if (!image->writable)
+		return QK_FAIL(&job->err, QCOW_E_READONLY, "the image is served read-only");
+	qk_nbd_server_quiesce(job->s->server);
+	serve_close_readers(job->s, image);
+	enum qcow_status status = change(job, image);
+	struct qcow_error ignored = QCOW_ERROR_INIT;
+	enum qcow_status shown = serve_refresh_bitmaps(
+		job->s, image, status == QCOW_OK ? &job->err : &ignored);
+	qk_nbd_server_resume(job->s->server);
+	return status != QCOW_OK ? status : shown;
+}
+
+json_t *serve_do(struct serve *s, const json_t *request, unsigned *holds)
+{
+	struct job job = {.s = s,
+		.request = request,
+		.reply = json_object(),
+		.holds = holds,
+		.err = QCOW_ERROR_INIT};
+	const char *name = json_string_value(json_object_get(request, "command"));
+	enum qcow_status status = QK_FAIL(
+		&job.err, QCOW_E_INVAL, "unknown command '%s'", name != NULL ? name : "");
+	for (size_t i = 0; name != NULL && i < sizeof(commands) / sizeof(commands[0]); i++)
+		if (strcmp(commands[i].name, name) == 0)
+			status = commands[i].act != NULL ? commands[i].act(&job)
+							 : change_image(&job, commands[i].change);
+	cli_json_set(job.reply, "ok", json_boolean(status == QCOW_OK));
+	if (status != QCOW_OK)
+		cli_json_set(job.reply, "error",
+			cli_json_string(job.err.message[0] != '\0' ? job.err.message
+								   : qcow_status_text(status)));
+	return job.reply;
+}

@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * serve_open: opens images, and adds what is to be seen of them: the disk, layers, snapshots, partitions.
+ */
+#include <string.h>
+
+#include "base/mem.h"
+#include "cli/overlay.h"
+#include "cli/serve.h"
+#include "serve/view/parts.h"
+
+/* What is being added. */
+struct adding {
+	struct serve *s;
+	struct serve_image *image; /* NULL: a snapshot's */
+	struct qk_view_image *shared;
+	const char *snapshot;
+	struct qcow_error *err;
+};
+
+/* ---- bitmaps ---- */
+
+struct names {
+	const char *name[QK_NBD_MAX_BITMAPS];
+	char *own
+		[QK_NBD_MAX_BITMAPS]; /* copies of what the image has, NULL for those of the command line */
+	unsigned n;
+};
+
+static void names_release(struct names *names)
+{
+	for (unsigned i = 0; i < names->n; i++)
+		free(names->own[i]);
+	names->n = 0;
+}
+
+/* Is it one that can be read? */
+static bool is_readable(struct qcow_image *image, uint32_t index)
+{
+	struct qcow_bitmap_reader *reader = NULL;
+	if (qcow_bitmap_open(image, index, &reader, NULL) != QCOW_OK)
+		return false;
+	qcow_bitmap_close(reader);
+	return true;
+}
+
+static enum qcow_status find_all_bitmaps(
+	struct qcow_image *image, struct names *out, struct qcow_error *err)
+{
+	struct qcow_info info;
+	qcow_get_info(image, &info);
+	for (uint32_t i = 0; i < info.n_bitmaps && out->n < QK_NBD_MAX_BITMAPS; i++) {
+		struct qcow_bitmap bitmap;
+		if (!is_readable(image, i) || qcow_get_bitmap(image, i, &bitmap, NULL) != QCOW_OK)
+			continue;
+		char *copy = qk_strndup(bitmap.name, strlen(bitmap.name));
+		if (copy == NULL)
+			return QK_FAIL_NOMEM(err);
+		out->own[out->n] = copy;
+		out->name[out->n++] = copy;
+	}
+	return QCOW_OK;
+}
+
+/* Those that -B names must be there, and must not change under a client of a writable disk that expects QEMU's rules. */
+static enum qcow_status find_named_bitmaps(
+	struct serve *s, const struct serve_image *image, struct names *out, struct qcow_error *err)
+{
+	size_t at = 0;
+	for (const char *name = cli_arg_next(s->args, "bitmap", &at); name != NULL;
+		name = cli_arg_next(s->args, "bitmap", &at)) {
+		uint32_t index = 0;
+		struct qcow_bitmap bitmap;
+		if (out->n == QK_NBD_MAX_BITMAPS)
+			return QK_FAIL(err, QCOW_E_LIMIT, "more than %u bitmaps", out->n);
+		if (qcow_bitmap_find(image->shared->image, name, &index, err) != QCOW_OK)
+			return QK_FAIL(err, QCOW_E_NOENT, "Bitmap '%s' is not found", name);
+		QK_TRY(qcow_get_bitmap(image->shared->image, index, &bitmap, err));
+		if (s->cli->qemu && !image->writable && bitmap.is_auto)
+			return QK_FAIL(err, QCOW_E_INVAL,
+				"Enabled bitmap '%s' incompatible with readonly export", name);
+		out->own[out->n] = NULL;
+		out->name[out->n++] = name;
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status find_bitmaps(
+	struct serve *s, struct serve_image *image, struct names *out, struct qcow_error *err)
+{
+	out->n = 0;
+	return image->all_bitmaps ? find_all_bitmaps(image->shared->image, out, err)
+				  : find_named_bitmaps(s, image, out, err);
+}
+
+void serve_close_readers(struct serve *s, struct serve_image *image)
+{
+	for (struct serve_export *e = s->exports; e != NULL; e = e->next)
+		if (e->image == image)
+			(void)!qk_view_set_bitmaps(e->view, NULL, 0, NULL);
+}
+
+enum qcow_status serve_refresh_bitmaps(
+	struct serve *s, struct serve_image *image, struct qcow_error *err)
+{
+	struct names names;
+	enum qcow_status status = find_bitmaps(s, image, &names, err);
+	for (struct serve_export *e = s->exports; e != NULL && status == QCOW_OK; e = e->next) {
+		if (e->image != image)
+			continue;
+		status = qk_view_set_bitmaps(e->view, names.name, names.n, err);
+		if (status == QCOW_OK)
+			status = qk_nbd_export_bitmaps(
+				s->server, e->name, names.name, names.n, err);
+	}
+	names_release(&names);
+	return status;
+}
+
+/* ---- exports ---- */
+
+struct serve_export *serve_find(struct serve *s, const char *name)
+{
+	for (struct serve_export *e = s->exports; e != NULL; e = e->next)
+		if (strcmp(e->name, name) == 0)
+			return e;
+	return NULL;
+}
+
+static void free_export(struct serve_export *e)
+{
+	free(e->name);
+	free(e->snapshot);
+	free(e);
+}
+
+/* Give the view to the server. */
+static enum qcow_status offer(struct adding *a, struct serve_export *e,
+	const struct qk_view_options *view, bool read_only)
+{
+	struct serve *s = a->s;
+	struct qk_nbd_export export = {.name = e->name,
+		.description = cli_arg(s->args, "description"),
+		.size = view->size,
+		.read_only = read_only,
+		.multi_conn = s->max_clients != 1,
+		.has_depth = !s->cli->qemu || cli_flag(s->args, "allocation-depth"),
+		.bitmaps = view->bitmaps,
+		.n_bitmaps = view->n_bitmaps};
+	QK_TRY(qk_view_new(a->shared, view, &e->view, a->err));
+	export.ops = qk_view_ops(e->view);
+	export.ctx = e->view;
+	enum qcow_status status = qk_nbd_export_add(s->server, &export, a->err);
+	if (status != QCOW_OK)
+		export.ops->close(e->view);
+	return status;
+}
+
+static enum qcow_status add_export(
+	struct adding *a, const char *name, struct qk_view_options view, bool is_whole)
+{
+	struct names names = {.n = 0};
+	struct serve_export *e = qk_calloc(1, sizeof(*e));
+	if (e != NULL)
+		e->name = qk_strndup(name, strlen(name));
+	if (e != NULL && a->snapshot != NULL)
+		e->snapshot = qk_strndup(a->snapshot, strlen(a->snapshot));
+	if (e == NULL || e->name == NULL || (a->snapshot != NULL && e->snapshot == NULL)) {
+		if (e != NULL)
+			free_export(e);
+		return QK_FAIL_NOMEM(a->err);
+	}
+	e->image = view.depth == 0 ? a->image : NULL;
+	e->is_whole = is_whole;
+	view.read_only = a->image == NULL || !a->image->writable || view.depth != 0;
+	enum qcow_status status = QCOW_OK;
+	if (e->image != NULL)
+		status = find_bitmaps(a->s, a->image, &names, a->err);
+	view.bitmaps = names.name;
+	view.n_bitmaps = names.n;
+	if (status == QCOW_OK)
+		status = offer(a, e, &view, view.read_only);
+	names_release(&names);
+	if (status != QCOW_OK) {
+		qk_err_context(a->err, "export '%s'", name);
+		free_export(e);
+		return status;
+	}
+	e->next = a->s->exports;
+	a->s->exports = e;
+	return QCOW_OK;
+}
+
+static enum qcow_status read_parts(
+	void *ctx, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	return qcow_pread(ctx, buf, len, off, err);
+}
+
+/* NAME/p1, … */
+static enum qcow_status add_partitions(struct adding *a, const char *name, struct qcow_image *image)
+{
+	QK_AUTO_FREE struct qk_parts *parts = qk_calloc(1, sizeof(*parts));
+	if (parts == NULL)
+		return QK_FAIL_NOMEM(a->err);
+	QK_TRY(qk_parts_find(read_parts, image, qcow_size(image), parts, a->err));
+	for (unsigned i = 0; i < parts->n; i++) {
+		QK_AUTO_FREE char *own = NULL;
+		const struct qk_part *p = &parts->part[i];
+		if (asprintf(&own, "%s/p%u", name, p->number) < 0)
+			return QK_FAIL_NOMEM(a->err);
+		if (serve_find(a->s, own) == NULL)
+			QK_TRY(add_export(a, own,
+				(struct qk_view_options){.off = p->off, .size = p->size}, false));
+	}
+	return QCOW_OK;
+}
+
+/* The disk from --offset on, and what is asked for of it. */
+static enum qcow_status add_disk(struct adding *a, const char *name)
+{
+	struct qcow_image *image = a->shared->image;
+	struct qk_view_options view = {.size = qcow_size(image)};
+	const char *offset = cli_arg(a->s->args, "offset");
+	if (offset != NULL && !cli_parse_size(a->s->cli, "option --offset", offset, &view.off))
+		return QK_FAIL(a->err, QCOW_E_INVAL, "no offset");
+	if (view.off > view.size)
+		return QK_FAIL(a->err, QCOW_E_RANGE,
+			"Offset (%llu) has to be smaller than the image size (%llu)",
+			(unsigned long long)view.off, (unsigned long long)view.size);
+	view.size -= view.off;
+	QK_TRY(add_export(a, name, view, view.off == 0));
+	return cli_flag(a->s->args, "partitions") ? add_partitions(a, name, image) : QCOW_OK;
+}
+
+static enum qcow_status add_layers(struct adding *a, const char *name)
+{
+	unsigned depth = 0;
+	for (struct qcow_image *layer = qcow_backing(a->shared->image); layer != NULL;
+		layer = qcow_backing(layer)) {
+		QK_AUTO_FREE char *own = NULL;
+		if (asprintf(&own, "%s~%u", name, ++depth) < 0)
+			return QK_FAIL_NOMEM(a->err);
+		QK_TRY(add_export(a, own,
+			(struct qk_view_options){.depth = depth, .size = qcow_size(layer)}, false));
+	}
+	return QCOW_OK;
+}
+
+/* ---- images ---- */
+
+static struct cli_open_request request_of(struct serve *s, const struct serve_operand *o)
+{
+	const char *discard = cli_arg(s->args, "discard"), *cache = cli_arg(s->args, "cache");
+	bool ignores = discard != NULL ? discard[0] == 'i' || strcmp(discard, "off") == 0
+				       : s->cli->qemu;
+	bool direct = cli_flag(s->args, "nocache") ||
+		      (cli_cache_file_flags(cache) & (unsigned)QCOW_FILE_DIRECT) != 0;
+	struct cli_open_request request = {
+		.operand = {.text = o->text, .format = o->format, .image_opts = o->image_opts},
+		.snapshot = o->snapshot,
+		.flags = (ignores ? (unsigned)CLI_OPEN_KEEP : 0) |
+			 (direct ? (unsigned)CLI_OPEN_DIRECT : 0) |
+			 (cli_flag(s->args, "probe") ? (unsigned)CLI_OPEN_PROBE : 0)};
+	if (!o->read_only && !o->temporary && o->snapshot == NULL)
+		request.flags |= CLI_OPEN_WRITE;
+	return request;
+}
+
+static void set_modes(struct serve *s, const struct cli_open_request *r, struct qk_view_image *v)
+{
+	const char *zeroes = cli_arg(s->args, "detect-zeroes"), *cache = cli_arg(s->args, "cache");
+	v->discards = (r->flags & CLI_OPEN_KEEP) == 0;
+	v->no_flush = cache != NULL && strcmp(cache, "unsafe") == 0;
+	v->sync = (cli_cache_file_flags(cache) & (unsigned)QCOW_FILE_SYNC) != 0;
+	if (zeroes != NULL && strcmp(zeroes, "off") != 0)
+		v->zeroes = strcmp(zeroes, "unmap") == 0 ? QK_VIEW_ZEROES_UNMAP : QK_VIEW_ZEROES_ON;
+}
+
+/* The image that `request` names, with a temporary overlay over it where that is asked for. */
+static enum qcow_status open_shared(struct serve *s, const struct cli_open_request *request,
+	bool temporary, struct qk_view_image **out, struct qcow_error *err)
+{
+	struct qcow_image *image = NULL, *over = NULL;
+	QK_TRY(cli_try_open(s->cli, request, &image, err));
+	enum qcow_status status = temporary ? cli_overlay_open(image, &over, err) : QCOW_OK;
+	if (over != NULL)
+		image = over;
+	*out = status == QCOW_OK ? qk_view_image_new(image) : NULL;
+	if (*out != NULL) {
+		set_modes(s, request, *out);
+		return QCOW_OK;
+	}
+	qcow_close(image);
+	return status != QCOW_OK ? status : QK_FAIL_NOMEM(err);
+}
+
+/* Another image of the same file, for the snapshot alone: what a snapshot holds is never written to. */
+static enum qcow_status add_snapshot(
+	struct adding *a, const struct serve_operand *o, const char *name, const char *id)
+{
+	QK_AUTO_FREE char *own = NULL, *key = NULL;
+	struct adding of = {.s = a->s, .err = a->err};
+	if (asprintf(&own, "%s@%s", o->name, name) < 0 || asprintf(&key, "snapshot.id=%s", id) < 0)
+		return QK_FAIL_NOMEM(a->err);
+	if (serve_find(a->s, own) != NULL)
+		return QCOW_OK; /* names are not unique: the first is meant */
+	struct serve_operand snapshot = *o;
+	snapshot.snapshot = key;
+	struct cli_open_request request = request_of(a->s, &snapshot);
+	request.flags |= CLI_OPEN_NO_LOCK;
+	QK_TRY(open_shared(a->s, &request, false, &of.shared, a->err));
+	of.snapshot = name;
+	enum qcow_status status = add_disk(&of, own);
+	qk_view_image_drop(of.shared);
+	return status;
+}
+
+static enum qcow_status add_snapshots(struct adding *a, const struct serve_operand *o)
+{
+	struct qcow_info info;
+	qcow_get_info(a->shared->image, &info);
+	for (uint32_t i = 0; i < info.n_snapshots; i++) {
+		struct qcow_snapshot snapshot;
+		QK_TRY(qcow_get_snapshot(a->shared->image, i, &snapshot, a->err));
+		QK_TRY(add_snapshot(a, o, snapshot.name, snapshot.id));
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status serve_add_snapshots(
+	struct serve *s, struct serve_image *image, struct qcow_error *err)
+{
+	struct adding a = {.s = s, .image = image, .shared = image->shared, .err = err};
+	return add_snapshots(&a, &image->operand);
+}
+
+enum qcow_status serve_try_open(
+	struct serve *s, const struct serve_operand *o, struct qcow_error *err)
+{
+	struct cli_open_request request = request_of(s, o);
+	struct serve_image *image = qk_calloc(1, sizeof(*image));
+	if (image != NULL)
+		image->name = qk_strndup(o->name, strlen(o->name));
+	if (image == NULL || image->name == NULL) {
+		free(image);
+		return QK_FAIL_NOMEM(err);
+	}
+	enum qcow_status status = open_shared(s, &request, o->temporary, &image->shared, err);
+	if (status != QCOW_OK) {
+		free(image->name);
+		free(image);
+		return status;
+	}
+	image->operand = *o;
+	image->operand.name = image->name;
+	image->operand.text = qk_strndup(o->text, strlen(o->text));
+	image->writable = o->temporary || (request.flags & CLI_OPEN_WRITE) != 0;
+	image->all_bitmaps = !s->cli->qemu && !cli_flag(s->args, "bitmap") && o->snapshot == NULL;
+	image->next = s->images;
+	s->images = image;
+	if (image->operand.text == NULL)
+		return QK_FAIL_NOMEM(err);
+	struct adding a = {.s = s, .image = image, .shared = image->shared, .err = err};
+	status = add_disk(&a, o->name);
+	if (status == QCOW_OK && cli_flag(s->args, "layers"))
+		status = add_layers(&a, o->name);
+	if (status == QCOW_OK && cli_flag(s->args, "snapshots") && !o->temporary)
+		status = add_snapshots(&a, o);
+	return status;
+}
+
+bool serve_open(struct serve *s, const struct serve_operand *o)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	enum qcow_status status = serve_try_open(s, o, &err);
+	if (status == QCOW_OK)
+		return true;
+	if (s->cli->qemu && o->snapshot != NULL && status == QCOW_E_NOENT && err.os_errno == 0)
+		cli_error(s->cli, "Failed to load snapshot: Can't find snapshot");
+	else if (s->images == NULL)
+		cli_report_open(s->cli, NULL, o->text, &err);
+	else
+		(void)cli_fail(s->cli, &err, "'%s'", o->text);
+	return false;
+}
+
+/* ---- taking away ---- */
+
+static bool is_used(const struct serve *s, const struct serve_image *image)
+{
+	for (const struct serve_export *e = s->exports; e != NULL; e = e->next)
+		if (e->image == image)
+			return true;
+	return false;
+}
+
+static void forget_image(struct serve_image *image)
+{
+	qk_view_image_drop(image->shared);
+	free((char *)(uintptr_t)image->operand.text);
+	free(image->name);
+	free(image);
+}
+
+/* Images that no export shows any more. */
+static void forget_unused(struct serve *s)
+{
+	for (struct serve_image **at = &s->images; *at != NULL;) {
+		struct serve_image *image = *at;
+		if (is_used(s, image)) {
+			at = &image->next;
+			continue;
+		}
+		*at = image->next;
+		forget_image(image);
+	}
+}
+
+enum qcow_status serve_remove(
+	struct serve *s, struct serve_export *export, bool hard, struct qcow_error *err)
+{
+	QK_TRY(qk_nbd_export_remove(s->server, export->name, hard, err));
+	struct serve_export **at = &s->exports;
+	while (*at != export)
+		at = &(*at)->next;
+	*at = export->next;
+	free_export(export);
+	forget_unused(s);
+	return QCOW_OK;
+}
+
+void serve_forget_all(struct serve *s)
+{
+	while (s->exports != NULL) {
+		struct serve_export *e = s->exports;
+		s->exports = e->next;
+		free_export(e);
+	}
+	forget_unused(s);
+}

@@ -1,0 +1,273 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# `qcow serve` and the qemu-nbd personality with other people's clients: what they see of an image, sockets and processes,
+# and the control socket. QEMU's own tools look at the images afterwards.
+parts=$(realpath "$(dirname "$0")")/serve_parts.py
+. "$(dirname "$0")/../cli/lib.sh"
+QCOW_QEMU_NBD=${QCOW_QEMU_NBD:?names the personality}
+need_qemu
+for tool in nbdinfo nbdcopy python3; do
+	command -v "$tool" >/dev/null || skip_all "$tool is not there"
+done
+trap 'end_server; rm -rf "$work"' EXIT
+s=$work/s ctl=$work/ctl
+uri="nbd+unix:///?socket=$s"
+of() { echo "nbd+unix:///$1?socket=$s"; } # EXPORT
+# start [OPTION|FILE]…: in the background, at socket $s; says nothing if it works
+start() {
+	if ! "$QCOW" serve --fork -t -k "$s" --control "$ctl" --pid-file pid "$@" >start.out 2>&1 || [[ -s start.out ]]; then
+		bad "start $*" "$(<start.out)"
+	fi
+	server=$(<pid)
+}
+gone() { # PID: ends within some seconds
+	local i
+	for i in {1..400}; do
+		kill -0 "$1" 2>/dev/null || return 0
+		sleep 0.05
+	done
+	return 1
+}
+end_server() {
+	[[ -n ${server:-} ]] || return 0
+	kill "$server" 2>/dev/null
+	gone "$server" || bad "a server that ends at SIGTERM"
+	server=
+}
+sound() { # IMAGE: no leaks, no corruption
+	expect "$1 is sound ($2)" 0 "$QEMU_IMG" check -q "$1"
+}
+
+# ---- an image with everything in it ----
+create below.qcow2 64M
+io -c 'write -P 1 0 2M' below.qcow2
+create -b below.qcow2 -F qcow2 disk.qcow2
+io -c 'write -P 2 1M 2M' disk.qcow2
+"$QEMU_IMG" snapshot -c first disk.qcow2
+io -c 'write -P 3 8M 1M' -c 'write -z 9M 64k' disk.qcow2
+"$QEMU_IMG" bitmap --add disk.qcow2 marks
+io -c 'write -P 4 12M 64k' disk.qcow2
+
+start --snapshots --layers disk.qcow2
+"$QEMU_IMG" convert -U -O raw disk.qcow2 want.raw
+"$QEMU_IMG" convert -U -l first -O raw disk.qcow2 first.raw
+"$QEMU_IMG" convert -U -O raw below.qcow2 below.raw
+for pair in ":want" "@first:first" "~1:below"; do
+	expect "nbdcopy '${pair%%:*}'" 0 nbdcopy "$(of "${pair%%:*}")" got.raw
+	same "export '${pair%%:*}' is that disk" "${pair#*:}.raw" got.raw
+done
+run nbdinfo --json --list "$uri"
+names=$(python3 -c 'import json,sys; print(*sorted(e["export-name"] for e in json.load(sys.stdin)["exports"]))' <out)
+[[ $names == ' @first ~1' ]] && ok the_exports_are_listed || bad the_exports_are_listed "'$names' $(shown)"
+prints the_bitmap_is_seen "$(printf '%10s  %10s    0  clean\n%10s  %10s    1  dirty\n%10s  %10s    0  clean' 0 12582912 12582912 65536 12648448 54460416)" \
+	nbdinfo --map=qemu:dirty-bitmap:marks "$uri"
+run nbdinfo --map "$uri"
+grep -q '^ *0 *3145728 *0 *data' out && ok its_allocation_is_seen || bad its_allocation_is_seen "$(shown)"
+[[ $(stat -c %a "$s" "$ctl") == $'600\n600' ]] && ok sockets_are_the_users_own || bad sockets_are_the_users_own "$(stat -c %a "$s" "$ctl")"
+expect clients_write 0 "$QEMU_IO" -f raw -c 'write -P 7 20M 1M' -c 'write -z 1M 64k' -c 'write -z -u 2M 64k' -c 'discard 8M 64k' \
+	-c 'write -P 9 100 1000' -c 'flush' -c 'read -P 7 20M 1M' -c 'read -P 9 100 1000' -c 'read -P 1 2k 1k' "$uri"
+says a_snapshot_is_read_only 1 '*' "$QEMU_IO" -f raw -c 'write 0 1k' "$(of @first)"
+expect four_clients_copy_at_once 0 nbdcopy --connections=4 want.raw "$uri"
+end_server
+[[ ! -e $s && ! -e $ctl && ! -e pid ]] && ok nothing_is_left_behind || bad nothing_is_left_behind "$(ls)"
+expect the_disk_is_what_was_copied 0 "$QEMU_IMG" compare disk.qcow2 want.raw
+sound disk.qcow2 'after clients wrote'
+
+# ---- partitions, several images, names ----
+python3 "$parts" parts.raw gpt.raw
+"$QEMU_IO" -f raw -c 'write -P 5 1M 2M' parts.raw >/dev/null
+start -f raw -x mbr -x gpt --partitions parts.raw gpt.raw
+for part in mbr/p1:2097152 mbr/p2:10485760 mbr/p5:1048576 mbr/p6:2097152 gpt/p1:2097152 gpt/p2:51200; do
+	prints "the size of ${part%:*}" "${part#*:}" nbdinfo --size "$(of "${part%:*}")"
+done
+expect a_partition_is_read_and_written 0 "$QEMU_IO" -f raw -c 'read -P 5 0 2M' -c 'write -P 6 4k 4k' "$(of mbr/p1)"
+end_server
+expect it_is_where_the_partition_is 0 "$QEMU_IO" -f raw -r -c 'read -P 5 1M 4k' -c 'read -P 6 1028k 4k' parts.raw
+
+# ---- a temporary overlay; an offset; discards that are ignored; zeros that are found ----
+start -s disk.qcow2
+expect an_overlay_is_written 0 "$QEMU_IO" -f raw -c 'write -P 8 0 4M' -c 'read -P 8 0 4M' "$uri"
+end_server
+expect and_the_image_is_not 0 "$QEMU_IMG" compare disk.qcow2 want.raw
+start -o 1M -r disk.qcow2
+prints the_rest_from_an_offset 66060288 nbdinfo --size "$uri"
+end_server
+create zeroes.qcow2 16M
+io -c 'write -P 1 0 4M' zeroes.qcow2
+start --detect-zeroes=on --discard=ignore zeroes.qcow2
+expect zeros_are_found 0 "$QEMU_IO" -f raw -c 'write -P 0 0 1M' -c 'discard 1M 1M' -c 'read -P 1 1M 1M' "$uri"
+end_server
+run "$QEMU_IMG" map --output json zeroes.qcow2
+grep -q '"start": 0, "length": 1048576, "depth": 0, "present": true, "zero": true' out && ok and_stored_as_zeros || bad and_stored_as_zeros "$(shown)"
+
+# ---- processes and sockets ----
+run "$QCOW" serve disk.qcow2 --run 'nbdinfo --size "$uri"; exit 3'
+[[ $rc == 3 && $(<out) == 67108864 ]] && ok run_ends_with_the_status_of_its_command || bad run_ends_with_the_status_of_its_command "$(shown)"
+prints the_last_client_ends_it 67108864 nbdinfo --size -- [ "$QCOW" serve -r disk.qcow2 ]
+cat >stdio.py <<'PY'
+import socket, struct, subprocess, sys
+ours, theirs = socket.socketpair()
+p = subprocess.Popen(sys.argv[1:], stdin=theirs, stdout=theirs)
+theirs.close()
+def get(n):
+    b = b""
+    while len(b) < n:
+        more = ours.recv(n - len(b))
+        if not more:
+            raise SystemExit("the server went away")
+        b += more
+    return b
+assert get(16) == b"NBDMAGICIHAVEOPT"
+get(2)
+ours.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))  # EXPORT_NAME, the default; no zeroes
+size, flags = struct.unpack(">QH", get(10))
+ours.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 1 << 20, 4))
+assert get(16) == struct.pack(">IIQ", 0x67446698, 0, 7)
+assert get(4) == b"\2" * 4
+ours.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 8, 0, 0))
+ours.close()
+print(size, p.wait(timeout=60))
+PY
+prints one_client_at_standard_input '67108864 0' python3 stdio.py "$QCOW" serve - -r disk.qcow2
+cat >notify.py <<'PY'
+import os, socket, subprocess, sys
+here = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+here.bind("notify")
+here.settimeout(60)
+p = subprocess.Popen(sys.argv[1:], env=dict(os.environ, NOTIFY_SOCKET=os.path.abspath("notify")))
+first = here.recv(100)
+p.terminate()
+print(first.decode(), here.recv(100).decode(), p.wait(timeout=60))
+PY
+prints a_service_manager_is_told 'READY=1 STOPPING=1 0' python3 notify.py "$QCOW" serve -t -k "$s" disk.qcow2
+python3 -c 'import socket,sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$s"
+start disk.qcow2
+ok a_socket_that_nobody_listens_at_is_replaced
+says one_that_somebody_listens_at_stays 1 "*Failed to bind socket to $s: Address already in use" "$QCOW" serve -k "$s" -r zeroes.qcow2
+says an_image_that_is_written_is_locked 1 '*lock*' "$QCOW" serve -k "$s.2" disk.qcow2
+end_server
+python3 - "$QCOW" "$s" >parent.out <<'PY' &
+import subprocess, sys, time
+p = subprocess.Popen([sys.argv[1], "serve", "--exit-with-parent", "-t", "-k", sys.argv[2], "--pid-file", "follows", "-r", "disk.qcow2"])
+print("ready", flush=True)
+time.sleep(600)
+PY
+parent=$!
+for i in {1..400}; do [[ -s follows ]] && break; sleep 0.05; done
+kill -KILL "$parent"
+gone "$(<follows)" && ok it_ends_with_its_parent || bad it_ends_with_its_parent
+wait "$parent" 2>/dev/null
+says a_file_that_is_not_there 1 '*No such file or directory' "$QCOW" serve --fork -k "$s" nothing.qcow2
+says no_image 1 '*no image given' "$QCOW" serve
+
+# ---- the control socket ----
+start --snapshots disk.qcow2
+do_ctl() { expect "ctl $*" 0 "$QCOW" ctl "$ctl" "$@"; }
+do_ctl snapshot-create name=second
+prints a_new_snapshot_is_served 67108864 nbdinfo --size "$(of @second)"
+do_ctl export-add name=more "file=$work/want.raw" format=raw read-only
+prints a_new_export_is_served 67108864 nbdinfo --size "$(of more)"
+do_ctl export-remove name=more
+says it_is_gone 1 '*' nbdinfo --size "$(of more)"
+do_ctl resize size=80M
+prints the_new_size_is_seen 83886080 nbdinfo --size "$uri"
+says no_such_bitmap 1 '*' "$QCOW" ctl "$ctl" bitmap-clear bitmap=none
+says no_such_command 1 "*unknown command 'nonsense'" "$QCOW" ctl "$ctl" nonsense
+do_ctl snapshot-delete name=second
+do_ctl bitmap-add bitmap=other granularity=4096
+expect both_bitmaps_record 0 "$QEMU_IO" -f raw -c 'write -P 5 30M 64k' "$uri"
+for name in marks other; do
+	run nbdinfo --map="qemu:dirty-bitmap:$name" "$uri"
+	grep -q '^ *\(31457280 *65536\|0 *83886080\) *1 *dirty' out && ok "bitmap $name has the write" || bad "bitmap $name has the write" "$(shown)"
+done
+do_ctl bitmap-merge bitmap=other source=marks
+do_ctl bitmap-disable bitmap=other
+do_ctl bitmap-remove bitmap=marks
+prints status_is_json '1 True' python3 -c '
+import json, subprocess, sys
+s = json.loads(subprocess.check_output(sys.argv[1:]))
+print(s["requests"]["write"]["requests"], s["requests"]["write"]["bytes"] == 65536)' "$QCOW" ctl "$ctl" status
+printf '{"command": "quiesce"}\n{"command": "status"}\n{"command": "resume"}\n' >lines
+"$QCOW" ctl "$ctl" <lines >out 2>err && grep -q '"quiesced": true' out && ok lines_are_one_after_the_other ||
+	bad lines_are_one_after_the_other "$(shown)"
+(echo '{"command": "quiesce"}'; sleep 0.3) | "$QCOW" ctl "$ctl"
+prints who_goes_away_holds_nothing_back 83886080 timeout 60 nbdinfo --size "$uri"
+expect and_clients_go_on 0 timeout 60 "$QEMU_IO" -f raw -c 'write -P 5 30M 64k' "$uri"
+do_ctl stop
+gone "$server" && ok it_ends_when_told || bad it_ends_when_told
+server=
+sound disk.qcow2 'after the control socket'
+run "$QEMU_IMG" info --output json disk.qcow2
+python3 -c '
+import json
+i = json.load(open("out"))
+b = i["format-specific"]["data"]["bitmaps"]
+assert [s["name"] for s in i["snapshots"]] == ["first"] and i["virtual-size"] == 80 << 20, i
+assert [x["name"] for x in b] == ["other"] and not b[0]["flags"], b' && ok what_was_told_is_stored || bad what_was_told_is_stored "$(shown)"
+
+# ---- incremental backup of a disk that is written, with public tools ----
+for way in live offline; do
+	create "$way.qcow2" 32M
+	io -c 'write -P 1 0 6M' "$way.qcow2"
+	start "$way.qcow2"
+	do_ctl bitmap-add bitmap=b0
+	expect "$way: the whole disk" 0 nbdcopy "$uri" "$way.full"
+	expect "$way: writes" 0 "$QEMU_IO" -f raw -c 'write -P 2 1M 192k' -c 'write -P 3 20M 64k' -c 'write -z 3M 128k' -c 'discard 4M 64k' "$uri"
+	do_ctl bitmap-disable bitmap=b0
+	do_ctl snapshot-create name=point export-it
+	if [[ $way == live ]]; then
+		expect "$way: writes after the point" 0 "$QEMU_IO" -f raw -c 'write -P 9 0 8M' "$uri"
+		from=$(of @point)
+	else
+		end_server
+		start -r "$way.qcow2"
+		from=$uri
+	fi
+	python3 - "$uri" "$from" "$way.full" <<'PY' || bad "$way: copy of what is dirty"
+import json, subprocess, sys
+bitmap_uri, data_uri, target = sys.argv[1:]
+ranges = json.loads(subprocess.check_output(["nbdinfo", "--json", "--map=qemu:dirty-bitmap:b0", bitmap_uri]))
+assert any(r["type"] & 1 for r in ranges) and not all(r["type"] & 1 for r in ranges), ranges
+subprocess.check_call(["nbdcopy", data_uri, "whole"])
+with open(target, "r+b") as f, open("whole", "rb") as g:
+    for r in ranges:
+        if r["type"] & 1:
+            f.seek(r["offset"])
+            g.seek(r["offset"])
+            f.write(g.read(r["length"]))
+PY
+	end_server
+	"$QEMU_IMG" convert -l point -O raw "$way.qcow2" want.raw
+	same "$way: the restored disk is that of the point" want.raw "$way.full"
+	sound "$way.qcow2" "$way backup"
+done
+
+# ---- the personality ----
+nbd() { "$QCOW_QEMU_NBD" "$@"; }
+prints its_version_line "qemu-nbd 10.0.0 (qcowkit $("$QCOW" --version | sed 's/.* //'))" "$QCOW_QEMU_NBD" --version
+expect it_forks 0 "$QCOW_QEMU_NBD" -t -f qcow2 -x exp -D 'a disk' -A -k "$s" --fork --pid-file pid --discard=unmap --detect-zeroes=unmap \
+	--cache=none --aio=threads -e 2 disk.qcow2
+server=$(<pid)
+run nbdinfo --json "$(of exp)"
+grep -q '"description": "a disk"' out && grep -q '"qemu:allocation-depth"' out && ok its_options_are_kept || bad its_options_are_kept "$(shown)"
+expect it_is_written 0 "$QEMU_IO" -f raw -c 'write -P 4 2M 64k' -c 'read -P 4 2M 64k' "$(of exp)"
+end_server
+expect it_shows_a_bitmap 0 "$QCOW_QEMU_NBD" -r -t -f qcow2 -k "$s" -B other --fork --pid-file pid disk.qcow2
+server=$(<pid)
+run nbdinfo --map=qemu:dirty-bitmap:other "$uri"
+[[ $rc == 0 && -s out ]] && ok and_its_ranges || bad and_its_ranges "$(shown)"
+end_server
+says it_has_no_such_bitmap 1 "*Bitmap 'none' is not found" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B none disk.qcow2
+expect it_shows_a_snapshot 0 "$QCOW_QEMU_NBD" -t -l first -f qcow2 -k "$s" --fork --pid-file pid disk.qcow2
+server=$(<pid)
+prints with_its_size 67108864 nbdinfo --size "$uri"
+end_server
+says it_has_no_such_snapshot 1 "qemu-nbd: Failed to load snapshot: Can't find snapshot" "$QCOW_QEMU_NBD" -l none -f qcow2 -k "$s" disk.qcow2
+says no_kernel_device 1 '*Failed to open /dev/nbd-none: No such file or directory' "$QCOW_QEMU_NBD" -c /dev/nbd-none disk.qcow2
+"$QCOW_QEMU_NBD" -f qcow2 -k "$s" --pid-file pid disk.qcow2 &
+server=$!
+for i in {1..400}; do [[ -s pid ]] && break; sleep 0.05; done
+prints one_client_is_served 83886080 nbdinfo --size "$uri"
+wait "$server" && ok and_then_it_ends || bad and_then_it_ends
+server=
+finish
