@@ -16,6 +16,20 @@
 #define SHARED                                                                                 \
 	" && qemu-img snapshot -c one img && qemu-io -c 'write -q -z 0 4k' -c 'write -q -P 4 " \
 	"90k 8k' img && qemu-img snapshot -c two img"
+/* As older writers left them: snapshots without extra data, and so without sizes. */
+#define WITHOUT_SIZES                                                                 \
+	" && python3 -c \"import struct\n"                                            \
+	"b = bytearray(open('img', 'rb').read())\n"                                   \
+	"n, start = struct.unpack('>IQ', b[60:72])\n"                                 \
+	"at, table = start, b''\n"                                                    \
+	"for i in range(n):\n"                                                        \
+	"    extra = struct.unpack('>I', b[at + 36:at + 40])[0]\n"                    \
+	"    end = at + 40 + extra + sum(struct.unpack('>HH', b[at + 12:at + 16]))\n" \
+	"    table += b[at:at + 36] + bytes(4) + b[at + 40 + extra:end]\n"            \
+	"    table += bytes(-len(table) & 7)\n"                                       \
+	"    at = (end + 7) & ~7\n"                                                   \
+	"b[start:at] = table + bytes(at - start - len(table))\n"                      \
+	"open('img', 'wb').write(b)\""
 #define BASE	"head -c 200k /dev/urandom >back.raw && "
 #define BITMAPS " && qemu-img bitmap --add -g 512 img on"
 
@@ -81,6 +95,9 @@ static const struct qkc_operation operations[] = {
 		2, false},
 	{"to version 3, 512", CREATE "-o compat=0.10,cluster_size=512 img 200k" ZEROS SHARED, NULL,
 		NULL, to_3, writes, 2, false},
+	{"to version 3, 4k, snapshots without sizes",
+		CREATE "-o compat=0.10,cluster_size=4k img 200k" ZEROS SHARED WITHOUT_SIZES, NULL,
+		NULL, to_3, writes, 4, false},
 	{"to version 3, 64k", CREATE "-o compat=0.10 img 200k" ZEROS SHARED, NULL, NULL, to_3,
 		writes, 2, false},
 	{"refcounts of 64 bits, 512", CREATE "-o cluster_size=512 img 200k" ZEROS SHARED BITMAPS,

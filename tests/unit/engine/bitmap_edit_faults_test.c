@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <base/bytes.h>
 #include <cm.h>
 #include <dirtymap.h>
 #include <failmalloc.h>
@@ -259,6 +260,59 @@ static void a_bitmap_in_use_can_only_be_removed(void **state)
 	qkt_must("qemu-img check crashed");
 }
 
+/* What one action makes and a later one takes away leaks nothing. */
+static void what_comes_and_goes_is_given_back(void **state)
+{
+	static const struct qcow_bitmap_action passing[] = {{.act = QCOW_BITMAP_ADD, .name = "new"},
+		{.act = QCOW_BITMAP_MERGE, .name = "new", .source = "a"},
+		{.act = QCOW_BITMAP_REMOVE, .name = "new"},
+		{.act = QCOW_BITMAP_MERGE, .name = "b", .source = "a"},
+		{.act = QCOW_BITMAP_REMOVE, .name = "b"}};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	(void)state;
+	make_image("cluster_size=4k");
+	assert_ok(qkt_image_open(&im, qkt_path("img"), NULL, &err), err);
+	assert_ok(qcow_bitmap_edit(im.image, passing, 5, NULL, NULL, &err), err);
+	qkt_image_close(&im);
+	qkt_must("qemu-img check img");
+}
+
+static uint64_t first_data_of(const uint8_t *bytes, const struct qkt_dirtymap *map)
+{
+	return qk_load64(bytes + map->table_off) & UINT64_C(0x00fffffffffffe00);
+}
+
+/* Bits past the end of the disk, as nobody should leave them, are not taken over. */
+static void bits_past_the_end_go(void **state)
+{
+	static const struct qcow_bitmap_action merge[] = {
+		{.act = QCOW_BITMAP_MERGE, .name = "b", .source = "a"}};
+	enum {
+		PAST = DISK_BYTES / 4096 / 8 + 72 /* a byte of the bitmap */
+	};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	struct qkt_dirtymap map;
+	size_t n = 0;
+	(void)state;
+	make_image("cluster_size=4k");
+	uint8_t *bytes = qkt_slurp(qkt_path("img"), &n);
+	assert_true(qkt_dirtymap_get(bytes, n, 1, &map));
+	assert_memory_equal(map.name, "b", 1);
+	bytes[first_data_of(bytes, &map) + PAST] = 0xff;
+	assert_true(qkt_dirtymap_at(&map, UINT64_C(8) * PAST * 4096));
+	save("img", bytes, n);
+	free(bytes);
+	assert_ok(qkt_image_open(&im, qkt_path("img"), NULL, &err), err);
+	assert_ok(qcow_bitmap_edit(im.image, merge, 1, NULL, NULL, &err), err);
+	qkt_image_close(&im);
+	bytes = qkt_slurp(qkt_path("img"), &n);
+	assert_true(qkt_dirtymap_get(bytes, n, 1, &map));
+	assert_false(qkt_dirtymap_at(&map, UINT64_C(8) * PAST * 4096));
+	free(bytes);
+}
+
 static void a_dry_run_writes_nothing(void **state)
 {
 	struct qcow_bitmap_edit_options o = QCOW_BITMAP_EDIT_OPTIONS_INIT;
@@ -352,6 +406,8 @@ int main(void)
 		cmocka_unit_test(every_failure_leaves_all_or_nothing),
 		cmocka_unit_test(what_cannot_be_done_changes_nothing),
 		cmocka_unit_test(a_bitmap_in_use_can_only_be_removed),
+		cmocka_unit_test(what_comes_and_goes_is_given_back),
+		cmocka_unit_test(bits_past_the_end_go),
 		cmocka_unit_test(a_dry_run_writes_nothing),
 		cmocka_unit_test(a_cancelled_edit_changes_nothing),
 		cmocka_unit_test(version_2_has_no_bitmaps),

@@ -7,11 +7,13 @@
 #include "cm.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #include "base/bytes.h"
 #include "engine/control.h"
+#include "engine/gate.h"
 #include "engine/image.h"
 #include "engine/rw.h"
 #include "host.h"
@@ -239,6 +241,102 @@ static void others_wait_and_go_on(void **state)
 	qkt_must("qemu-img check -q image");
 }
 
+/* ---- who waits at the gate ---- */
+
+/* One other thread, which says where it has come to: that it waits for something, or that it went on without. */
+static struct {
+	struct qkt_image *im;
+	sem_t arrived;
+	_Atomic bool is_watched, waited;
+	enum qcow_status status;
+} other;
+
+static void arrived(bool waits)
+{
+	if (!atomic_exchange(&other.is_watched, false))
+		return;
+	atomic_store(&other.waited, waits);
+	(void)sem_post(&other.arrived);
+}
+
+/* The linker puts it before the real one (meson.build). */
+int __real_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock);
+int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock);
+
+int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock)
+{
+	arrived(true);
+	return __real_pthread_cond_wait(cond, lock);
+}
+
+static void *operate(void *unused)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	(void)unused;
+	other.status = qk_control_begin(other.im->image, &err);
+	arrived(false);
+	if (other.status == QCOW_OK)
+		other.status = qk_control_end(other.im->image, 0, QCOW_OK, &err);
+	return NULL;
+}
+
+static void *call(void *unused)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	uint8_t b[CLUSTER];
+	(void)unused;
+	other.status = qcow_pread(other.im->image, b, sizeof(b), 0, &err);
+	arrived(false);
+	return NULL;
+}
+
+static pthread_t start_other(void *(*what)(void *), struct qkt_image *im)
+{
+	pthread_t thread;
+	other.im = im;
+	atomic_store(&other.is_watched, true);
+	assert_int_equal(sem_init(&other.arrived, 0, 0), 0);
+	assert_int_equal(pthread_create(&thread, NULL, what, NULL), 0);
+	while (sem_wait(&other.arrived) != 0)
+		continue;
+	return thread;
+}
+
+static void has_waited(pthread_t thread)
+{
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(sem_destroy(&other.arrived), 0);
+	assert_true(atomic_load(&other.waited));
+	assert_int_equal(other.status, QCOW_OK);
+}
+
+static void an_operation_waits_for_calls_under_way(void **state)
+{
+	(void)state;
+	struct qkt_image im;
+	make("", "");
+	open_image(&im, true);
+	unsigned pass = qk_gate_enter(im.image->rw->gate);
+	pthread_t thread = start_other(operate, &im);
+	qk_gate_leave(im.image->rw->gate, pass);
+	has_waited(thread);
+	qkt_image_close(&im);
+}
+
+static void a_call_waits_for_the_operation(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	make("", "");
+	open_image(&im, true);
+	assert_ok(qk_control_begin(im.image, &err), err);
+	pthread_t thread = start_other(call, &im);
+	assert_ok(qk_control_end(im.image, 0, QCOW_OK, &err), err);
+	has_waited(thread);
+	qkt_image_close(&im);
+}
+
 /* ---- failures ---- */
 
 /* The nth call of that kind fails. False where there was none. */
@@ -297,6 +395,8 @@ int main(void)
 		cmocka_unit_test(a_reader_is_refused),
 		cmocka_unit_test(bitmaps_record_before_and_after),
 		cmocka_unit_test(others_wait_and_go_on),
+		cmocka_unit_test(an_operation_waits_for_calls_under_way),
+		cmocka_unit_test(a_call_waits_for_the_operation),
 		cmocka_unit_test(a_failure_leaves_one_of_two)};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

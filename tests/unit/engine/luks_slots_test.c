@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Passphrases of LUKS images are added and erased: cryptsetup and QEMU take what comes out, nothing that a crash leaves
- * locks anybody out, and the last slot stays unless it is to go.
+ * locks anybody out or has a slot without its key, and the last slot stays unless it is to go.
  */
 #include "cm.h"
 #include "qemu.h"
 
 #include <qcowkit/manage.h>
 
+#include "base/bytes.h"
 #include "host.h"
 #include "image.h"
 #include "model.h"
@@ -175,6 +176,37 @@ static void cryptsetup_takes_them(void **state)
 	assert_true(opens("luks", "three") && !opens("luks", "two"));
 }
 
+/* The material of a slot of img, which is a LUKS file, as the header has it. */
+static uint8_t *read_material(unsigned slot, size_t *n)
+{
+	uint8_t *all = qkt_slurp(in_dir("img"), n);
+	const uint8_t *s = all + 208 + (size_t)slot * 48;
+	size_t off = (size_t)qk_load32(s + 40) * 512;
+	*n = (size_t)qk_load32(all + 108) * qk_load32(s + 44);
+	uint8_t *material = malloc(*n);
+	assert_non_null(material);
+	memcpy(material, all + off, *n);
+	free(all);
+	return material;
+}
+
+static void what_is_erased_is_gone(void **state)
+{
+	size_t n = 0, same = 0;
+	(void)state;
+	make_image("luks");
+	expect("luks", "one", adding("two", 6), QCOW_OK, "");
+	uint8_t *before = read_material(6, &n);
+	assert_true(n >= 4000 * 16);
+	expect("luks", "one", erasing(6, NULL), QCOW_OK, "");
+	uint8_t *after = read_material(6, &n);
+	for (size_t i = 0; i < n; i++)
+		same += before[i] == after[i];
+	assert_true(same < n / 64); /* one in 256 by chance */
+	free(before);
+	free(after);
+}
+
 /* ---- crashes ---- */
 
 struct crash {
@@ -185,16 +217,34 @@ struct crash {
 	uint64_t n_states;
 };
 
-static bool opens_bytes(const struct qkt_model *m, const char *format, const char *passphrase)
+static bool open_bytes(const struct qkt_model *m, const char *format, const char *passphrase,
+	struct qcow_image **image)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_store *store = NULL;
-	struct qcow_image *image = NULL;
 	assert_ok(qcow_memory_open(m->size, &store, &err), err);
 	assert_ok(qcow_store_write(store, m->bytes, m->size, 0, &err), err);
-	enum qcow_status status = open_store(store, format, passphrase, 0, &image, &err);
-	qcow_close(image);
-	return status == QCOW_OK;
+	return open_store(store, format, passphrase, 0, image, &err) == QCOW_OK;
+}
+
+/* Would slot i be erased? By its passphrase, or where that is NULL whatever it has. */
+static bool would_erase(struct qcow_image *image, int i, const char *passphrase)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_key_options o = erasing(i, passphrase);
+	o.dry_run = true;
+	enum qcow_status status = qcow_amend_keys(image, &o, &err);
+	if (status != QCOW_E_NOENT && status != QCOW_E_POLICY)
+		assert_ok(status, err);
+	return status != QCOW_E_NOENT;
+}
+
+/* A slot that is active has all of its key. */
+static void active_slots_are_whole(struct qcow_image *image)
+{
+	for (int i = 0; i < QCOW_LUKS_SLOTS; i++)
+		assert_true(!would_erase(image, i, NULL) || would_erase(image, i, "one") ||
+			    would_erase(image, i, "two"));
 }
 
 /* The first n entries of the log, without entry `lost`, of which `kept` sectors are there. */
@@ -206,8 +256,12 @@ static void try_state(struct crash *c, size_t n, size_t lost, uint64_t kept)
 		qkt_log_apply(
 			qkt_fault_log_entry(c->fault, i), &m, 0, i == lost ? kept : UINT64_MAX);
 	c->n_states++;
-	if (!opens_bytes(&m, c->format, c->one) && !opens_bytes(&m, c->format, c->other))
+	struct qcow_image *image = NULL;
+	if (!open_bytes(&m, c->format, c->one, &image) &&
+		!open_bytes(&m, c->format, c->other, &image))
 		fail_msg("%s: locked out after %zu writes, write %zu lost", c->format, n, lost);
+	active_slots_are_whole(image);
+	qcow_close(image);
 	qkt_model_free(&m);
 }
 
@@ -257,6 +311,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(slots_come_and_go),
 		cmocka_unit_test(cryptsetup_takes_them),
+		cmocka_unit_test(what_is_erased_is_gone),
 		cmocka_unit_test(no_crash_locks_anybody_out),
 	};
 	if (!has_qemu()) {
