@@ -227,7 +227,8 @@ static int run(struct cli *cli, const struct cli_args *args)
 	serve_unlisten(&s);
 	serve_ctl_close(&s);
 	qk_nbd_server_free(s.server);
-	serve_forget_all(&s);
+	if (!serve_forget_all(&s))
+		exit_code = 1;
 	(void)close(s.wake);
 	if (s.signals > 0)
 		(void)close(s.signals);

@@ -47,7 +47,8 @@ struct serve_export {
 	struct serve_export *next;
 	char *name;
 	char *snapshot; /* the one that it shows, or NULL */
-	struct serve_image *image; /* NULL for a snapshot, whose image is its own */
+	struct serve_image *owner; /* NULL for a snapshot, whose image is its own */
+	struct serve_image *image; /* the same where its active disk is shown, else NULL */
 	struct qk_view *view;
 	bool is_whole; /* the image's own disk, from 0 to its end */
 };
@@ -98,7 +99,8 @@ enum qcow_status serve_add_snapshots(
 	struct serve *s, struct serve_image *image, struct qcow_error *err) QK_MUST_USE;
 /* Close every bitmap reader of the image. */
 void serve_close_readers(struct serve *s, struct serve_image *image);
-void serve_forget_all(struct serve *s);
+/* Close what is left. False: something could not be stored, which is reported. */
+bool serve_forget_all(struct serve *s);
 
 /* serve_listen.c. Make or inherit the sockets, by the options. False: reported. */
 bool serve_listen(struct serve *s);

@@ -170,6 +170,7 @@ static enum qcow_status add_export(
 			free_export(e);
 		return QK_FAIL_NOMEM(a->err);
 	}
+	e->owner = a->image;
 	e->image = view.depth == 0 ? a->image : NULL;
 	e->is_whole = is_whole;
 	view.read_only = a->image == NULL || !a->image->writable || view.depth != 0;
@@ -312,7 +313,7 @@ static enum qcow_status add_snapshot(
 	QK_TRY(open_shared(a->s, &request, false, &of.shared, a->err));
 	of.snapshot = name;
 	enum qcow_status status = add_disk(&of, own);
-	qk_view_image_drop(of.shared);
+	(void)qk_view_image_drop(of.shared); /* nothing was written */
 	return status;
 }
 
@@ -390,22 +391,28 @@ bool serve_open(struct serve *s, const struct serve_operand *o)
 static bool is_used(const struct serve *s, const struct serve_image *image)
 {
 	for (const struct serve_export *e = s->exports; e != NULL; e = e->next)
-		if (e->image == image)
+		if (e->owner == image)
 			return true;
 	return false;
 }
 
-static void forget_image(struct serve_image *image)
+/* Its views are gone, so it is closed here: a failure means that something was not stored. */
+static bool forget_image(struct serve *s, struct serve_image *image)
 {
-	qk_view_image_drop(image->shared);
+	enum qcow_status status = qk_view_image_drop(image->shared);
+	if (status != QCOW_OK)
+		cli_error(s->cli, "cannot close '%s': %s", image->operand.text,
+			qcow_status_text(status));
 	free((char *)(uintptr_t)image->operand.text);
 	free(image->name);
 	free(image);
+	return status == QCOW_OK;
 }
 
 /* Images that no export shows any more. */
-static void forget_unused(struct serve *s)
+static bool forget_unused(struct serve *s)
 {
+	bool ok = true;
 	for (struct serve_image **at = &s->images; *at != NULL;) {
 		struct serve_image *image = *at;
 		if (is_used(s, image)) {
@@ -413,8 +420,9 @@ static void forget_unused(struct serve *s)
 			continue;
 		}
 		*at = image->next;
-		forget_image(image);
+		ok = forget_image(s, image) && ok;
 	}
+	return ok;
 }
 
 enum qcow_status serve_remove(
@@ -426,16 +434,17 @@ enum qcow_status serve_remove(
 		at = &(*at)->next;
 	*at = export->next;
 	free_export(export);
-	forget_unused(s);
+	if (!forget_unused(s))
+		return QK_FAIL(err, QCOW_E_IO, "the image could not be closed");
 	return QCOW_OK;
 }
 
-void serve_forget_all(struct serve *s)
+bool serve_forget_all(struct serve *s)
 {
 	while (s->exports != NULL) {
 		struct serve_export *e = s->exports;
 		s->exports = e->next;
 		free_export(e);
 	}
-	forget_unused(s);
+	return forget_unused(s);
 }

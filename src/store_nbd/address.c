@@ -101,16 +101,10 @@ static enum qcow_status take_queries(
 	return QCOW_OK;
 }
 
-/* [USER@]HOST[:PORT], HOST in brackets where it has colons. */
+/* HOST[:PORT], HOST in brackets where it has colons. */
 static enum qcow_status take_authority(
 	struct qk_nbd_address *a, const char *text, size_t n, struct qcow_error *err)
 {
-	const char *at = memchr(text, '@', n);
-	if (at != NULL) {
-		QK_TRY(unescape(text, (size_t)(at - text), &a->tls_username, err));
-		n -= (size_t)(at + 1 - text);
-		text = at + 1;
-	}
 	const char *end = text + n, *host_end = end, *colon = NULL;
 	bool brackets = n > 0 && text[0] == '[';
 	if (brackets) {
@@ -150,6 +144,12 @@ static enum qcow_status parse_uri(
 		return QK_FAIL(err, QCOW_E_INVAL,
 			is_unix ? "an NBD address with '+unix' needs '?socket=PATH'"
 				: "'?socket=' is for NBD addresses with '+unix'");
+	const char *at = memchr(text, '@', authority);
+	if (at != NULL) {
+		QK_TRY(unescape(text, (size_t)(at - text), &a->tls_username, err));
+		authority -= (size_t)(at + 1 - text);
+		text = at + 1;
+	}
 	return is_unix ? QCOW_OK : take_authority(a, text, authority, err);
 }
 

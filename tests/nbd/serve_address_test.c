@@ -64,6 +64,11 @@ static void parts_of_tls_are_kept(void **state)
 	assert_string_equal(a.tls_psk_file, "/p");
 	assert_string_equal(a.tls_username, "u");
 	qk_nbd_address_release(&a);
+	assert_int_equal(
+		qk_nbd_address_parse("nbds+unix://al%20ice@/e?socket=/s", &a, NULL), QCOW_OK);
+	assert_string_equal(a.tls_username, "al ice");
+	assert_string_equal(a.path, "/s");
+	qk_nbd_address_release(&a);
 }
 
 static void what_is_no_address_is_refused(void **state)

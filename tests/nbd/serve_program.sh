@@ -160,6 +160,28 @@ wait "$parent" 2>/dev/null
 says a_file_that_is_not_there 1 '*No such file or directory' "$QCOW" serve --fork -k "$s" nothing.qcow2
 says no_image 1 '*no image given' "$QCOW" serve
 
+# ---- TLS with a shared key, both ends ----
+mkdir psk
+echo 'alice:00112233445566778899aabbccddeeff' >psk/keys.psk
+server_creds=(--object "tls-creds-psk,id=t,dir=$work/psk,endpoint=server" --tls-creds t)
+if "$QCOW" serve "${server_creds[@]}" -r disk.qcow2 --run true 2>err; then
+	start "${server_creds[@]}" disk.qcow2
+	tls="nbds+unix://alice@/?socket=$s&tls-psk-file=$work/psk/keys.psk"
+	prints a_client_with_the_key 67108864 nbdinfo --size "$tls"
+	says a_client_without_tls 1 '*TLS*' nbdinfo --size "$uri"
+	expect qemu_with_the_key 0 "$QEMU_IMG" info --object "tls-creds-psk,id=t,dir=$work/psk,endpoint=client,username=alice" \
+		--image-opts "driver=nbd,path=$s,tls-creds=t"
+	run "$QCOW" info "$tls"
+	if [[ $(<err) != *libnbd.so* && $(<err) != *"not built in"* ]]; then
+		expect our_own_client 0 "$QCOW" compare "$tls" disk.qcow2 -U
+		expect our_own_client_by_an_object 0 "$QCOW" info --object "tls-creds-psk,id=t,dir=$work/psk,endpoint=client,username=alice" \
+			--image-opts "driver=nbd,path=$s,tls-creds=t"
+	fi
+	end_server
+else
+	echo "SKIP TLS is not built in: $(<err)"
+fi
+
 # ---- the control socket ----
 start --snapshots disk.qcow2
 do_ctl() { expect "ctl $*" 0 "$QCOW" ctl "$ctl" "$@"; }

@@ -38,12 +38,13 @@ struct qk_view_image *qk_view_image_new(struct qcow_image *image)
 	return v;
 }
 
-void qk_view_image_drop(struct qk_view_image *v)
+enum qcow_status qk_view_image_drop(struct qk_view_image *v)
 {
 	if (v == NULL || atomic_fetch_sub(&v->n_views, 1) != 1)
-		return;
-	qcow_close(v->image);
+		return QCOW_OK;
+	enum qcow_status status = qcow_close(v->image);
 	free(v);
+	return status;
 }
 
 /* ---- guest data ---- */
@@ -220,7 +221,7 @@ static void view_close(void *ctx)
 {
 	struct qk_view *v = ctx;
 	free_bitmaps(v);
-	qk_view_image_drop(v->owner);
+	(void)qk_view_image_drop(v->owner); /* the last is the owner's */
 	free(v);
 }
 

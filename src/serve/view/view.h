@@ -29,8 +29,8 @@ struct qk_view_image {
 /* Take over an open image; one count is the caller's, whatever he fills in else. NULL: out of memory, the image
  * stays. */
 struct qk_view_image *qk_view_image_new(struct qcow_image *image);
-/* One view less. With the last one: flushed where it was written, closed. */
-void qk_view_image_drop(struct qk_view_image *image);
+/* One view less. The last one closes the image, and answers what the close does. */
+enum qcow_status qk_view_image_drop(struct qk_view_image *image);
 
 struct qk_view_options {
 	unsigned depth; /* the layer that is shown; 0: the image itself */
