@@ -30,7 +30,9 @@ static void on_connection(void *ctx, unsigned n_open, bool opened, bool was_serv
 static void on_log(void *ctx, enum qk_nbd_log_level level, const char *text)
 {
 	struct serve *s = ctx;
-	if (level >= (cli_flag(s->args, "verbose") ? QK_NBD_LOG_DEBUG : QK_NBD_LOG_WARNING))
+	/* qemu-nbd's -v says nothing of clients */
+	bool tells_all = cli_flag(s->args, "verbose") && !s->cli->qemu;
+	if (level >= (tells_all ? QK_NBD_LOG_DEBUG : QK_NBD_LOG_WARNING))
 		cli_more(s->cli, "%s", text);
 }
 
@@ -218,6 +220,8 @@ static int run(struct cli *cli, const struct cli_args *args)
 		cli_error(cli, "cannot wait for events: %s", strerror(errno));
 		return 1;
 	}
+	if (cli_flag(args, "list"))
+		return cli_objects_add_all(cli, args) ? serve_list(&s) : 1;
 	if (!cli_objects_add_all(cli, args) || !take_numbers(&s) || !check_options(&s) ||
 		!check_devices(&s))
 		return 1;
@@ -338,6 +342,10 @@ static const struct cli_option options[] = {
 		.arg = "FILE",
 		.choices = "@file",
 		.help = "write the server's process id there when clients can connect"},
+	{.letter = 'L',
+		.name = "list",
+		.flags = CLI_OPT_QEMU,
+		.help = "print what the server at -k or -b and -p exports"},
 	{.letter = 'c',
 		.name = "connect",
 		.arg = "DEV",

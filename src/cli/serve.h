@@ -9,6 +9,7 @@
  *   serve_process.c  --fork, --run, --exit-with-parent, --pid-file, readiness
  *   serve_ctl.c      the control socket: clients and their lines
  *   serve_do.c       what the lines ask for
+ *   serve_list.c     -L of qemu-nbd's personality
  *
  * Threads: everything here runs on the main thread; the server's threads only write to `wake`.
  */
@@ -137,5 +138,8 @@ void serve_ctl_close(struct serve *s);
 
 /* serve_do.c. Carry out one request. The answer is the caller's. *holds: quiesces that this client has not ended. */
 json_t *serve_do(struct serve *s, const json_t *request, unsigned *holds);
+
+/* serve_list.c. Print what another server exports: the exit code. */
+int serve_list(struct serve *s);
 
 #endif

@@ -62,7 +62,7 @@ static enum qcow_status find_all_bitmaps(
 	return QCOW_OK;
 }
 
-/* Those that -B names must be there, and must not change under a client of a writable disk that expects QEMU's rules. */
+/* Those that -B names must be there. */
 static enum qcow_status find_named_bitmaps(
 	struct serve *s, const struct serve_image *image, struct names *out, struct qcow_error *err)
 {
@@ -70,15 +70,10 @@ static enum qcow_status find_named_bitmaps(
 	for (const char *name = cli_arg_next(s->args, "bitmap", &at); name != NULL;
 		name = cli_arg_next(s->args, "bitmap", &at)) {
 		uint32_t index = 0;
-		struct qcow_bitmap bitmap;
 		if (out->n == QK_NBD_MAX_BITMAPS)
 			return QK_FAIL(err, QCOW_E_LIMIT, "more than %u bitmaps", out->n);
 		if (qcow_bitmap_find(image->shared->image, name, &index, err) != QCOW_OK)
 			return QK_FAIL(err, QCOW_E_NOENT, "Bitmap '%s' is not found", name);
-		QK_TRY(qcow_get_bitmap(image->shared->image, index, &bitmap, err));
-		if (s->cli->qemu && !image->writable && bitmap.is_auto)
-			return QK_FAIL(err, QCOW_E_INVAL,
-				"Enabled bitmap '%s' incompatible with readonly export", name);
 		out->own[out->n] = NULL;
 		out->name[out->n++] = name;
 	}

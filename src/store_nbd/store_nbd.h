@@ -6,6 +6,7 @@
  *   address.c  where an export is: URIs, and the older "nbd:HOST:PORT" words
  *   lib.c      libnbd, loaded at first use
  *   open.c     connecting, and what the export can do
+ *   list.c     what a server exports
  *   wire.c     requests: any number at once on one connection, and the thread that moves their bytes
  */
 #ifndef QK_STORE_NBD_STORE_NBD_H
@@ -48,5 +49,21 @@ char *qk_nbd_address_text(const struct qk_nbd_address *address);
  */
 enum qcow_status qk_nbd_open(const struct qk_nbd_address *address, bool writable,
 	struct qcow_store **out, struct qcow_error *err) __attribute__((warn_unused_result));
+
+/* One export of a server. Strings live during the call that is given it. */
+struct qk_nbd_listed {
+	const char *name, *description; /* description: or NULL */
+	uint64_t size, min_block, preferred_block, max_block;
+	unsigned flags; /* as the protocol numbers transmission flags */
+	unsigned n_contexts;
+	const char *const *contexts;
+};
+
+/* Ask a server for its exports (the address's export_name is not looked at): first their number, then each. QCOW_E_IO,
+ * QCOW_E_NOTSUP (a server that lists none), QCOW_E_NOMEM. */
+enum qcow_status qk_nbd_list(const struct qk_nbd_address *address,
+	void (*count)(void *ctx, unsigned n),
+	void (*each)(void *ctx, const struct qk_nbd_listed *listed), void *ctx,
+	struct qcow_error *err) __attribute__((warn_unused_result));
 
 #endif

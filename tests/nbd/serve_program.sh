@@ -279,6 +279,16 @@ server=$(<pid)
 run nbdinfo --map=qemu:dirty-bitmap:other "$uri"
 [[ $rc == 0 && -s out ]] && ok and_its_ranges || bad and_its_ranges "$(shown)"
 end_server
+expect another_server 0 "$QCOW_QEMU_NBD" -r -t -f qcow2 -k "$s" -x exp -D 'a disk' -A --fork --pid-file pid disk.qcow2
+server=$(<pid)
+run "$QCOW_QEMU_NBD" -L -k "$s"
+if [[ $(<err) == *libnbd* ]]; then echo "SKIP $(<err)"
+elif [[ $(head -n 4 out) == "exports available: 1
+ export: 'exp'
+  description: a disk
+  size:  83886080" ]] && grep -q '^  flags: 0x[0-9a-f]* ( readonly flush' out && grep -q '^   qemu:allocation-depth$' out; then ok it_lists_exports
+else bad it_lists_exports "$(shown)"; fi
+end_server
 says it_has_no_such_bitmap 1 "*Bitmap 'none' is not found" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B none disk.qcow2
 expect it_shows_a_snapshot 0 "$QCOW_QEMU_NBD" -t -l first -f qcow2 -k "$s" --fork --pid-file pid disk.qcow2
 server=$(<pid)
