@@ -9,8 +9,11 @@ need_qemu
 FAILMALLOC=${FAILMALLOC:?names the library to preload}
 
 # failing N EVER COMMAND…: run it so, into out, err, $rc and count
+# (fresh: what makes the images anew before each run; after: what must be true of them when it has failed)
+fresh=: after=:
 failing() {
 	rm -f target count
+	$fresh
 	QK_FAIL_MALLOC=$1 QK_FAIL_MALLOC_EVER=$2 QK_FAIL_MALLOC_COUNT=$PWD/count \
 		LD_PRELOAD=$FAILMALLOC timeout 60 "${@:3}" >out 2>err </dev/null
 	rc=$?
@@ -25,6 +28,7 @@ judge() {
 	elif ((rc != 0)); then
 		if ! grep -qi memory err; then why="does not say that memory is out"
 		elif [[ -e target ]]; then why="leaves a target"
+		elif ! $after >/dev/null 2>&1; then why="changes what the disk reads, or damages it"
 		fi
 	elif ! cmp -s good out; then why="succeeds with another output"
 	elif [[ -e good-target ]] && ! cmp -s good-target target; then why="succeeds with another target"
@@ -36,6 +40,7 @@ sweep() {
 	local name=$1 step=$2 n ever total=0
 	shift 2
 	rm -f target good-target
+	$fresh
 	"$@" >good 2>err </dev/null || { bad "$name" "fails without faults: $(<err)"; return; }
 	[[ ! -e target ]] || mv target good-target
 	for ever in 0 1; do
@@ -76,4 +81,22 @@ sweep convert_to_raw_is_right_or_fails 1 "$QCOW" convert -O raw top.qcow2 target
 sweep convert_compressed_is_right_or_fails 1 "$QCOW" convert -c -O qcow2 top.qcow2 target
 sweep convert_of_aes_is_right_or_fails 1 "$QCOW" convert -O raw --secret-file key aes.qcow2 target
 sweep rebase_counts_right_or_fails 2 "$QCOW" rebase --dry-run -b '' top.qcow2
+sweep commit_counts_right_or_fails 2 "$QCOW" commit --dry-run top.qcow2
+sweep dd_is_right_or_fails 2 "$QCOW" dd if=flat.qcow2 of=target bs=64k count=20 skip=1
+
+# those that write: the overlay reads the same whatever becomes of it
+"$QEMU_IMG" convert -O raw top.qcow2 want.raw
+work() { cp base.qcow2 below.qcow2 && cp top.qcow2 work.qcow2 && "$QEMU_IMG" rebase -u -b below.qcow2 -F qcow2 work.qcow2; }
+reads_the_same() {
+	"$QEMU_IMG" compare -q work.qcow2 want.raw || return 1
+	local image rc
+	for image in work.qcow2 below.qcow2; do
+		"$QEMU_IMG" check -q "$image"
+		rc=$?
+		((rc == 0 || rc == 3)) || return 1
+	done
+}
+fresh=work after=reads_the_same
+sweep rebase_is_whole_or_fails 5 "$QCOW" rebase -b flat.qcow2 -F qcow2 work.qcow2
+sweep commit_is_whole_or_fails 5 "$QCOW" commit work.qcow2
 finish
