@@ -191,6 +191,7 @@ static void tour_looking(void)
 	struct iovec iov;
 	char bytes[512];
 	unsigned items = 0, bitmaps = 0, snapshots = 0;
+	enum qcow_status status;
 	uint32_t i, index;
 
 	expect(base != NULL && qcow_backing(base) == NULL, "a chain of two");
@@ -204,6 +205,8 @@ static void tour_looking(void)
 	iov.iov_len = sizeof(bytes);
 	must(qcow_preadv(image, &iov, 1, 0, &err));
 	expect(bytes[0] == 'd', "the base's data");
+	status = qcow_pread_nowait(image, bytes, sizeof(bytes), 0, &err);
+	expect(status == QCOW_OK || status == QCOW_E_WOULD_BLOCK, "at hand, or not");
 
 	must(qcow_check(image, &check, &result, &err));
 	expect(result.corruptions == 0 && result.leaks == 0, "a sound image");

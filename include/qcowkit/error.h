@@ -45,7 +45,8 @@ enum qcow_status {
 	QCOW_E_CANCELLED = -18,	 /* the caller's cancel callback said so */
 	QCOW_E_KEY = -19,	 /* a secret is missing or wrong */
 	QCOW_E_NOTSUP = -20,	 /* this store cannot do that (punch, clone, grow) */
-	QCOW_E_BUG = -21	 /* an invariant of qcowkit itself does not hold */
+	QCOW_E_BUG = -21,	 /* an invariant of qcowkit itself does not hold */
+	QCOW_E_WOULD_BLOCK = -22 /* a call that never waits would have to */
 };
 
 /* Offsets in struct qcow_error and struct qcow_finding that do not apply hold this value. */

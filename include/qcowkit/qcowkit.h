@@ -400,6 +400,12 @@ struct qcow_extent {
 QCOW_EXPORT enum qcow_status qcow_map(struct qcow_image *image, uint64_t off, uint64_t len,
 	uint32_t max_depth, struct qcow_extent *out, struct qcow_error *err) QCOW_MUST_USE;
 
+/* qcow_pread where all of it is at hand: tables in the cache, data plain and in the host's page cache (or in a file system that
+ * is memory), nobody alone with the image. Else QCOW_E_WOULD_BLOCK, at once, also for what qcow_pread would fail with:
+ * then qcow_pread is to be called where waiting is no harm. For event loops. QCOW_E_RANGE, QCOW_E_WOULD_BLOCK. */
+QCOW_EXPORT enum qcow_status qcow_pread_nowait(struct qcow_image *image, void *buf, size_t len,
+	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
+
 /* qcow_pread into `n_iov` buffers, one after the other. */
 QCOW_EXPORT enum qcow_status qcow_preadv(struct qcow_image *image, const struct iovec *iov, int n_iov,
 	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;

@@ -35,6 +35,19 @@ enum qcow_status qcow_pread(
 	return status;
 }
 
+enum qcow_status qcow_pread_nowait(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	unsigned pass = 0;
+	if (!qk_pass_try(image, &pass))
+		return QK_FAIL(err, QCOW_E_WOULD_BLOCK, "somebody is alone with the image");
+	enum qcow_status status = check_range(image, off, len, err);
+	if (status == QCOW_OK)
+		status = qk_read_nowait(image, buf, len, off, err);
+	qk_pass_leave(image, pass);
+	return status;
+}
+
 static enum qcow_status read_each(struct qcow_image *image, const struct iovec *iov, int n_iov,
 	uint64_t off, struct qcow_error *err)
 {

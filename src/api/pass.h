@@ -15,6 +15,13 @@ static inline unsigned qk_pass_enter(const struct qcow_image *image)
 	return image->rw != NULL ? qk_gate_enter(image->rw->gate) : 0;
 }
 
+/* The same without waiting: false while the gate is closed. */
+static inline bool qk_pass_try(const struct qcow_image *image, unsigned *token)
+{
+	*token = 0;
+	return image->rw == NULL || qk_gate_try(image->rw->gate, token);
+}
+
 static inline void qk_pass_leave(const struct qcow_image *image, unsigned token)
 {
 	if (image->rw != NULL)

@@ -158,6 +158,7 @@ static const struct {
 	{QCOW_E_KEY, "QCOW_E_KEY", "wrong or missing secret"},
 	{QCOW_E_NOTSUP, "QCOW_E_NOTSUP", "operation not supported by the store"},
 	{QCOW_E_BUG, "QCOW_E_BUG", "bug in qcowkit"},
+	{QCOW_E_WOULD_BLOCK, "QCOW_E_WOULD_BLOCK", "it would have to wait"},
 };
 
 const char *qcow_status_name(enum qcow_status status)

@@ -85,6 +85,16 @@ unsigned qk_gate_enter(struct qk_gate *gate)
 	}
 }
 
+bool qk_gate_try(struct qk_gate *gate, unsigned *token)
+{
+	*token = own_slot();
+	(void)atomic_fetch_add(&gate->slots[*token].n, 1);
+	if (QK_LIKELY(!atomic_load(&gate->is_closed)))
+		return true;
+	qk_gate_leave(gate, *token);
+	return false;
+}
+
 static bool is_empty(struct qk_gate *gate)
 {
 	for (unsigned i = 0; i < N_SLOTS; i++)

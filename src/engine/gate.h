@@ -9,6 +9,8 @@
 #ifndef QK_ENGINE_GATE_H
 #define QK_ENGINE_GATE_H
 
+#include <stdbool.h>
+
 #include "base/err.h"
 
 struct qk_gate;
@@ -19,6 +21,8 @@ void qk_gate_free(struct qk_gate *gate);
 
 /* Waits while the gate is closed. The answer goes to qk_gate_leave. */
 unsigned qk_gate_enter(struct qk_gate *gate);
+/* The same without waiting: false, and nothing is to be left, while it is closed. */
+bool qk_gate_try(struct qk_gate *gate, unsigned *token);
 void qk_gate_leave(struct qk_gate *gate, unsigned token);
 
 /* Waits until who closed it before has opened it, and everybody has left. */

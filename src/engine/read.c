@@ -12,6 +12,7 @@
 #include "engine/image.h"
 #include "engine/map.h"
 #include "engine/put.h"
+#include "store/nowait.h"
 
 static enum qcow_status read_plain(const struct qk_run *run, uint8_t *buf, struct qcow_error *err)
 {
@@ -82,6 +83,58 @@ enum qcow_status qk_read(
 		rq.len -= read.covered;
 		qk_read_end(&read);
 		QK_TRY(status);
+	}
+	return QCOW_OK;
+}
+
+/* ---- of what is at hand ---- */
+
+static enum qcow_status would_block(struct qcow_error *err)
+{
+	return QK_FAIL(err, QCOW_E_WOULD_BLOCK, "the data is not at hand");
+}
+
+static bool is_at_hand(const struct qk_run *run)
+{
+	if (run->layer->is_locked)
+		return false;
+	if (run->kind == QK_RUN_PLAIN)
+		return run->store != NULL && run->layer->crypt == NULL;
+	return run->kind == QK_RUN_ZERO || run->kind == QK_RUN_UNALLOCATED;
+}
+
+static bool read_runs_nowait(const struct qk_read *read, uint8_t *buf)
+{
+	for (unsigned i = 0; i < read->n; i++) {
+		const struct qk_run *run = &read->runs[i];
+		if (!is_at_hand(run))
+			return false;
+		if (run->kind != QK_RUN_PLAIN)
+			memset(buf, 0, (size_t)run->len);
+		else if (!qk_store_read_nowait(run->store, buf, (size_t)run->len, run->host_off.v))
+			return false;
+		buf += run->len;
+	}
+	return true;
+}
+
+enum qcow_status qk_read_nowait(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	struct qk_map_request rq = {
+		.image = image, .off.v = off, .len = len, .max_depth = UINT32_MAX};
+	uint8_t *at = buf;
+	while (rq.len != 0) {
+		struct qk_read read;
+		if (qk_read_begin(&rq, &read, NULL) != QCOW_OK)
+			return would_block(err);
+		bool is_done = read.covered != 0 && read_runs_nowait(&read, at);
+		at += read.covered;
+		rq.off.v += read.covered;
+		rq.len -= read.covered;
+		qk_read_end(&read);
+		if (!is_done)
+			return would_block(err);
 	}
 	return QCOW_OK;
 }

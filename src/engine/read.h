@@ -11,4 +11,8 @@
 enum qcow_status qk_read(
 	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err);
 
+/* qcow_pread_nowait: the same, of what is at hand; else QCOW_E_WOULD_BLOCK. */
+enum qcow_status qk_read_nowait(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err);
+
 #endif

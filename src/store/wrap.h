@@ -20,6 +20,7 @@ struct qcow_store {
 	/* Where requests must be aligned: shared by whole-block writes, exclusive for those that rewrite
 	 * a block's other bytes. */
 	pthread_rwlock_t block_lock;
+	_Atomic int nowait; /* what nowait.c knows of the descriptor */
 };
 
 /* preadv or pwritev of the implementation. */
