@@ -60,6 +60,14 @@ static enum qcow_status disk_pread(
 	return QCOW_OK;
 }
 
+static enum qcow_status disk_pread_nowait(
+	void *ctx, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	const struct disk *d = ctx;
+	return d->image != NULL ? qcow_pread_nowait(d->image, buf, len, off, err)
+				: disk_pread(ctx, buf, len, off, err);
+}
+
 static enum qcow_status disk_pwrite(void *ctx, const void *buf, size_t len, uint64_t off,
 	unsigned flags, struct qcow_error *err)
 {
@@ -144,8 +152,8 @@ static void disk_close(void *ctx)
 	free(d);
 }
 
-static const struct qk_nbd_export_ops fast_ops = {disk_pread, disk_pread, disk_pwrite, disk_zero,
-	disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close};
+static const struct qk_nbd_export_ops fast_ops = {disk_pread, disk_pread_nowait, disk_pwrite,
+	disk_zero, disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close};
 static const struct qk_nbd_export_ops slow_ops = {disk_pread, NULL, disk_pwrite, disk_zero,
 	disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close};
 
@@ -213,7 +221,7 @@ static bool add(struct qk_nbd_server *server, char *text)
 	else if ((d->bytes = calloc(1, d->size + 1)) == NULL)
 		die("no memory");
 	e.size = d->size;
-	e.ops = strcmp(kind, "memory") == 0 ? &fast_ops : &slow_ops;
+	e.ops = d->is_slow || d->is_broken ? &slow_ops : &fast_ops;
 	e.ctx = d;
 	if (qk_nbd_export_add(server, &e, &err) == QCOW_OK)
 		return true;

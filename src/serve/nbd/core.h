@@ -25,6 +25,8 @@
 #define QK_NBD_RX_BYTES ((size_t)256 << 10)
 /* Replies that a loop makes itself lie one behind the other in slabs of this size. */
 #define QK_NBD_SLAB_BYTES ((size_t)128 << 10)
+#define QK_NBD_SPARE_MIN  ((size_t)64 << 10)
+#define QK_NBD_SPARE_MAX  ((size_t)1 << 20)
 /* Requests of a connection that are a worker's at one time. */
 #define QK_NBD_CONN_JOBS 64U
 
@@ -123,6 +125,11 @@ struct qk_nbd_loop {
 	uint8_t *rx;
 	struct qk_nbd_conn *again;
 	struct qk_nbd_job *spare_slab;
+	/* buffers of QK_NBD_SPARE_MIN bytes to QK_NBD_SPARE_MAX that no job has: fresh ones cost a page fault a page */
+	struct qk_nbd_spare {
+		uint8_t *p;
+		size_t cap;
+	} spares[8];
 	pthread_mutex_t lock;
 	struct qk_nbd_conn *conns; /* all of them; only the loop's thread adds and removes */
 	_Atomic unsigned n_conns;
@@ -234,6 +241,8 @@ void qk_nbd_send_drop(struct qk_nbd_conn *conn);
 
 struct qk_nbd_job *qk_nbd_job_new(struct qk_nbd_conn *conn, const struct qk_nbd_request *rq);
 void qk_nbd_job_free(struct qk_nbd_job *job);
+/* Give it a buffer of n > 0 bytes. false: no memory. The loop's thread. */
+bool qk_nbd_job_data(struct qk_nbd_job *job, size_t n);
 
 /* ---- io.c: bytes through TLS or not ---- */
 

@@ -415,7 +415,11 @@ void qk_nbd_loop_release(struct qk_nbd_loop *loop)
 		close(conn->in_fd);
 		qk_nbd_conn_free(conn);
 	}
-	qk_nbd_job_free(loop->spare_slab);
+	if (loop->spare_slab != NULL)
+		free(loop->spare_slab->data);
+	free(loop->spare_slab);
+	for (size_t i = 0; i < sizeof(loop->spares) / sizeof(loop->spares[0]); i++)
+		free(loop->spares[i].p);
 	free(loop->rx);
 	if (loop->epoll >= 0)
 		close(loop->epoll);

@@ -148,10 +148,7 @@ static struct qk_nbd_job *new_job(
 	job->charged = sizeof(*job) + n;
 	job->error = j->error;
 	job->message = j->message;
-	job->n_data = job->data_cap = n;
-	if (n != 0)
-		job->data = n >= 4096 ? qk_malloc_aligned(4096, n) : qk_malloc(n, 1);
-	if (n != 0 && job->data == NULL) {
+	if (n != 0 && !qk_nbd_job_data(job, n)) {
 		qk_nbd_job_free(job);
 		return NULL;
 	}

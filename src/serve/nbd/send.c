@@ -32,6 +32,52 @@ struct qk_nbd_job *qk_nbd_job_new(struct qk_nbd_conn *conn, const struct qk_nbd_
 	return job;
 }
 
+/* A power of two, so that buffers serve requests of all sizes. */
+static size_t room_for(size_t n)
+{
+	size_t cap = QK_NBD_SPARE_MIN;
+	if (n < QK_NBD_SPARE_MIN || n > QK_NBD_SPARE_MAX)
+		return n;
+	while (cap < n)
+		cap *= 2;
+	return cap;
+}
+
+bool qk_nbd_job_data(struct qk_nbd_job *job, size_t n)
+{
+	struct qk_nbd_loop *loop = job->conn->loop;
+	const size_t n_spares = sizeof(loop->spares) / sizeof(loop->spares[0]);
+	size_t cap = room_for(n);
+	for (size_t i = 0; i < n_spares && cap >= QK_NBD_SPARE_MIN; i++) {
+		if (loop->spares[i].cap == cap) {
+			job->data = loop->spares[i].p;
+			loop->spares[i] = (struct qk_nbd_spare){0};
+			break;
+		}
+	}
+	if (job->data == NULL)
+		job->data = cap >= 4096 ? qk_malloc_aligned(4096, cap) : qk_malloc(cap, 1);
+	job->n_data = n;
+	job->data_cap = cap;
+	return job->data != NULL;
+}
+
+/* Keep the buffer for another job, in the place of one of another size where there is no other. */
+static void free_data(struct qk_nbd_job *job)
+{
+	struct qk_nbd_loop *loop = job->conn->loop;
+	const size_t n_spares = sizeof(loop->spares) / sizeof(loop->spares[0]);
+	size_t cap = job->data_cap, at = 0;
+	if (job->data == NULL || job->is_slab || cap < QK_NBD_SPARE_MIN || cap > QK_NBD_SPARE_MAX) {
+		free(job->data);
+		return;
+	}
+	while (at + 1 < n_spares && loop->spares[at].p != NULL)
+		at++;
+	free(loop->spares[at].p);
+	loop->spares[at] = (struct qk_nbd_spare){job->data, cap};
+}
+
 void qk_nbd_job_free(struct qk_nbd_job *job)
 {
 	if (job == NULL)
@@ -39,7 +85,7 @@ void qk_nbd_job_free(struct qk_nbd_job *job)
 	if (job->charged != 0)
 		qk_nbd_budget_give(job->conn, job->charged);
 	qk_nbd_job_release(job);
-	free(job->data);
+	free_data(job);
 	free(job);
 }
 
