@@ -56,6 +56,13 @@ static enum qcow_status view_pread(
 	return qcow_pread(v->layer, buf, len, v->off + off, err);
 }
 
+static enum qcow_status view_pread_nowait(
+	void *ctx, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	struct qk_view *v = ctx;
+	return qcow_pread_nowait(v->layer, buf, len, v->off + off, err);
+}
+
 static bool is_zero(const void *buf, size_t len)
 {
 	const char *p = buf;
@@ -227,6 +234,7 @@ static void view_close(void *ctx)
 
 static const struct qk_nbd_export_ops ops_read_only = {
 	.pread = view_pread,
+	.pread_nowait = view_pread_nowait,
 	.flush = view_flush,
 	.cache = view_cache,
 	.map = view_map,
@@ -236,6 +244,7 @@ static const struct qk_nbd_export_ops ops_read_only = {
 
 static const struct qk_nbd_export_ops ops_writable = {
 	.pread = view_pread,
+	.pread_nowait = view_pread_nowait,
 	.pwrite = view_pwrite,
 	.zero = view_zero,
 	.trim = view_trim,
