@@ -54,6 +54,19 @@ says no_output 1 'qcow: Must specify both input and output files' "$QCOW" dd if=
 says huge_sparse_blocks 1 'qcow: error while copying*at most*' "$QCOW" dd -f raw if=in.raw of=x bs=1G conv=sparse
 [[ ! -e x ]] && ok a_failed_target_is_removed || bad a_failed_target_is_removed
 
+# a disk of qcow2 that ends inside a sector: every byte of it, as dd(1) copies it (QEMU drops the last sector)
+create odd.qcow2 1000448
+"$QCOW" io -c 'write -q -P 7 999000 1448' -c 'write -q -P 5 0 3000' odd.qcow2
+printf '\0\0\0\0\0\017\102\101' | dd of=odd.qcow2 bs=1 seek=24 conv=notrunc 2>/dev/null # 1000001 bytes
+"$QCOW" io -r -c 'read -q -P 7 999936 65' odd.qcow2 && ok the_odd_end_is_read || bad the_odd_end_is_read
+{ head -c 3000 /dev/zero | tr '\0' '\005'; head -c 996000 /dev/zero; head -c 1001 /dev/zero | tr '\0' '\007'; } >odd.raw
+for operands in '' bs=1000 'bs=64k count=16' 'bs=1000 skip=999' 'bs=333 count=2 skip=3003' 'bs=1 skip=1000000' 'bs=1M count=1'; do
+	# shellcheck disable=SC2086 # words
+	"$QCOW" dd if=odd.qcow2 of=odd.ours $operands && dd if=odd.raw of=odd.want $operands 2>/dev/null
+	cmp -s odd.ours odd.want && ok "odd: dd $operands" || bad "odd: dd $operands"
+	rm -f odd.ours odd.want
+done
+
 as_qemu() {
 	local peer=$1 theirs_rc
 	shift
