@@ -31,6 +31,33 @@ if have_new_qemu; then
 		same_as_qemu "image_opts_$output" --output "$output" -O qcow2 --image-opts driver=qcow2,file.filename=top.qcow2
 	done
 fi
+# what convert makes: to the byte where every table is needed whole, never more elsewhere
+need_qemu
+create below.qcow2 20M
+io -c 'write -P 1 0 3M' -c 'write -z 1M 1M' -c 'write -c -P 3 8M 64k' -c 'write -P 4 12M 100k' below.qcow2
+"$QEMU_IMG" snapshot -c s below.qcow2
+io -c 'write -P 5 15M 1M' below.qcow2
+create -b below.qcow2 -F qcow2 above.qcow2 24M
+io -c 'write -P 9 5M 300k' above.qcow2
+file_is() { # eq|ge OPTIONS WORDS...: the required size beside the size of the file
+	local how=$1 options=$2 required size
+	shift 2
+	required=$("$QCOW" measure -O qcow2 -o "$options" "$@" | sed -n 's/required size: //p')
+	"$QCOW" convert -O qcow2 -o "$options" "$@" made >/dev/null 2>&1
+	size=$(stat -c %s made)
+	rm -f made
+	if test "$required" "-$how" "$size"; then ok "file: $options $*"; else bad "file: $options $*" "$required, the file has $size"; fi
+}
+for source in below.qcow2 '-l s below.qcow2' above.qcow2; do
+	for options in cluster_size=64k cluster_size=2M extended_l2=on compat=0.10 preallocation=falloc; do
+		# shellcheck disable=SC2086 # words
+		file_is eq $options $source
+	done
+	for options in cluster_size=4k cluster_size=512,refcount_bits=64 cluster_size=512,refcount_bits=1; do
+		# shellcheck disable=SC2086 # words
+		file_is ge $options $source
+	done
+done
 says nothing 1 'qemu-img: Either --size N or one filename must be specified.' "$QCOW_QEMU_IMG" measure
 says both 1 'qemu-img: --size N cannot be used together with a filename.' "$QCOW_QEMU_IMG" measure --size 1 x
 says vmdk 1 "*'vmdk' does not support size measurement" "$QCOW" measure -O vmdk --size 1
