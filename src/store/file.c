@@ -128,20 +128,30 @@ static enum qcow_status file_pwritev(
 	return QCOW_OK;
 }
 
-/* Never tried again: after a failure the kernel may have dropped the pages. */
+/* Never tried again: after a failure the kernel takes the pages for written, which they are not. */
 static enum qcow_status file_flush(void *ctx, struct qcow_error *err)
 {
 	struct qk_file *f = ctx;
-	if (fdatasync(f->fd) != 0)
-		return QK_FAIL_OS(err, errno, "making the data durable");
-	return QCOW_OK;
+	if (fdatasync(f->fd) == 0)
+		return QCOW_OK;
+	atomic_store(&f->has_lost, true);
+	return QK_FAIL_OS(err, errno, "making the data durable");
 }
 
-enum qcow_status qk_file_sync_change(const struct qk_file *f, struct qcow_error *err)
+enum qcow_status qk_file_sync_change(struct qk_file *f, struct qcow_error *err)
 {
-	if (f->is_sync && fdatasync(f->fd) != 0)
-		return QK_FAIL_OS(err, errno, "making the change durable");
-	return QCOW_OK;
+	if (!f->is_sync || fdatasync(f->fd) == 0)
+		return QCOW_OK;
+	atomic_store(&f->has_lost, true);
+	return QK_FAIL_OS(err, errno, "making the change durable");
+}
+
+/* Who opens the file next must not believe, and build on, what the medium never got: pages that the kernel wrongly takes
+ * for written are read again from the medium. Those that nobody has tried to write stay. */
+static void forget_what_was_lost(struct qk_file *f)
+{
+	if (atomic_load(&f->has_lost))
+		(void)posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
 enum qcow_status qk_file_size(void *ctx, uint64_t *size_bytes, struct qcow_error *err)
@@ -196,6 +206,7 @@ static void file_caps(void *ctx, struct qcow_store_caps *out)
 static void file_close(void *ctx)
 {
 	struct qk_file *f = ctx;
+	forget_what_was_lost(f);
 	/* the descriptor may have been duplicated before it became ours */
 	if (f->has_locks)
 		qk_lock_drop(f->fd);

@@ -10,12 +10,13 @@
 #ifndef QK_STORE_FILE_H
 #define QK_STORE_FILE_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <sys/stat.h>
 
 #include <qcowkit/store.h>
 
-/* Everything is set by host.c before the store is visible and constant afterwards. */
+/* Everything but has_lost is set by host.c before the store is visible and constant afterwards. */
 struct qk_file {
 	int fd;
 	bool writable;
@@ -26,6 +27,8 @@ struct qk_file {
 	uint32_t request_align, memory_align;
 	uint32_t logical_block; /* of a device: what zero and punch must be multiples of; else 1 */
 	uint32_t physical_block; /* bytes that the medium writes atomically */
+	_Atomic bool
+		has_lost; /* a flush failed: the page cache may hold what the medium does not */
 };
 
 extern const struct qcow_store_ops qk_file_ops;
@@ -52,6 +55,6 @@ enum qcow_status qk_space_clone(void *ctx, uint64_t off, int src_fd, uint64_t sr
 /* file.c: the size of the file or device now. */
 enum qcow_status qk_file_size(void *ctx, uint64_t *size_bytes, struct qcow_error *err);
 /* file.c: with QCOW_FILE_SYNC what was just changed becomes durable, else nothing. */
-enum qcow_status qk_file_sync_change(const struct qk_file *f, struct qcow_error *err);
+enum qcow_status qk_file_sync_change(struct qk_file *f, struct qcow_error *err);
 
 #endif

@@ -72,8 +72,8 @@ static int change_space(const struct qk_file *f, int mode, uint64_t off, uint64_
 	return r == 0 ? 0 : errno;
 }
 
-static enum qcow_status judge(const struct qk_file *f, int os_errno, const char *verb, uint64_t off,
-	struct qcow_error *err)
+static enum qcow_status judge(
+	struct qk_file *f, int os_errno, const char *verb, uint64_t off, struct qcow_error *err)
 {
 	if (os_errno == 0)
 		return qk_file_sync_change(f, err);
