@@ -280,6 +280,27 @@ static void too_much_and_too_little_are_told(void **state)
 	lab_free(&lab);
 }
 
+/* It has no such bit. */
+static void a_version_2_header_is_not_marked_corrupt(void **state)
+{
+	(void)state;
+	struct lab_options o = {.cluster_size = 512, .refcount_bits = 16, .version = 2};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qk_space_run run;
+	struct lab lab;
+	uint8_t before[512], after[512];
+
+	lab_open(&lab, &o);
+	assert_ok(lab_take(&lab, 1, 1, &run, &err), err);
+	assert_ok(lab_drop(&lab, run.off / 512, &err), err);
+	assert_ok(qcow_store_read(lab.peek, before, sizeof(before), 0, &err), err);
+	assert_status(qk_space_drop(lab.sp, run.off, 1, &err), QCOW_E_CORRUPT, err);
+	assert_ok(qcow_store_read(lab.peek, after, sizeof(after), 0, &err), err);
+	assert_memory_equal(before, after, sizeof(before));
+	assert_status(lab_take(&lab, 1, 1, &run, &err), QCOW_E_CORRUPT, err);
+	lab_free(&lab);
+}
+
 static void a_header_that_somebody_else_wrote_is_noticed(void **state)
 {
 	(void)state;
@@ -412,6 +433,7 @@ int main(void)
 		cmocka_unit_test(a_run_goes_on_where_it_is_asked_to),
 		cmocka_unit_test(a_quarantined_cluster_is_never_handed_out),
 		cmocka_unit_test(too_much_and_too_little_are_told),
+		cmocka_unit_test(a_version_2_header_is_not_marked_corrupt),
 		cmocka_unit_test(a_header_that_somebody_else_wrote_is_noticed),
 		cmocka_unit_test(a_cache_over_its_budget_says_so),
 		cmocka_unit_test(the_refcount_table_grows),
