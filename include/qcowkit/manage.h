@@ -295,6 +295,7 @@ enum qcow_repair_phase {
 	QCOW_REPAIR_UNLINK = 0, /* entries that cannot be are unlinked or mended, COPIED is cleared where it is wrong */
 	QCOW_REPAIR_RAISE,	/* refcounts below the references are raised; or new structures are written */
 	QCOW_REPAIR_HEADER,	/* one write of sector 0: tables that moved, lists that are shorter */
+	QCOW_REPAIR_RELINK,	/* entries name the copies that were made for them */
 	QCOW_REPAIR_LOWER,	/* refcounts above the references are lowered */
 	QCOW_REPAIR_COPIED,	/* COPIED is set where it is missing */
 	QCOW_REPAIR_FINISH,	/* the dirty and the corrupt bit are cleared, where the image is clean */
@@ -309,7 +310,8 @@ enum qcow_repair_kind {
 	QCOW_REPAIR_HEADER_FIELD, /* 8 bytes of the header */
 	QCOW_REPAIR_NEW_REFCOUNTS, /* a second refcount structure is written to free clusters; `off` says nothing */
 	QCOW_REPAIR_NEW_L1,	  /* a new active L1 table, with what can be read of the old one */
-	QCOW_REPAIR_NEW_SNAPSHOTS /* a new snapshot table, without the snapshots whose L1 table is lost */
+	QCOW_REPAIR_NEW_SNAPSHOTS, /* a new snapshot table, without the snapshots whose L1 table is lost */
+	QCOW_REPAIR_NEW_COPY	   /* a copy of what the entry at `off` names and cannot share; `now` says nothing */
 };
 
 /* One step of a plan: a word of 8 bytes that changes, or a structure that is written anew. */
@@ -370,7 +372,9 @@ struct qcow_repair_result {
  *
  * What a repair does to content: an entry that cannot be right (unaligned, past the end of the file, on a structure) is
  * unlinked: its clusters read as zeros in version 3, as the backing file, or zeros without one, in version 2 and where
- * a whole L2 table is lost. A bitmap's entry that cannot be right becomes "all dirty"; a damaged bitmap directory
+ * a whole L2 table is lost. An L2 table that two entries of the L1 table name, and a cluster that more entries name than
+ * its refcount can count, are copied for those that cannot share them (up to the length of the file, or 64 MiB: what is more is
+ * unlinked). A bitmap's entry that cannot be right becomes "all dirty"; a damaged bitmap directory
  * drops all bitmaps. Snapshots whose L1 table is lost are removed. Nothing else changes what the disk, a snapshot or a
  * bitmap says. Compressed streams that do not decode are left as they are.
  *

@@ -72,6 +72,7 @@ void qk_plan_release(struct qk_plan *p)
 	qcow_store_close(p->view);
 	qk_changes_release(&p->changes);
 	free(p->skip_snapshots);
+	free(p->copies.v);
 	free(p->twice.v);
 	free(p->bogus.v);
 	free(p->over);
@@ -87,7 +88,8 @@ enum qcow_status qk_plan_change(
 
 bool qk_plan_is_empty(const struct qk_plan *p)
 {
-	return p->changes.n == 0 && !p->new_refcounts && !p->new_l1 && !p->new_snapshots;
+	return p->changes.n == 0 && !p->new_refcounts && !p->new_l1 && !p->new_snapshots &&
+	       p->copies.n == 0;
 }
 
 /* ---- windows ---- */
@@ -179,10 +181,16 @@ static enum qcow_status plan_windows(struct qk_plan *p, struct qcow_error *err)
 static void cut(struct qk_plan *p)
 {
 	unsigned refcounts = 1U << QCOW_REPAIR_RAISE | 1U << QCOW_REPAIR_LOWER;
+	unsigned first = 1U << QCOW_REPAIR_UNLINK | 1U << QCOW_REPAIR_HEADER;
 
+	qk_plan_settle_copies(p);
 	if (p->changes.is_full) {
 		qk_changes_keep(&p->changes, 1U << QCOW_REPAIR_UNLINK);
 		p->new_refcounts = p->new_l1 = p->new_snapshots = false;
+	} else if (p->copies.n != 0) {
+		/* the second structure counts them; COPIED was judged without them */
+		p->new_refcounts = true;
+		qk_changes_keep(&p->changes, first);
 	} else if (p->new_refcounts) {
 		qk_changes_keep(&p->changes, ~refcounts);
 	}

@@ -6,6 +6,7 @@
  *   plan_tables.c    the header's tables and lists: what is out of bounds, what lies on something else
  *   plan_entries.c   entries of L1, L2 and bitmap tables: what is wrong in them; COPIED
  *   plan_conflicts.c entries that name what something else needs
+ *   plan_copies.c    what several entries name and cannot share: copies for all but the first
  *   plan_counts.c    refcounts, word by word, where the structure is sound
  *   plan_changes.c   the words that will change, and the image as it will read
  *
@@ -32,6 +33,21 @@ struct qk_plan_tables {
 	size_t n, room;
 };
 
+/* What an entry names, and is to be copied for it. */
+struct qk_plan_copy {
+	uint64_t entry_off, raw; /* of the entry */
+	uint64_t first, n; /* clusters */
+	uint64_t weight; /* how often the entry counts */
+	uint64_t new_first; /* where the copy is, when it was written */
+	uint16_t finding; /* why */
+	uint8_t kind; /* enum qcow_repair_kind of the entry */
+};
+
+struct qk_plan_copies {
+	struct qk_plan_copy *v;
+	size_t n, room;
+};
+
 struct qk_plan {
 	/* given */
 	struct qcow_store *store;
@@ -39,6 +55,7 @@ struct qk_plan {
 	uint64_t memory_bytes;
 	enum qcow_repair_mode mode;
 	uint64_t found[QK_N_FINDINGS]; /* by the check before this round */
+	uint64_t copy_bytes; /* what may still be copied, and when planned what may be after it */
 
 	/* the image */
 	uint8_t *cluster0;
@@ -52,6 +69,7 @@ struct qk_plan {
 	struct qk_changes changes;
 	bool new_refcounts, new_l1, new_snapshots;
 	bool l1_is_lost; /* nothing of the active L1 table can be used */
+	struct qk_plan_copies copies;
 	uint64_t *skip_snapshots; /* a bit each: its L1 table lies on something else; or NULL */
 
 	/* while it is made */
@@ -119,6 +137,14 @@ enum qcow_status qk_plan_entry_conflicts(
 /* Of the window: COPIED. With `set_only` it is only set, and only where the stored refcount will be 1. */
 enum qcow_status qk_plan_copied(
 	struct qk_plan *p, bool set_only, struct qcow_error *err) QK_MUST_USE;
+
+/* plan_copies.c: a copy for the entry. *stays: it has one, or another round will look at it again; else it goes. */
+enum qcow_status qk_plan_copy(struct qk_plan *p, const struct qk_plan_copy *copy, bool *stays,
+	struct qcow_error *err) QK_MUST_USE;
+/* All entries are judged: copies for those that go, or that this round cannot make, are dropped. */
+void qk_plan_settle_copies(struct qk_plan *p);
+/* The entries with what they name when the copies are written, as changes of phase RELINK, in place of all others. */
+enum qcow_status qk_plan_relink(struct qk_plan *p, struct qcow_error *err) QK_MUST_USE;
 
 /* plan_counts.c: of the window; or new_refcounts is set. */
 enum qcow_status qk_plan_counts(struct qk_plan *p, struct qcow_error *err) QK_MUST_USE;

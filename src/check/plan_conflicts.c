@@ -2,7 +2,8 @@
 /*
  * plan_conflicts: clusters that several things want. Structures stay before L2 tables, L2 tables before guest data, and guest
  * data before a bitmap's bits, which then say "dirty". What an L1 entry names and something else needs, and does not
- * look like a table, is none. A cluster with more references than the width holds keeps as many as it can have.
+ * look like a table, is none. A cluster with more references than the width holds keeps as many as it can have; for the
+ * others it is copied (plan_copies.c).
  */
 #include "base/mem.h"
 #include "check/plan_entries.h"
@@ -50,6 +51,17 @@ static bool may_stay(const struct qk_plan *p, uint64_t cluster, uint64_t weight)
 	return true;
 }
 
+/* Does it name the table of another entry of the active L1 table? Then it was planned what becomes of it. */
+static bool has_copy(const struct qk_plan *p, const struct qk_refs_entry *e)
+{
+	const struct qk_plan_table *twice = e->index == QK_L2SET_NO_INDEX
+						    ? NULL
+						    : qk_plan_find_table(
+							      &p->twice, e->raw & QK_OFFSET_MASK);
+
+	return twice != NULL && twice->index != e->index;
+}
+
 static enum qcow_status conflict_l1(
 	void *ctx, const struct qk_refs_entry *e, struct qcow_error *err)
 {
@@ -62,9 +74,13 @@ static enum qcow_status conflict_l1(
 	if (has_flag(p, cluster, QK_CENSUS_EXCLUSIVE) ||
 		qk_plan_find_table(&p->bogus, e->raw & QK_OFFSET_MASK) != NULL)
 		finding = QCOW_FINDING_METADATA_OVERLAP;
-	else if (!may_stay(p, cluster, e->covers))
+	else if (!has_copy(p, e) && !may_stay(p, cluster, e->covers))
 		finding = QCOW_FINDING_REFCOUNT_TOO_LOW;
-	if (finding == 0)
+	bool stays = finding == 0;
+	struct qk_plan_copy copy = qk_entry_copy(p, e, finding);
+	if (finding == QCOW_FINDING_REFCOUNT_TOO_LOW)
+		QK_TRY(qk_plan_copy(p, &copy, &stays, err));
+	if (stays)
 		return QCOW_OK;
 	return qk_entry_change_word(p, QCOW_REPAIR_L1_ENTRY, finding, e->off, e->raw, 0, err);
 }
@@ -108,8 +124,18 @@ static enum qcow_status conflict_l2(
 		uint64_t last = d.finding != 0 ? 0 : qk_entry_last_byte(&p->g, &d);
 		if (last == 0)
 			continue;
-		unsigned finding = conflict_of(p, d.host_off.v >> bits, last >> bits, ref->weight);
-		if (finding == 0)
+		struct qk_plan_copy copy = {.entry_off = was.off,
+			.raw = was.raw,
+			.first = d.host_off.v >> bits,
+			.n = (last >> bits) - (d.host_off.v >> bits) + 1,
+			.weight = ref->weight,
+			.finding = QCOW_FINDING_REFCOUNT_TOO_LOW,
+			.kind = QCOW_REPAIR_L2_ENTRY};
+		unsigned finding = conflict_of(p, copy.first, last >> bits, ref->weight);
+		bool stays = finding == 0;
+		if (finding == QCOW_FINDING_REFCOUNT_TOO_LOW)
+			QK_TRY(qk_plan_copy(p, &copy, &stays, err));
+		if (stays)
 			continue;
 		struct qk_entry now = was;
 		qk_entry_unlink(&p->g, &now, finding);

@@ -199,6 +199,18 @@ enum qcow_status qk_plan_add_table(
 	return QCOW_OK;
 }
 
+struct qk_plan_copy qk_entry_copy(
+	const struct qk_plan *p, const struct qk_refs_entry *e, unsigned finding)
+{
+	return (struct qk_plan_copy){.entry_off = e->off,
+		.raw = e->raw,
+		.first = (e->raw & QK_OFFSET_MASK) >> p->g.cluster_bits,
+		.n = 1,
+		.weight = e->covers,
+		.finding = (uint16_t)finding,
+		.kind = QCOW_REPAIR_L1_ENTRY};
+}
+
 static enum qcow_status fault_l1(void *ctx, const struct qk_refs_entry *e, struct qcow_error *err)
 {
 	struct qk_plan *p = ctx;
@@ -220,8 +232,12 @@ static enum qcow_status fault_l1(void *ctx, const struct qk_refs_entry *e, struc
 						    ? NULL
 						    : qk_plan_find_table(&p->twice, d.l2_off.v);
 	if (now != 0 && twice != NULL && twice->index != e->index) {
-		now = 0;
-		finding = QCOW_FINDING_L2_TABLE_TWICE;
+		struct qk_plan_copy copy = qk_entry_copy(p, e, QCOW_FINDING_L2_TABLE_TWICE);
+		bool stays = false;
+		copy.raw = now;
+		QK_TRY(qk_plan_copy(p, &copy, &stays, err));
+		now = stays ? now : 0;
+		finding = stays ? finding : QCOW_FINDING_L2_TABLE_TWICE;
 	}
 	return qk_entry_change_word(p, QCOW_REPAIR_L1_ENTRY, finding, e->off, e->raw, now, err);
 }

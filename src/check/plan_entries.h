@@ -36,6 +36,10 @@ void qk_entry_mend(const struct qk_plan *p, struct qk_entry *e, qk_goff guest);
 /* Of the cluster, or the compressed data, that an entry names in the file; 0: none. */
 uint64_t qk_entry_last_byte(const struct qk_geometry *g, const struct qk_l2_entry *e);
 
+/* A copy of the L2 table that an entry of an L1 table names. */
+struct qk_plan_copy qk_entry_copy(
+	const struct qk_plan *p, const struct qk_refs_entry *e, unsigned finding);
+
 /* Lists of L2 tables: they are added by ascending offset. QCOW_E_NOMEM. */
 enum qcow_status qk_plan_add_table(
 	struct qk_plan_tables *t, uint64_t off, uint32_t index, struct qcow_error *err) QK_MUST_USE;

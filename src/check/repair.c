@@ -2,8 +2,8 @@
 /*
  * repair: the rounds, and the writes of one (repair.h). Owns the order:
  *
- *	words that unlink, COPIED cleared || refcounts raised, or new tables and a second refcount structure ||
- *	sector 0, one write || refcounts lowered || COPIED set ||
+ *	words that unlink, COPIED cleared || refcounts raised, or new tables, copies and a second refcount structure ||
+ *	sector 0, one write || entries name their copies || refcounts lowered || COPIED set ||
  *
  * and, when a check finds nothing any more, the dirty and the corrupt bit in a last write of sector 0. What is replaced is
  * saved first, where the caller wants to be able to undo it.
@@ -21,6 +21,7 @@
 #define DEFAULT_MEMORY_BYTES QK_MIB(64)
 #define MIN_MEMORY_BYTES     QK_MIB(4)
 #define RUN_BYTES	     QK_KIB(64)
+#define MIN_COPY_BYTES	     QK_MIB(64)
 #define MAX_ROUNDS	     1000U
 #define HEADER_FEATURES	     72U
 
@@ -30,7 +31,7 @@ struct repair {
 	struct qcow_repair_result *result;
 	struct qk_undo undo;
 	struct qcow_progress progress; /* reports the first check; the others are as long again */
-	uint64_t memory_bytes;
+	uint64_t memory_bytes, copy_bytes; /* what may still be copied */
 	uint64_t found[QK_N_FINDINGS]; /* by the last check */
 	uint64_t n_shown;
 	bool is_first; /* check: its findings are the caller's */
@@ -202,6 +203,16 @@ static enum qcow_status fill_last(struct repair *r, const struct qk_plan *p, str
 						    : QCOW_OK;
 }
 
+/* The copies and their refcounts are stable. What else there is to do is the next round's. */
+static enum qcow_status relink(struct repair *r, struct qk_plan *p, struct qcow_error *err)
+{
+	bool any = false;
+
+	QK_TRY(qk_plan_relink(p, err));
+	QK_TRY(write_phase(r, p, QCOW_REPAIR_RELINK, &any, err));
+	return flush(r, err);
+}
+
 static enum qcow_status apply(struct repair *r, struct qk_plan *p, struct qcow_error *err)
 {
 	uint8_t sector[QK_SECTOR];
@@ -224,6 +235,8 @@ static enum qcow_status apply(struct repair *r, struct qk_plan *p, struct qcow_e
 		QK_TRY(flush(r, err));
 	qk_plan_sector0(p, sector);
 	QK_TRY(write_sector0(r, sector, err));
+	if (p->copies.n != 0)
+		return relink(r, p, err);
 	/* COPIED is wrong as long as the stored refcount is not 1 */
 	any = false;
 	QK_TRY(write_phase(r, p, QCOW_REPAIR_LOWER, &any, err));
@@ -260,9 +273,20 @@ static void tell_changes(struct repair *r, const struct qk_plan *p, enum qcow_re
 	}
 }
 
+static void tell_copies(struct repair *r, const struct qk_plan *p)
+{
+	for (size_t i = 0; i < p->copies.n; i++)
+		tell(r, &(struct qcow_repair_step){.phase = QCOW_REPAIR_RAISE,
+				.kind = QCOW_REPAIR_NEW_COPY,
+				.finding = p->copies.v[i].finding,
+				.host_off = p->copies.v[i].entry_off,
+				.was = p->copies.v[i].raw});
+}
+
 static void tell_plan(struct repair *r, const struct qk_plan *p)
 {
 	tell_changes(r, p, QCOW_REPAIR_UNLINK, QCOW_REPAIR_UNLINK);
+	tell_copies(r, p);
 	tell_new(r, QCOW_REPAIR_NEW_L1, p->new_l1);
 	tell_new(r, QCOW_REPAIR_NEW_SNAPSHOTS, p->new_snapshots);
 	tell_new(r, QCOW_REPAIR_NEW_REFCOUNTS, p->new_refcounts);
@@ -283,7 +307,7 @@ static enum qcow_status work(
 	r->result->n_rounds++;
 	tell_plan(r, p);
 	if (r->options->dry_run) {
-		r->result->is_partial = p->changes.is_full;
+		r->result->is_partial = p->changes.is_full || p->copies.n != 0;
 		return QCOW_OK;
 	}
 	*again = true;
@@ -295,10 +319,12 @@ static enum qcow_status round_of(struct repair *r, bool *again, struct qcow_erro
 	struct qk_plan p = {.store = r->store,
 		.progress = &r->progress,
 		.memory_bytes = r->memory_bytes,
+		.copy_bytes = r->copy_bytes,
 		.mode = r->options->mode};
 
 	*again = false;
 	enum qcow_status status = work(r, &p, again, err);
+	r->copy_bytes = p.copy_bytes;
 	qk_plan_release(&p);
 	return status;
 }
@@ -359,6 +385,7 @@ enum qcow_status qk_repair(struct qcow_store *store, const struct qcow_repair_op
 		.progress = options->progress,
 		.is_first = true};
 	struct qcow_store_caps caps;
+	uint64_t size = 0;
 
 	*result = (struct qcow_repair_result){0};
 	r.memory_bytes = options->memory_bytes == 0
@@ -368,6 +395,8 @@ enum qcow_status qk_repair(struct qcow_store *store, const struct qcow_repair_op
 	if (!options->dry_run && !caps.writable)
 		return QK_FAIL(
 			err, QCOW_E_READONLY, "%s: not open for writing", qcow_store_name(store));
+	QK_TRY(qcow_store_size(store, &size, err));
+	r.copy_bytes = qk_max(size, MIN_COPY_BYTES);
 	QK_TRY(qk_undo_begin(&r.undo, options->dry_run ? NULL : options->undo, store, err));
 	QK_TRY(run(&r, err));
 	return qk_undo_end(&r.undo, err);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * repair_fresh: new tables (repair_fresh.h). Owns two walks: over the image as it is on the disk, where clusters are looked
+ * repair_fresh: new tables and copies (repair_fresh.h). Owns two walks: over the image as it is on the disk, where clusters are looked
  * for in a store that cannot grow; and over the image as it will be, whose references the second structure counts.
  * Where the store can grow nothing is looked for: what lies past its end is free, but for what a table that runs past
  * the end claims.
@@ -36,6 +36,7 @@ struct fresh {
 	struct qcow_store *out;
 	struct walk old, now;
 	bool can_grow;
+	size_t copies_seen; /* those whose clusters are counted */
 	uint64_t next,
 		limit; /* clusters from next on were not handed out; the first that cannot be */
 };
@@ -177,13 +178,59 @@ static void give_back(void *ctx, uint64_t first, uint64_t n)
 		f->next = first;
 }
 
+/* How often the entry that is going to name the cluster counts. They are asked for ascending. */
+static uint64_t copied_for(struct fresh *f, uint64_t cluster)
+{
+	const struct qk_plan_copies *c = &f->p->copies;
+
+	while (f->copies_seen < c->n &&
+		cluster >= c->v[f->copies_seen].new_first + c->v[f->copies_seen].n)
+		f->copies_seen++;
+	return f->copies_seen < c->n && cluster >= c->v[f->copies_seen].new_first
+		       ? c->v[f->copies_seen].weight
+		       : 0;
+}
+
 static enum qcow_status counts(
 	void *ctx, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
 {
 	struct fresh *f = ctx;
 
-	for (uint64_t i = 0; i < n; i++)
+	for (uint64_t i = 0; i < n; i++) {
 		QK_TRY(references(f, &f->now, first + i, &out[i], err));
+		/* more than that are to be copied */
+		out[i] = qk_min(out[i] + copied_for(f, first + i), f->p->g.refcount_max);
+	}
+	return QCOW_OK;
+}
+
+/* ---- copies ---- */
+
+static enum qcow_status copy_clusters(
+	struct fresh *f, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
+{
+	unsigned bits = f->p->g.cluster_bits;
+	uint64_t left = n << bits;
+	uint64_t got = 0;
+	QK_AUTO_FREE uint8_t *buf = qk_malloc(COPY_BYTES, 1);
+
+	if (buf == NULL)
+		return QK_FAIL_NOMEM(err);
+	QK_TRY(take(f, n, n, out, &got, err));
+	for (uint64_t at = 0; at < left; at += COPY_BYTES) {
+		size_t part = (size_t)qk_min(COPY_BYTES, left - at);
+		QK_TRY(qcow_store_read_padded(f->p->store, buf, part, (first << bits) + at, err));
+		QK_TRY(qcow_store_write(f->out, buf, part, (*out << bits) + at, err));
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status write_copies(struct fresh *f, struct qcow_error *err)
+{
+	struct qk_plan_copies *c = &f->p->copies;
+
+	for (size_t i = 0; i < c->n; i++)
+		QK_TRY(copy_clusters(f, c->v[i].first, c->v[i].n, &c->v[i].new_first, err));
 	return QCOW_OK;
 }
 
@@ -368,6 +415,7 @@ static enum qcow_status write_all(struct fresh *f, struct qcow_error *err)
 	QK_TRY(place_init(f, err));
 	if (f->p->new_l1)
 		QK_TRY(write_l1(f, err));
+	QK_TRY(write_copies(f, err));
 	if (f->p->new_snapshots)
 		QK_TRY(write_snapshots(f, err));
 	QK_TRY(fill_last(f, err));

@@ -14,7 +14,7 @@
 static const char *phase_name(enum qcow_repair_phase phase)
 {
 	static const char *const names[QCOW_REPAIR_PHASES] = {
-		"unlink", "raise", "header", "lower", "set-copied", "finish"};
+		"unlink", "raise", "header", "relink", "lower", "set-copied", "finish"};
 
 	return (unsigned)phase < QCOW_REPAIR_PHASES ? names[phase] : "?";
 }
@@ -38,6 +38,8 @@ static const char *kind_name(enum qcow_repair_kind kind)
 		return "new L1 table";
 	case QCOW_REPAIR_NEW_SNAPSHOTS:
 		return "new snapshot table";
+	case QCOW_REPAIR_NEW_COPY:
+		return "new copy for the entry";
 	}
 	return "?";
 }
@@ -46,8 +48,9 @@ static void put_step(const struct qcow_repair_step *s)
 {
 	(void)printf("PLAN %s: %s", phase_name(s->phase), kind_name(s->kind));
 	if (s->host_off != QCOW_NO_OFFSET)
-		(void)printf(" at 0x%" PRIx64 ", 0x%" PRIx64 " becomes 0x%" PRIx64, s->host_off,
-			s->was, s->now);
+		(void)printf(" at 0x%" PRIx64, s->host_off);
+	if (s->host_off != QCOW_NO_OFFSET && s->kind != QCOW_REPAIR_NEW_COPY)
+		(void)printf(", 0x%" PRIx64 " becomes 0x%" PRIx64, s->was, s->now);
 	if (s->finding != 0)
 		(void)printf(" (%s)", qcow_finding_name(s->finding));
 	(void)printf("\n");
@@ -69,8 +72,9 @@ static void keep_step(struct check *c, const struct qcow_repair_step *s)
 	cli_json_set(o, "kind", cli_json_string(kind_name(s->kind)));
 	if (s->finding != 0)
 		cli_json_set(o, "finding", cli_json_string(qcow_finding_name(s->finding)));
-	if (s->host_off != QCOW_NO_OFFSET) {
+	if (s->host_off != QCOW_NO_OFFSET)
 		cli_json_set(o, "host-offset", cli_json_u64(s->host_off));
+	if (s->host_off != QCOW_NO_OFFSET && s->kind != QCOW_REPAIR_NEW_COPY) {
 		cli_json_set(o, "was", hex(s->was));
 		cli_json_set(o, "now", hex(s->now));
 	}
