@@ -156,7 +156,7 @@ def an_export_has_as_many_clients_as_it_may(bed):
     e.send_option(OPT["EXPORT_NAME"], b"one")
     check_closed("EXPORT_NAME", e)
     c.close()
-    for _ in range(100):
+    for _ in range(1000):
         d = bed.client().greet()
         if d.go("one") == ACK:
             break
@@ -491,7 +491,7 @@ def requests_cut_anywhere(bed):
         c = bed.client()
         c.send(whole[:n])
         c.close()
-    for _ in range(100):
+    for _ in range(600):
         stats = eval(bed.tell("stats"))  # its own JSON
         if stats["connections"] == 0 and stats["in_flight"] == 0:
             break
@@ -551,7 +551,7 @@ def who_does_not_read_holds_up_nobody(bed):
     begin = time.time()
     for _ in range(50):
         check("read", other.request(READ, 0, 65536).error, 0)
-    if time.time() - begin > 5:
+    if time.time() - begin > 30:
         raise AssertionError("50 reads took %.1f s" % (time.time() - begin))
     stats = eval(bed.tell("stats"))
     if stats["in_flight"] > 160 << 20:
@@ -622,7 +622,7 @@ def many_clients(bed):
 # ---- beds of their own ----
 
 def half_open_clients_are_closed(folder):
-    bed = Bed(folder, "--export", "disk,memory,65536", "--handshake-ms", "300", "--connections", "3")
+    bed = Bed(folder, "--export", "disk,memory,65536", "--handshake-ms", "2000", "--connections", "3")
     a, b = bed.client().greet(), bed.client()
     c = bed.started("disk")
     check_closed("one too many", bed.client())
@@ -631,7 +631,7 @@ def half_open_clients_are_closed(folder):
     check_closed("silent", a)
     b.recv(18)
     check_closed("silent from the start", b)
-    if time.time() - begin > 5:
+    if time.time() - begin > 30:
         raise AssertionError("it took %.1f s" % (time.time() - begin))
     check("served", c.request(READ, 0, 10).error, 0)
     check("room", bed.started("disk").request(READ, 0, 10).error, 0)
@@ -654,11 +654,11 @@ def stopping_answers_what_came(folder):
         pass
     check("answered", n, len(cookies))
     check_closed("a handshake", h)
-    check("status", bed.process.wait(10), 0)
+    check("status", bed.process.wait(60), 0)
 
 
 def memory_in_flight_is_bounded(folder):
-    bed = Bed(folder, "--export", "disk,memory,33554432", "--total", "40000000", "--stall-ms", "500")
+    bed = Bed(folder, "--export", "disk,memory,33554432", "--total", "40000000", "--stall-ms", "1200")
     lazy = [bed.started("disk", "simple") for _ in range(3)]
     for c in lazy:
         for _ in range(4):
@@ -668,7 +668,7 @@ def memory_in_flight_is_bounded(folder):
     begin = time.time()
     check("a small one", other.request(READ, 0, 4096).error, 0)
     check("a big one", other.request(READ, 0, 32 << 20).error, 0)
-    if time.time() - begin > 8:
+    if time.time() - begin > 50:
         raise AssertionError("it took %.1f s" % (time.time() - begin))
     stats = eval(bed.end().split("\n")[-2])
     check("who took nothing was closed", stats["cut"] > 0, True)

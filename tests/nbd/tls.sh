@@ -22,8 +22,8 @@ passed=0 failed=0
 ok() { passed=$((passed + 1)); }
 bad() { failed=$((failed + 1)); echo "FAIL $1"; sed 's/^/  /' out err; }
 # does NAME COMMAND…: it succeeds; fails NAME COMMAND…: it does not, and says why
-does() { local name=$1; shift; if timeout 20 "$@" >out 2>err; then ok; else bad "$name"; fi; }
-fails() { local name=$1; shift; if timeout 20 "$@" >out 2>err; then bad "$name"; else ok; fi; }
+does() { local name=$1; shift; if timeout 60 "$@" >out 2>err; then ok; else bad "$name"; fi; }
+fails() { local name=$1; shift; if timeout 60 "$@" >out 2>err; then bad "$name"; else ok; fi; }
 serve() {
 	local i
 	stop

@@ -49,7 +49,7 @@ class Reply:
 
 
 class Client:
-    def __init__(self, path, timeout=10):
+    def __init__(self, path, timeout=60):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(timeout)
         self.sock.connect(path)
@@ -281,5 +281,5 @@ class Bed:
         """Stop it: its counters."""
         self.process.stdin.close()
         out = self.process.stdout.read()
-        assert self.process.wait(30) == 0, "the server ended with %d" % self.process.returncode
+        assert self.process.wait(60) == 0, "the server ended with %d" % self.process.returncode
         return out

@@ -36,7 +36,7 @@ static void set_phase(struct qk_nbd_conn *conn, enum qk_nbd_phase phase)
 
 static void name_peer(struct qk_nbd_conn *conn)
 {
-	struct sockaddr_storage a;
+	struct sockaddr_storage a = {0};
 	socklen_t n = sizeof(a);
 	char host[48], port[8];
 	int one = 1;
