@@ -176,11 +176,12 @@ static inline struct qcow_resize_options qcow_resize_options_init(void)
  * that is longer than the disk was would show, and where an earlier disk of this image ended later. Snapshots keep the
  * sizes of their disks. Bitmaps follow: enabled ones have the new part dirty, others have it clean. options NULL: the
  * defaults.
+ * A data file becomes as long as the disk, or stays a device that is long enough; a new part of a raw one has all its clusters.
  * What an image that shrinks held past its new end is free afterwards; where that fails (the host is full, a
  * failing disk) it is called done all the same, the log tells, and the next grow puts the rest away.
  * QCOW_E_INVAL (shorter without `shrink`; preallocation while shrinking; a backing file that is not open); QCOW_E_LIMIT (an L1 table or a
  * bitmap would be too large; more than 2^63 - 1 bytes); QCOW_E_UNSUPPORTED (version 2 with snapshots, snapshots or bitmaps that could not
- * follow); QCOW_E_NOTSUP (a store of fixed size, a part of a raw disk); QCOW_E_CORRUPT with finding (a table past the end that
+ * follow); QCOW_E_NOTSUP (a store of fixed size, a part of a raw disk); QCOW_E_POLICY (the data file was not opened); QCOW_E_CORRUPT with finding (a table past the end that
  * cannot be read), QCOW_E_READONLY, QCOW_E_NOSPC, QCOW_E_IO, QCOW_E_NOMEM, QCOW_E_CANCELLED.
  */
 QCOW_EXPORT enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,

@@ -4,11 +4,12 @@
  *
  *	grow	entries past the old end unlinked || L1 of the new length || the tail of the last cluster zeroed, a longer layer
  *		below hidden, clusters preallocated || bitmaps || size, in one write of sector 0
- *	shrink	bitmaps || size || entries past the new end unlinked, what they named is free || the tail zeroed; the
- *		close cuts the file
+ *	shrink	bitmaps || size || entries past the new end unlinked, what they named is free || the tail zeroed, the data file
+ *		cut; the close cuts the file
  *
  * What lies past the old end is nobody's: until the size is written, a crash leaves the disk as it was. What a shrink that
  * was cut short leaves past the end is what a grow begins with.
+ * A data file follows the disk: resize_file.c.
  * Where the bitmaps extension lies past sector 0 the header goes to the disk by engine/header_store.h, whose first
  * step holds both.
  *
@@ -21,7 +22,6 @@
 
 #include "base/mem.h"
 #include "engine/control.h"
-#include "engine/gate.h"
 #include "engine/header_store.h"
 #include "engine/image.h"
 #include "engine/locks.h"
@@ -31,7 +31,6 @@
 
 #define HEADER_SIZE_OFF 24U
 #define EXT_DIRECTORY	16U /* offset of the directory in the bitmaps extension's data */
-#define WHOLE_ZEROS	QK_MIB(1)
 
 enum qcow_status qk_resize_step(
 	const struct qcow_progress *progress, uint64_t done, uint64_t total, struct qcow_error *err)
@@ -118,9 +117,7 @@ static enum qcow_status judge_qcow2(
 			"the backing file is not open: how much of it would show in a longer disk "
 			"is "
 			"not known");
-	if (g->data_file)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"an image with a data file cannot be resized by this version");
+	QK_TRY(qk_resize_data_judge(image, rq->size, err));
 	QK_TRY(judge_snapshots(image, err));
 	return qk_resize_bitmaps_judge(image, rq->size, err);
 }
@@ -202,50 +199,57 @@ static enum qcow_status grow_l1(struct qcow_image *image, uint64_t size, struct 
 	return status;
 }
 
-/* What the new part holds. image->size is the end of its last cluster. */
+/* What the new part holds. image->size is the end of its last cluster; with a data file, which may end there, that of the
+ * disk. */
 static enum qcow_status fill(struct qcow_image *image, uint64_t old_size,
 	const struct qk_resize_request *rq, struct qcow_error *err)
 {
 	uint64_t cluster_size = image->geometry.cluster_size;
 	const struct qk_resize_fill request = {
 		.from = qk_div_up(old_size, cluster_size) * cluster_size,
-		.to = image->size,
+		.to = qk_div_up(image->size, cluster_size) * cluster_size,
 		.mode = rq->preallocation,
 		.progress = rq->progress};
 	QK_TRY(qk_resize_scrub(image, old_size, false, err));
-	if (rq->preallocation != QCOW_PREALLOC_OFF)
+	if (qk_resize_data_is_named(image, rq))
 		return qk_resize_allocate(image, &request, err);
 	if (image->backing == NULL || image->backing->size <= old_size)
 		return QCOW_OK;
 	uint64_t end = qk_div_up(image->backing->size, cluster_size) * cluster_size;
-	return qk_resize_hide(image, request.from, qk_min(end, request.to), rq->progress, err);
+	return qk_resize_hide(image, request.from, qk_min(end, image->size), rq->progress, err);
 }
 
 /* As far as it can be: what stays past the end is put away by the next grow. */
-static void undo_fill(struct qcow_image *image, uint64_t old_size)
+static void undo_fill(struct qcow_image *image, uint64_t old_size, uint64_t old_data_file)
 {
 	if (qk_control_is_fenced(image) || qk_resize_unlink_past(image, old_size, NULL) != QCOW_OK)
 		qk_log(image, QCOW_LOG_NOTE, 0,
 			"clusters past the end of the disk stay allocated after a resize that "
 			"failed");
+	else
+		qk_resize_data_restore(image, old_data_file);
 }
 
 static enum qcow_status grow(struct qcow_image *image, const struct qk_resize_request *rq,
 	bool *in_doubt, struct qcow_error *err)
 {
 	uint64_t cluster_size = image->geometry.cluster_size, old_size = image->size;
+	uint64_t old_data_file = UINT64_MAX;
 	QK_TRY(qk_resize_judge_past(image, old_size, rq->progress, err));
 	QK_TRY(qk_resize_unlink_past(image, old_size, err));
 	QK_TRY(grow_l1(image, rq->size, err));
-	image->size = qk_div_up(rq->size, cluster_size) * cluster_size;
-	enum qcow_status status = fill(image, old_size, rq, err);
+	image->size = image->geometry.data_file ? rq->size
+						: qk_div_up(rq->size, cluster_size) * cluster_size;
+	enum qcow_status status = qk_resize_data_extend(image, old_size, rq, &old_data_file, err);
+	if (status == QCOW_OK)
+		status = fill(image, old_size, rq, err);
 	if (status == QCOW_OK)
 		status = qk_publish_flush(image->rw->publish, err);
 	image->size = old_size;
 	if (status == QCOW_OK)
 		status = switch_size(image, old_size, rq->size, in_doubt, err);
 	if (status != QCOW_OK)
-		undo_fill(image, old_size);
+		undo_fill(image, old_size, old_data_file);
 	return status;
 }
 
@@ -257,7 +261,9 @@ static void put_away(struct qcow_image *image, uint64_t size)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	uint64_t cluster_size = image->geometry.cluster_size;
 	enum qcow_status status = qk_resize_unlink_past(image, size, &err);
-	if (status == QCOW_OK) {
+	if (status == QCOW_OK && image->geometry.data_file) {
+		status = qk_resize_data_cut(image, size, &err);
+	} else if (status == QCOW_OK) {
 		image->size = qk_div_up(size, cluster_size) * cluster_size;
 		status = qk_resize_scrub(image, size, true, &err);
 	}
@@ -296,96 +302,15 @@ static enum qcow_status resize_qcow2(
 	return qk_control_end(image, reads ? QK_RELOAD_HEADER : QK_RELOAD_KEEP, status, err);
 }
 
-/* ---- raw ---- */
-
-static enum qcow_status judge_raw(
-	struct qcow_image *image, const struct qk_resize_request *rq, struct qcow_error *err)
-{
-	uint64_t file_size = 0, end = 0;
-	struct qcow_store_caps caps;
-	qcow_store_caps(image->store, &caps);
-	QK_TRY(qcow_store_size(image->store, &file_size, err));
-	if (!image->is_luks && image->raw_offset + image->size != file_size)
-		return QK_FAIL(err, QCOW_E_NOTSUP,
-			"the disk is a part of '%s', and its size is fixed",
-			qcow_store_name(image->store));
-	if (!caps.can_grow)
-		return QK_FAIL(
-			err, QCOW_E_NOTSUP, "'%s' has a fixed size", qcow_store_name(image->store));
-	if (!qk_add(image->raw_offset, rq->size, &end) || end > QK_MAX_FILE_OFFSET)
-		return QK_FAIL(
-			err, QCOW_E_LIMIT, "%" PRIu64 " bytes are too many for a file", rq->size);
-	if (rq->preallocation == QCOW_PREALLOC_METADATA)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"a raw disk has no metadata to preallocate: off, falloc or full");
-	return QCOW_OK;
-}
-
-static enum qcow_status write_zeros(struct qcow_image *image, uint64_t from, uint64_t to,
-	const struct qcow_progress *progress, struct qcow_error *err)
-{
-	uint8_t *zeros QK_AUTO_FREE = qk_calloc(1, WHOLE_ZEROS);
-	if (zeros == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (uint64_t at = from; at < to;) {
-		uint64_t n = qk_min(WHOLE_ZEROS, to - at);
-		QK_TRY(qcow_store_write(image->store, zeros, (size_t)n, at, err));
-		at += n;
-		QK_TRY(qk_resize_step(progress, at - from, to - from, err));
-	}
-	return QCOW_OK;
-}
-
-/* The file from `from` to `to`, which is its new end. */
-static enum qcow_status extend_file(struct qcow_image *image, uint64_t from, uint64_t to,
-	const struct qk_resize_request *rq, struct qcow_error *err)
-{
-	QK_TRY(qcow_store_truncate(image->store, to, err));
-	if (to > from && rq->preallocation == QCOW_PREALLOC_FALLOC)
-		return qcow_store_zero(image->store, from, to - from, QCOW_ZERO_ALLOCATE, err);
-	if (to > from && rq->preallocation == QCOW_PREALLOC_FULL)
-		return write_zeros(image, from, to, rq->progress, err);
-	return QCOW_OK;
-}
-
-static enum qcow_status change_file(
-	struct qcow_image *image, const struct qk_resize_request *rq, struct qcow_error *err)
-{
-	uint64_t from = 0, to = image->raw_offset + rq->size;
-	QK_TRY(qk_fence_check(&image->rw->fence, err));
-	QK_TRY(qcow_store_size(image->store, &from, err));
-	enum qcow_status status = extend_file(image, from, to, rq, err);
-	if (status == QCOW_OK)
-		status = qcow_store_flush(image->store, err);
-	if (status != QCOW_OK) {
-		/* the disk is as long as it was, if the host can do that much */
-		if (to > from && qcow_store_truncate(image->store, from, NULL) != QCOW_OK)
-			qk_log(image, QCOW_LOG_WARNING, 0, "the file may stay longer than it was");
-		return status;
-	}
-	image->size = rq->size;
-	atomic_store(&image->file_size, to);
-	return QCOW_OK;
-}
-
-static enum qcow_status resize_raw(
-	struct qcow_image *image, const struct qk_resize_request *rq, struct qcow_error *err)
-{
-	qk_gate_close(image->rw->gate);
-	enum qcow_status status = change_file(image, rq, err);
-	qk_gate_open(image->rw->gate);
-	return status;
-}
-
 enum qcow_status qk_resize(
 	struct qcow_image *image, const struct qk_resize_request *rq, struct qcow_error *err)
 {
 	QK_TRY(judge_request(image, rq, err));
-	QK_TRY(image->is_raw ? judge_raw(image, rq, err) : judge_qcow2(image, rq, err));
+	QK_TRY(image->is_raw ? qk_resize_raw_judge(image, rq, err) : judge_qcow2(image, rq, err));
 	if (rq->is_dry && !image->is_raw && rq->size != image->size)
 		return qk_resize_judge_past(
 			image, qk_min(rq->size, image->size), rq->progress, err);
 	if (rq->is_dry || rq->size == image->size)
 		return QCOW_OK;
-	return image->is_raw ? resize_raw(image, rq, err) : resize_qcow2(image, rq, err);
+	return image->is_raw ? qk_resize_raw(image, rq, err) : resize_qcow2(image, rq, err);
 }

@@ -4,6 +4,7 @@
  *
  *   resize.c         what may be done, the order
  *   resize_tail.c    entries past the end of the disk
+ *   resize_file.c    the file of a raw image, the data file
  *   resize_fill.c    what lies between the old end and the new one
  *   resize_bitmap.c  bitmaps of the new length
  */

@@ -6,6 +6,7 @@
  *	a layer below is longer	      zero clusters over it; version 2: its data is overwritten with zeros
  *	preallocation=metadata	      entries with host clusters that read as zeros
  *	falloc, full		      … and whose blocks the host has, or has written
+ * A data file has its zeros already (resize_file.c): entries are made alone.
  * Zeros of the host are no zeros when decrypted: of an encrypted image the entries have the zero flag too.
  */
 #include "engine/resize_private.h"
@@ -19,8 +20,7 @@
 #include "engine/table.h"
 #include "engine/zero.h"
 
-#define HIDE_BYTES  (UINT64_C(1) << 30) /* between two looks at the caller */
-#define ZEROS_BYTES QK_MIB(1)
+#define HIDE_BYTES (UINT64_C(1) << 30) /* between two looks at the caller */
 
 enum qcow_status qk_resize_hide(struct qcow_image *image, uint64_t from, uint64_t to,
 	const struct qcow_progress *progress, struct qcow_error *err)
@@ -36,20 +36,6 @@ enum qcow_status qk_resize_hide(struct qcow_image *image, uint64_t from, uint64_
 
 /* ---- preallocation ---- */
 
-static enum qcow_status write_zeros(
-	struct qcow_image *image, uint64_t off, uint64_t len, struct qcow_error *err)
-{
-	uint8_t *zeros QK_AUTO_FREE = qk_calloc(1, ZEROS_BYTES);
-	if (zeros == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (uint64_t done = 0; done < len;) {
-		uint64_t n = qk_min(len - done, ZEROS_BYTES);
-		QK_TRY(qcow_store_write(image->store, zeros, (size_t)n, off + done, err));
-		done += n;
-	}
-	return QCOW_OK;
-}
-
 /* The content of host clusters that were taken. */
 static enum qcow_status fill_run(struct qcow_image *image, const struct qk_resize_fill *fill,
 	const struct qk_space_run *run, struct qcow_error *err)
@@ -57,7 +43,7 @@ static enum qcow_status fill_run(struct qcow_image *image, const struct qk_resiz
 	uint64_t len = run->n * image->geometry.cluster_size;
 	QK_TRY(qk_space_check_overlap(image->rw->space, QK_SPACE_DATA, run->off, len, err));
 	if (fill->mode == QCOW_PREALLOC_FULL)
-		return write_zeros(image, run->off, len, err);
+		return qk_resize_write_zeros(image->store, run->off, run->off + len, NULL, err);
 	if (fill->mode == QCOW_PREALLOC_FALLOC)
 		return qcow_store_zero(image->store, run->off, len, QCOW_ZERO_ALLOCATE, err);
 	return run->reads_zero ? QCOW_OK : qcow_store_zero(image->store, run->off, len, 0, err);
@@ -83,6 +69,18 @@ static enum qcow_status link_run(struct qk_group *group, uint32_t first,
 	return qk_group_commit(group, &change, err);
 }
 
+/* Entries [first, end) of a group name their places in a data file, which has zeros there. */
+static enum qcow_status link_in_data_file(
+	struct qk_group *group, uint32_t *first, uint32_t end, struct qcow_error *err)
+{
+	const struct qk_space_run run = {
+		.off = group->guest.v + ((uint64_t)*first << group->image->geometry.cluster_bits),
+		.n = end - *first};
+	QK_TRY(link_run(group, *first, &run, err));
+	*first = end;
+	return QCOW_OK;
+}
+
 /* Entries [first, end) of a group, of which as many as one run has clusters for; *near is where the next one goes on. */
 static enum qcow_status allocate_some(struct qk_group *group, const struct qk_resize_fill *fill,
 	uint32_t *first, uint32_t end, uint64_t *near, struct qcow_error *err)
@@ -90,6 +88,8 @@ static enum qcow_status allocate_some(struct qk_group *group, const struct qk_re
 	struct qcow_image *image = group->image;
 	const struct qk_space_want want = {.n = end - *first, .near = *near, .kind = QK_SPACE_DATA};
 	struct qk_space_run run = {0};
+	if (image->geometry.data_file)
+		return link_in_data_file(group, first, end, err);
 	QK_TRY(qk_table_take(image, &want, &run, err));
 	enum qcow_status status = fill_run(image, fill, &run, err);
 	if (status == QCOW_OK)

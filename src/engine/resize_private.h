@@ -24,7 +24,7 @@ enum qcow_status qk_resize_judge_past(struct qcow_image *image, uint64_t end,
 enum qcow_status qk_resize_unlink_past(
 	struct qcow_image *image, uint64_t end, struct qcow_error *err) QK_MUST_USE;
 
-/* What the cluster of `end` holds from there on becomes zeros. image->size is the end of that cluster, or more. With
+/* What the cluster of `end` holds from there on, and up to image->size, becomes zeros. With
  * `own_only` a layer below is left out of it. Not stable. Errors as qk_zero. */
 enum qcow_status qk_resize_scrub(
 	struct qcow_image *image, uint64_t end, bool own_only, struct qcow_error *err) QK_MUST_USE;
@@ -43,6 +43,35 @@ struct qk_resize_fill {
 };
 enum qcow_status qk_resize_allocate(struct qcow_image *image, const struct qk_resize_fill *fill,
 	struct qcow_error *err) QK_MUST_USE;
+
+/* ---- resize_file.c ---- */
+
+enum qcow_status qk_resize_raw_judge(struct qcow_image *image, const struct qk_resize_request *rq,
+	struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_resize_raw(struct qcow_image *image, const struct qk_resize_request *rq,
+	struct qcow_error *err) QK_MUST_USE;
+
+/* Write zeros to [from, to). */
+enum qcow_status qk_resize_write_zeros(struct qcow_store *store, uint64_t from, uint64_t to,
+	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
+
+/* These do nothing where the image has no data file. */
+
+/* Could the data file hold a disk of `size` bytes? QCOW_E_NOTSUP, QCOW_E_POLICY, errors of the store. */
+enum qcow_status qk_resize_data_judge(
+	const struct qcow_image *image, uint64_t size, struct qcow_error *err) QK_MUST_USE;
+/* Will entries name all that is new? Preallocation, or a raw data file. Of any qcow2 image. */
+bool qk_resize_data_is_named(const struct qcow_image *image, const struct qk_resize_request *rq);
+/* The data file reaches to the new end, and what entries are to name is zeros there. Not stable. *old_file: how long it was
+ * (UINT64_MAX: not known, nothing was changed). Errors of the store, QCOW_E_NOMEM, QCOW_E_CANCELLED. */
+enum qcow_status qk_resize_data_extend(struct qcow_image *image, uint64_t old_size,
+	const struct qk_resize_request *rq, uint64_t *old_file, struct qcow_error *err) QK_MUST_USE;
+/* As long as it was again, if the host can do that much. */
+void qk_resize_data_restore(struct qcow_image *image, uint64_t old_file);
+/* Past the disk's end it holds nothing, durably no longer named: cut, or a device's last cluster zeroed. Not stable. There is
+ * a data file. Errors of the store. */
+enum qcow_status qk_resize_data_cut(
+	struct qcow_image *image, uint64_t size, struct qcow_error *err) QK_MUST_USE;
 
 /* ---- resize_bitmap.c ---- */
 

@@ -301,7 +301,7 @@ enum qcow_status qk_resize_scrub(
 	struct qcow_image *image, uint64_t end, bool own_only, struct qcow_error *err)
 {
 	uint64_t off = end, cluster_size = image->geometry.cluster_size;
-	uint64_t stop = qk_div_up(end, cluster_size) * cluster_size;
+	uint64_t stop = qk_min(qk_div_up(end, cluster_size) * cluster_size, image->size);
 	while (off < stop) {
 		struct qk_run run;
 		QK_TRY(qk_lookup(image, (qk_goff){off}, stop - off, true, &run, err));

@@ -66,7 +66,9 @@ static const char *grows_with_zeros(struct qcow_image *image)
 #define BITMAPS                                                                                \
 	" && qemu-img bitmap --add -g 512 img on && qemu-img bitmap --add -g 1024 img off && " \
 	"qemu-io -c 'write -q -P 6 10k 90k' img && qemu-img bitmap --disable img off"
-#define PACKED "head -c 200k /dev/urandom >back.raw && qemu-img convert -c -O qcow2 "
+#define DATA	 "data_file=data"
+#define RAW_DATA "data_file=data,data_file_raw=on"
+#define PACKED	 "head -c 200k /dev/urandom >back.raw && qemu-img convert -c -O qcow2 "
 
 static const struct qkc_operation operations[] = {
 	{"shorter 512", CREATE "-o cluster_size=512 img 200k" FILL("200k"), NULL, NULL, shorter,
@@ -113,6 +115,37 @@ static const struct qkc_operation operations[] = {
 		"back.raw", NULL, longer, grows_with_zeros, 56, false},
 	{"longer allocated 4k", CREATE "-o cluster_size=4k img 100k" FILL("100k"), NULL, NULL,
 		longer_allocated, grows_with_zeros, 3, false},
+	{"shorter, data file 4k", CREATE "-o " DATA ",cluster_size=4k img 200k" FILL("200k"), NULL,
+		NULL, shorter, grows_with_zeros, 3, false},
+	{"shorter, raw data file 512",
+		CREATE "-o " RAW_DATA ",cluster_size=512 img 200k" FILL("200k"), NULL, NULL,
+		shorter, grows_with_zeros, 5, false},
+	{"shorter, raw data device 4k",
+		CREATE "-o " RAW_DATA
+		       ",cluster_size=4k img 200k" FILL("200k") " && truncate -s 2M img",
+		NULL, NULL, shorter, NULL, 5, true},
+	{"longer, data file 4k", CREATE "-o " DATA ",cluster_size=4k img 199k" FILL("199k"), NULL,
+		NULL, longer, grows_with_zeros, 3, false},
+	{"longer, data file 64k odd", CREATE "-o " DATA ",cluster_size=64k img 200k" FILL("150k"),
+		NULL, NULL, a_little_longer, grows_with_zeros, 2, false},
+	{"longer, data file allocated 4k",
+		CREATE "-o " DATA ",cluster_size=4k img 100k" FILL("100k"), NULL, NULL,
+		longer_allocated, grows_with_zeros, 3, false},
+	{"longer, raw data file 512",
+		CREATE "-o " RAW_DATA ",cluster_size=512 img 200k" FILL("200k"), NULL, NULL, longer,
+		grows_with_zeros, 100, false},
+	{"longer, raw data device 4k, garbage",
+		CREATE "-o " RAW_DATA ",cluster_size=4k img 99k" FILL(
+			"99k") " && truncate -s 2M img && head -c 600k /dev/urandom >>data",
+		NULL, NULL, longer, NULL, 3, true},
+	{"longer, data device, bitmaps, garbage",
+		CREATE "-o " DATA ",cluster_size=4k img 101k" FILL("70k") BITMAPS
+		" && truncate -s 2M img && head -c 600k /dev/urandom >>data",
+		NULL, NULL, longer, NULL, 3, true},
+	{"longer, data file over a longer disk 4k",
+		"head -c 900k /dev/urandom >back.raw && " CREATE "-b back.raw -F raw -o " DATA
+		",cluster_size=4k img 101k && head -c 600k /dev/urandom >>data",
+		"back.raw", NULL, longer, grows_with_zeros, 3, false},
 };
 
 static void every_crash_leaves_the_old_disk_or_the_new(void **state)

@@ -15,6 +15,7 @@
 #include <oracle.h>
 #include <rng.h>
 
+#include "base.h"
 #include "disk.h"
 #include "explore.h"
 #include "log.h"
@@ -124,12 +125,30 @@ static void look_below(struct look *l, const struct image *img)
 	mix_text(&l->face->image, img->backing);
 }
 
+/* A raw data file is the disk for whoever reads it alone. */
+static void judge_raw_data(const struct look *l, struct image *img)
+{
+	uint64_t disk = 0, file = 0;
+	if ((img->autoclear & AUTOCLEAR_RAW_DATA) == 0)
+		return;
+	if (img->data.n_bytes < img->disk_bytes)
+		refuse("the raw data file is shorter than the disk");
+	mix_view(l, img, NULL, &disk);
+	mix(&file, img->disk_bytes);
+	mix_bytes(&file, 0, img->data.bytes, img->disk_bytes);
+	if (disk != file)
+		refuse("the raw data file is not the disk");
+}
+
 static void *look_in_thread(void *ctx)
 {
 	struct look *l = ctx;
 	struct verdict v;
 	refusal = l->face->why;
 	struct image *img = image_open_bytes(qkc_disk_bytes(l->d), qkc_disk_size(l->d));
+	if (qkc_disk_data_end(l->d) != 0)
+		image_data_bytes(img, qkc_disk_bytes(l->d) + QKC_DATA_FILE,
+			qkc_disk_data_end(l->d) - QKC_DATA_FILE);
 	if (check(img, &v, NULL) == 2)
 		refuse("check: %s", v.first);
 	if (img->snapshots_error != NULL || img->bitmaps_error != NULL)
@@ -141,6 +160,7 @@ static void *look_in_thread(void *ctx)
 	mix(hash, img->compatible);
 	look_below(l, img);
 	mix_view(l, img, NULL, hash);
+	judge_raw_data(l, img);
 	for (uint32_t i = 0; i < img->n_snapshots; i++) {
 		mix_text(hash, img->snapshots[i].name);
 		mix_view(l, img, img->snapshots[i].id, hash);
@@ -171,14 +191,35 @@ struct whole {
 	struct qkc_whole_result result;
 };
 
+struct opening {
+	const struct whole *w;
+	struct qkc_disk *d;
+	struct qkc_log *log;
+};
+
+static enum qcow_status open_data_file(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	const struct opening *o = ctx;
+	(void)ref;
+	(void)err;
+	out->store = qkc_disk_data_store(o->d, o->log, NULL, !o->w->o->is_fixed);
+	return QCOW_OK;
+}
+
 static struct qcow_image *open_image(const struct whole *w, struct qkc_disk *d,
 	const struct face *seen, struct qkc_log *log, struct qcow_error *err)
 {
 	const struct below *below = &w->files[seen->is_other];
 	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_image *image = NULL;
+	struct opening opening = {w, d, log};
 	options.flags = QCOW_OPEN_WRITE;
 	options.format = "qcow2";
+	if (qkc_disk_data_end(d) != 0) {
+		options.resolve = open_data_file;
+		options.resolve_ctx = &opening;
+	}
 	if (w->o->passphrase != NULL)
 		options.secret = (struct qcow_secret){w->o->passphrase, strlen(w->o->passphrase)};
 	if (seen->has_backing) {
@@ -296,13 +337,15 @@ struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_
 {
 	struct whole w = {.o = o};
 	struct qkc_log log = {0};
-	qkt_must("rm -f img back.raw " OTHER " && %s", o->setup);
+	qkt_must("rm -f img data back.raw " OTHER " && %s", o->setup);
 	w.files[0] = slurp(o->backing);
 	w.files[1] = slurp(OTHER);
 	struct below img = slurp("img");
-	struct qkc_disk *initial = qkc_disk_new(img.bytes, img.n),
-			*live = qkc_disk_new(img.bytes, img.n);
+	struct qkc_disk *initial = qkc_disk_new(img.bytes, img.n);
 	free(img.bytes);
+	if (access(qkt_path("data"), F_OK) == 0)
+		qkc_disk_load_data(initial, "data");
+	struct qkc_disk *live = qkc_disk_copy(initial);
 	w.before = look(initial, w.files);
 	if (run_logged(&w, live, &log)) {
 		w.after = look(live, w.files);

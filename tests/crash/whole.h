@@ -3,7 +3,7 @@
  * whole: operations that manage an image are wholly done or not at all. Each runs once, on an image that QEMU made, and
  * every state that a crash may leave (explore.h) shows what the image was before it or what it is after it: size, version,
  * refcount width, lazy refcounts, the backing file, the disk, the snapshots, the bitmaps (or they are in use), as the oracle reads them,
- * and no error. Once the operation has returned it is the image after it, whatever is lost.
+ * and no error; a raw data file is the disk. Once the operation has returned it is the image after it, whatever is lost.
  */
 #ifndef QKC_WHOLE_H
 #define QKC_WHOLE_H
@@ -16,7 +16,8 @@
 
 struct qkc_operation {
 	const char *name;
-	const char *setup; /* shell commands in the test's folder that make `img` */
+	const char *
+		setup; /* shell commands in the test's folder that make `img`, and `data` where it has a data file */
 	/* A raw file in that folder, below the image, or NULL. Where the image records "other.raw", that one is. */
 	const char *backing;
 	const char *passphrase; /* or NULL: nothing is encrypted */

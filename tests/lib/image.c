@@ -94,10 +94,31 @@ struct qcow_store *qkt_fixed_wrap(struct qcow_store *inner)
 
 /* ---- opening ---- */
 
+struct opening {
+	const struct qkt_image *im;
+	const struct qkt_image_options *opt;
+};
+
+static enum qcow_status open_data_file(const struct opening *o, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	enum qcow_status st = qcow_file_open(
+		ref->name, o->opt->read_only ? 0 : QCOW_FILE_WRITE, &out->store, err);
+	if (st != QCOW_OK)
+		return st;
+	if (o->opt->is_fixed)
+		out->store = qkt_fixed_wrap(out->store);
+	out->store = o->im->order != NULL
+			     ? qkt_guard_data(o->im->fault, o->im->order, out->store, 1)
+			     : qkt_fault_wrap(o->im->fault, out->store, 1);
+	return QCOW_OK;
+}
+
 static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 	struct qcow_resolved *out, struct qcow_error *err)
 {
-	(void)ctx;
+	if (ref->kind == QCOW_REF_DATA_FILE)
+		return open_data_file(ctx, ref, out, err);
 	out->format = ref->format;
 	return qcow_file_open(ref->name, 0, &out->store, err);
 }
@@ -111,7 +132,9 @@ enum qcow_status qkt_image_open_store(struct qkt_image *im, struct qcow_store *s
 	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
 	*im = (struct qkt_image){0};
 	open.format = "qcow2";
+	const struct opening opening = {im, opt};
 	open.resolve = resolve;
+	open.resolve_ctx = (void *)(uintptr_t)&opening;
 	open.stage_bytes = opt->stage_bytes;
 	open.discard = opt->discard;
 	open.prove = opt->prove;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * image: an image file open for writing the way tests want it: every write passes the order checker
- * (order.h) and the fault store (fault.h), backing files are opened by their names, and a file may be one
- * that cannot grow.
+ * (order.h) and the fault store (fault.h), backing files and the data file are opened by their names, and a file may be
+ * one that cannot grow. Calls to the data file pass both too, as those of store 1.
  */
 #ifndef QKT_IMAGE_H
 #define QKT_IMAGE_H
@@ -17,7 +17,7 @@
 
 struct qkt_image_options {
 	bool read_only; /* no QCOW_OPEN_WRITE, nothing is judged */
-	bool is_fixed; /* the store cannot grow, as a block device */
+	bool is_fixed; /* the stores cannot grow, as block devices */
 	bool threads; /* several threads will write (order.h) */
 	bool unjudged; /* without the order checker */
 	const char *passphrase; /* or NULL */

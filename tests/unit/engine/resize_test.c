@@ -98,6 +98,21 @@ static const struct config configs[] = {
 		"-g 512 img b && "
 		"qemu-io -c 'write -P 9 10k 100k' img && truncate -s 4M img",
 		true, true},
+	{3, 4096, false, 16,
+		"qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=$PWD/data img 300k && "
+		"qemu-io -c "
+		"'write -P 9 10k 100k' img",
+		false, false},
+	{3, 65536, false, 16,
+		"qemu-img create -q -f qcow2 -o data_file=$PWD/data,data_file_raw=on img 300k && "
+		"qemu-io -c "
+		"'write -P 9 10k 100k' img && head -c 4M /dev/urandom >>data && truncate -s 8M img",
+		true, false},
+	{3, 16384, true, 16,
+		"qemu-img create -q -f qcow2 -o "
+		"data_file=$PWD/data,extended_l2=on,cluster_size=16k img "
+		"300k && qemu-io -c 'write -P 9 10k 100k' img",
+		false, false},
 };
 
 #define MOST_BYTES (3 << 20)
@@ -155,7 +170,7 @@ static void make_image(const struct config *c)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_create_options create = QCOW_CREATE_OPTIONS_INIT;
 	struct qcow_store *store = NULL;
-	sh("rm -f img raw");
+	sh("rm -f img raw data");
 	if (c->setup != NULL) {
 		sh("%s", c->setup);
 		return;
@@ -202,6 +217,8 @@ static void run_config(const struct config *c, struct qkt_rng *rng)
 	assert_int_equal(fwrite(m.bytes, 1, m.size, f), m.size);
 	assert_int_equal(fclose(f), 0);
 	sh("qemu-img check -q img && qemu-img compare -q -f qcow2 -F raw img want");
+	if (c->setup != NULL && strstr(c->setup, "data_file_raw") != NULL)
+		sh("cmp -n %zu data want", m.size);
 	qkt_model_free(&m);
 }
 
@@ -425,7 +442,25 @@ static const struct failing failing[] = {
 	 "img b && qemu-io -c "
 	 "'write -P 3 0 200k' img",
 		400 * KIB, QCOW_PREALLOC_OFF},
+	{"qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=$PWD/data,data_file_raw=on img "
+	 "200k && qemu-io -c 'write -P 3 0 200k' img && head -c 99999 /dev/urandom >>data",
+		400 * KIB, QCOW_PREALLOC_OFF},
+	{"qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=$PWD/data img 200k && qemu-io "
+	 "-c 'write -P 3 0 200k' img",
+		70001, QCOW_PREALLOC_OFF},
 };
+
+static void make_fresh(const struct failing *f)
+{
+	sh("rm -f img data data.fresh && %s && mv img fresh && if test -e data; then mv data "
+	   "data.fresh; fi",
+		f->setup);
+}
+
+static void renew(void)
+{
+	sh("cp fresh img && if test -e data.fresh; then cp data.fresh data; fi");
+}
 
 /* The disk is what it was, or what it was to become. */
 static void is_before_or_after(const struct failing *f, bool is_done)
@@ -448,7 +483,7 @@ static bool fails_once(const struct failing *f, enum qkt_call call, enum qkt_fai
 {
 	struct qkt_image_options unjudged = {.unjudged = true};
 	struct qcow_error err = QCOW_ERROR_INIT;
-	sh("cp fresh img");
+	renew();
 	print_message(
 		"call %d how %d nth %d recover %d\n", (int)call, (int)how, (int)nth, (int)recover);
 	struct qkt_image im = open_image(&unjudged);
@@ -477,7 +512,7 @@ static void every_failure_leaves_the_old_disk_or_the_new(void **state)
 		{QKT_TRUNCATE, QKT_ENOSPC}, {QKT_WRITE, QKT_ENOSPC}};
 	(void)state;
 	for (size_t i = 0; i < sizeof(failing) / sizeof(failing[0]); i++) {
-		sh("rm -f img && %s && mv img fresh", failing[i].setup);
+		make_fresh(&failing[i]);
 		for (size_t k = 0; k < 2 * sizeof(kinds) / sizeof(kinds[0]); k++) {
 			uint64_t nth = 1;
 			while (fails_once(
@@ -494,10 +529,10 @@ static void every_allocation_may_fail(void **state)
 	(void)state;
 	for (size_t i = 0; i < sizeof(failing) / sizeof(failing[0]); i++) {
 		bool was_hit = true;
-		sh("rm -f img && %s && mv img fresh", failing[i].setup);
+		make_fresh(&failing[i]);
 		for (uint64_t nth = 1; was_hit; nth += 1 + nth / 4) {
 			struct qcow_error err = QCOW_ERROR_INIT;
-			sh("cp fresh img");
+			renew();
 			struct qkt_image im = open_image(&unjudged);
 			qkt_failmalloc_arm(nth, false);
 			bool is_done = resize(im.image, failing[i].size, failing[i].preallocation,
