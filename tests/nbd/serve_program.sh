@@ -56,7 +56,7 @@ for pair in ":want" "@first:first" "~1:below"; do
 	expect "nbdcopy '${pair%%:*}'" 0 nbdcopy "$(of "${pair%%:*}")" got.raw
 	same "export '${pair%%:*}' is that disk" "${pair#*:}.raw" got.raw
 done
-run nbdinfo --json --list "$uri"
+run nbdinfo --json --no-content --list "$uri"
 names=$(python3 -c 'import json,sys; print(*sorted(e["export-name"] for e in json.load(sys.stdin)["exports"]))' <out)
 [[ $names == ' @first ~1' ]] && ok the_exports_are_listed || bad the_exports_are_listed "'$names' $(shown)"
 prints the_bitmap_is_seen "$(printf '%10s  %10s    0  clean\n%10s  %10s    1  dirty\n%10s  %10s    0  clean' 0 12582912 12582912 65536 12648448 54460416)" \
@@ -103,7 +103,22 @@ grep -q '"start": 0, "length": 1048576, "depth": 0, "present": true, "zero": tru
 # ---- processes and sockets ----
 run "$QCOW" serve disk.qcow2 --run 'nbdinfo --size "$uri"; exit 3'
 [[ $rc == 3 && $(<out) == 67108864 ]] && ok run_ends_with_the_status_of_its_command || bad run_ends_with_the_status_of_its_command "$(shown)"
-prints the_last_client_ends_it 67108864 nbdinfo --size -- [ "$QCOW" serve -r disk.qcow2 ]
+cat >activate.py <<'PY'
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+PY
+python3 activate.py "$work/passed" "$QCOW" serve -r --pid-file passed.pid disk.qcow2 &
+server=$!
+for i in {1..400}; do [[ -s passed.pid ]] && break; sleep 0.05; done
+prints a_socket_of_a_service_manager 67108864 nbdinfo --size "nbd+unix:///?socket=$work/passed"
+wait "$server" && ok the_last_client_ends_it || bad the_last_client_ends_it
+server=
 cat >stdio.py <<'PY'
 import socket, struct, subprocess, sys
 ours, theirs = socket.socketpair()
@@ -270,7 +285,7 @@ prints its_version_line "qemu-nbd 10.0.0 (qcowkit $("$QCOW" --version | sed 's/.
 expect it_forks 0 "$QCOW_QEMU_NBD" -t -f qcow2 -x exp -D 'a disk' -A -k "$s" --fork --pid-file pid --discard=unmap --detect-zeroes=unmap \
 	--cache=none --aio=threads -e 2 disk.qcow2
 server=$(<pid)
-run nbdinfo --json "$(of exp)"
+run nbdinfo --json --no-content "$(of exp)"
 grep -q '"description": "a disk"' out && grep -q '"qemu:allocation-depth"' out && ok its_options_are_kept || bad its_options_are_kept "$(shown)"
 expect it_is_written 0 "$QEMU_IO" -f raw -c 'write -P 4 2M 64k' -c 'read -P 4 2M 64k' "$(of exp)"
 end_server
