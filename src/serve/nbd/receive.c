@@ -16,6 +16,8 @@
 #define AT_ONCE	  ((uint64_t)1 << 20)
 /* Replies that a client lets lie before no more of its requests are looked at. */
 #define TX_LIMIT ((size_t)1 << 20)
+/* Replies of this much are not kept for those that come: the client has work meanwhile, and they are still in the cache. */
+#define SEND_EARLY ((size_t)256 << 10)
 /* A call that took this long shows that the store has to be waited for. */
 #define SLOW_NS UINT64_C(1000000)
 
@@ -218,6 +220,11 @@ static size_t skip(struct qk_nbd_conn *conn, size_t n)
 	return used;
 }
 
+static bool is_dead(const struct qk_nbd_conn *conn)
+{
+	return atomic_load_explicit(&conn->phase, memory_order_relaxed) == QK_NBD_PHASE_DEAD;
+}
+
 /* As much of [p, p + n) as can be used now. */
 static size_t take_in(struct qk_nbd_conn *conn, const uint8_t *p, size_t n)
 {
@@ -240,6 +247,8 @@ static size_t take_in(struct qk_nbd_conn *conn, const uint8_t *p, size_t n)
 		if (used == 0)
 			break;
 		at += used;
+		if (conn->tx_bytes >= SEND_EARLY && !conn->wants_out && !is_dead(conn))
+			(void)qk_nbd_send(conn);
 	}
 	return at;
 }
@@ -257,11 +266,6 @@ static void keep(struct qk_nbd_conn *conn, const uint8_t *p, size_t n)
 	memcpy(conn->stash, p, n);
 	conn->stash_at = 0;
 	conn->n_stash = n;
-}
-
-static bool is_dead(const struct qk_nbd_conn *conn)
-{
-	return atomic_load_explicit(&conn->phase, memory_order_relaxed) == QK_NBD_PHASE_DEAD;
 }
 
 /* Nothing more comes: when all that came was used, or can never be, the connection ends. */
