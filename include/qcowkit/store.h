@@ -149,7 +149,9 @@ enum {
 	QCOW_FILE_DIRECT = 8,	/* O_DIRECT: bypass the page cache; the store aligns by itself */
 	QCOW_FILE_SHARE = 16,	/* -U, reading only: hold byte 100 alone and test nothing */
 	QCOW_FILE_NO_LOCK = 32,	/* neither take nor test locks */
-	QCOW_FILE_SYNC = 64	/* every write is durable when it returns (cache=writethrough) */
+	QCOW_FILE_SYNC = 64,	/* every write is durable when it returns (cache=writethrough) */
+	QCOW_FILE_NO_FLUSH = 128 /* flushing does nothing (cache=unsafe): a crash of the host may leave anything, one of
+				    the program nothing worse than before */
 };
 
 /*

@@ -27,6 +27,7 @@ struct cli_blkdebug {
 	uint64_t max_transfer, max_zero, max_discard; /* UINT64_MAX: no limit */
 	pthread_mutex_t lock; /* of all that follows */
 	pthread_cond_t moved; /* a request has stopped, or may go on */
+	bool no_flush;
 	struct blkdebug_rule *rules;
 	struct blkdebug_where where;
 	uint64_t state;
@@ -263,6 +264,8 @@ static enum qcow_status node_flush(void *ctx, struct qcow_error *err)
 {
 	struct cli_blkdebug *d = ctx;
 	QK_TRY(before_other(d, "flush_to_os", 0, 0, 0, err));
+	if (d->no_flush)
+		return QCOW_OK;
 	QK_TRY(before_other(d, "flush_to_disk", BLKDEBUG_FLUSH, 0, 0, err));
 	return qcow_store_flush(d->below, err);
 }
@@ -297,7 +300,8 @@ static enum qcow_status node_punch(void *ctx, uint64_t off, uint64_t len, struct
 {
 	struct cli_blkdebug *d = ctx;
 	for (uint64_t at = 0; at < len;) {
-		uint64_t part = qk_min(len - at, d->max_discard);
+		/* cut at multiples, for who lies below discards in units of its own */
+		uint64_t part = qk_min(len - at, d->max_discard - (off + at) % d->max_discard);
 		QK_TRY(before_other(d, "cluster_free", BLKDEBUG_DISCARD, off + at, part, err));
 		QK_TRY(qcow_store_punch(d->below, off + at, part, err));
 		at += part;
@@ -384,13 +388,14 @@ static enum qcow_status read_options(
 }
 
 enum qcow_status cli_blkdebug_new(struct cli *cli, const json_t *spec, struct qcow_store *below,
-	struct qcow_store **out, struct qcow_error *err)
+	bool no_flush, struct qcow_store **out, struct qcow_error *err)
 {
 	struct cli_blkdebug *d = qk_calloc(1, sizeof(*d));
 	if (d == NULL)
 		return QK_FAIL_NOMEM(err);
 	d->cli = cli;
 	d->state = 1;
+	d->no_flush = no_flush;
 	(void)pthread_mutex_init(&d->lock, NULL);
 	(void)pthread_cond_init(&d->moved, NULL);
 	enum qcow_status status = read_options(d, spec, err);

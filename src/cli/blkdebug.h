@@ -25,10 +25,10 @@
 #include "cli/cli.h"
 
 /* Put a node over `below`. `spec`: config, inject-error, set-state, align, max-transfer, max-write-zero,
- * max-discard, and what only advises. On success `below` is the node's, and the node is the newest of
+ * max-discard, and what only advises. With `no_flush` a flush ends here, as it does in QEMU's cache=unsafe. On success `below` is the node's, and the node is the newest of
  * cli->blkdebugs until its close. QCOW_E_INVAL, QCOW_E_NOENT (config), QCOW_E_NOMEM. */
 enum qcow_status cli_blkdebug_new(struct cli *cli, const json_t *spec, struct qcow_store *below,
-	struct qcow_store **out, struct qcow_error *err) QK_MUST_USE;
+	bool no_flush, struct qcow_store **out, struct qcow_error *err) QK_MUST_USE;
 
 /* An event from above the store: runs the newest node's rules and fails where they say so for [off, +len). */
 enum qcow_status cli_blkdebug_event(struct cli *cli, const char *event, uint64_t off, uint64_t len,

@@ -311,7 +311,8 @@ enum {
 	CLI_OPEN_KEEP = 1024, /* discards are ignored, unless the operand says otherwise */
 	CLI_OPEN_STORE_WRITE =
 		2048, /* the operand's file for reading and writing, its image read-only */
-	CLI_OPEN_NO_LOCK = 4096 /* this process has it open already, and holds the locks */
+	CLI_OPEN_NO_LOCK = 4096, /* this process has it open already, and holds the locks */
+	CLI_OPEN_NO_FLUSH = 8192 /* cache=unsafe */
 };
 
 struct cli_operand {
@@ -356,6 +357,9 @@ enum qcow_status cli_lock_down(
 
 /* Fill operand.image_opts, operand.format, flags from -f, --image-opts, -U, --probe of `args`, and keep
  * every --object. False: refused and reported. */
+/* The same as CLI_OPEN_… flags; durable writes are not among them, for who writes asks for those. */
+unsigned cli_cache_open_flags(const char *cache);
+
 bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const char *operand,
 	unsigned flags, struct cli_open_request *out);
 
@@ -405,7 +409,7 @@ char *cli_target_driver(struct cli *cli, const struct cli_operand *operand);
  * NULL: out of memory. Free it. */
 char *cli_join_path(const char *from, const char *name);
 
-/* "none" "directsync" need O_DIRECT, "writethrough" "directsync" O_DSYNC: QCOW_FILE_… flags. The parser
+/* "none" "directsync" need O_DIRECT, "writethrough" "directsync" O_DSYNC, "unsafe" flushes nothing: QCOW_FILE_… flags. The parser
  * has checked the word; NULL gives 0. */
 unsigned cli_cache_file_flags(const char *cache);
 

@@ -272,7 +272,6 @@ static int put_result(const struct bench *b, const struct cli_args *args, double
 static int run_bench(struct bench *b, const struct cli_args *args)
 {
 	bool is_quiet = cli_wants_json(args) || (cli_flag(args, "quiet") && !b->cli->qemu);
-	const char *cache = cli_arg(args, "cache");
 	if (!read_options(b, args) || !open_image(b, args))
 		return 1;
 	if (!is_quiet)
@@ -282,7 +281,7 @@ static int run_bench(struct bench *b, const struct cli_args *args)
 		return 1;
 	double seconds = now() - begun;
 	/* what follows is no part of what was measured */
-	if (b->status == QCOW_OK && b->is_write && (cache == NULL || strcmp(cache, "unsafe") != 0))
+	if (b->status == QCOW_OK && b->is_write)
 		b->status = qcow_flush(b->image, &b->err);
 	if (b->status == QCOW_OK)
 		return put_result(b, args, seconds);

@@ -363,8 +363,7 @@ static bool open_target_image(struct convert_job *job)
 	request.operand.image_opts = cli_flag(job->args, "target-image-opts");
 	request.operand.format = request.operand.image_opts ? NULL : job->format;
 	request.flags &= ~(unsigned)(CLI_OPEN_SHARE | CLI_OPEN_DIRECT);
-	if ((cli_cache_file_flags(cli_arg(job->args, "target-cache")) & QCOW_FILE_DIRECT) != 0)
-		request.flags |= CLI_OPEN_DIRECT;
+	request.flags |= cli_cache_open_flags(cli_arg(job->args, "target-cache"));
 	unsigned filters = 0;
 	request.filters = &filters;
 	if (cli_open(job->cli, &request, &job->target_image) != QCOW_OK)

@@ -129,11 +129,20 @@ struct io_flags {
 /* `bytes` of memory for the caller to free through *whole, or NULL. With -m it begins at an odd address. */
 uint8_t *io_buffer(const struct io *io, uint64_t bytes, int fill, void **whole);
 
+/* A range of the disk and the memory for it. */
+struct io_bytes {
+	void *buf;
+	uint64_t len, off;
+	const struct iovec *
+		iov; /* how buf is cut into several buffers, one behind the other; NULL: it is one */
+	int n_iov;
+};
+
 /* Move bytes. The disk ends with a whole sector of 512 bytes where it is raw, as QEMU counts it. Any thread. */
 enum qcow_status io_move_read(
-	struct io *io, void *buf, uint64_t len, uint64_t off, struct qcow_error *err) QK_MUST_USE;
-enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, const void *buf,
-	uint64_t len, uint64_t off, struct qcow_error *err) QK_MUST_USE;
+	struct io *io, const struct io_bytes *bytes, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status io_move_write(struct io *io, const struct io_flags *flags,
+	const struct io_bytes *bytes, struct qcow_error *err) QK_MUST_USE;
 enum qcow_status io_move_discard(
 	struct io *io, uint64_t len, uint64_t off, struct qcow_error *err) QK_MUST_USE;
 

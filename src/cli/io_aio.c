@@ -31,6 +31,8 @@ struct io_request {
 	uint64_t off, len;
 	void *whole; /* of buf, to be freed */
 	uint8_t *buf;
+	struct iovec *iov; /* how it is cut, or NULL */
+	int n_iov;
 	/* written by the thread, read once `ended` is true: */
 	enum qcow_status status;
 	struct qcow_error err;
@@ -41,19 +43,21 @@ struct io_request {
 static void free_request(struct io_request *r)
 {
 	free(r->whole);
+	free(r->iov);
 	free(r);
 }
 
 static void *run_request(void *ctx)
 {
 	struct io_request *r = ctx;
+	struct io_bytes bytes = {r->buf, r->len, r->off, r->iov, r->n_iov};
 	double begun = io_now();
 	switch (r->kind) {
 	case READ:
-		r->status = io_move_read(r->io, r->buf, r->len, r->off, &r->err);
+		r->status = io_move_read(r->io, &bytes, &r->err);
 		break;
 	case WRITE:
-		r->status = io_move_write(r->io, &r->flags, r->buf, r->len, r->off, &r->err);
+		r->status = io_move_write(r->io, &r->flags, &bytes, &r->err);
 		break;
 	default:
 		r->status = io_move_discard(r->io, r->len, r->off, &r->err);
@@ -128,7 +132,9 @@ void io_aio_collect(struct io *io, bool wait)
 	}
 }
 
-static struct io_request *new_request(struct io *io, const struct io_request *from)
+/* `lengths`: of the buffers, n words. */
+static struct io_request *new_request(
+	struct io *io, const struct io_request *from, char *const *lengths, int n)
 {
 	struct io_request *r = qk_calloc(1, sizeof(*r));
 	int fill = from->kind == READ ? 0xab : from->flags.pattern < 0 ? 0xcd : from->flags.pattern;
@@ -145,7 +151,9 @@ static struct io_request *new_request(struct io *io, const struct io_request *fr
 	if (from->kind == DISCARD || from->flags.zero)
 		return r;
 	r->buf = io_buffer(io, r->len, fill, &r->whole);
-	if (r->buf == NULL) {
+	r->iov = r->buf != NULL ? io_cut(lengths, n, r->buf) : NULL;
+	r->n_iov = n;
+	if (r->iov == NULL) {
 		cli_error(io->cli, "Cannot allocate memory");
 		free_request(r);
 		return NULL;
@@ -167,7 +175,7 @@ int io_cmd_aio_read(struct io *io, const struct io_command *self, int argc, char
 	if (!io_number(argv[optind], &r.off) ||
 		!io_lengths(argv + optind + 1, argc - optind - 1, &r.len))
 		return -1;
-	struct io_request *own = new_request(io, &r);
+	struct io_request *own = new_request(io, &r, argv + optind + 1, argc - optind - 1);
 	return own != NULL ? start(io, own) : -1;
 }
 
@@ -197,7 +205,7 @@ int io_cmd_aio_write(struct io *io, const struct io_command *self, int argc, cha
 	if (r.flags.zero ? !io_number(argv[optind + 1], &r.len)
 			 : !io_lengths(argv + optind + 1, argc - optind - 1, &r.len))
 		return -1;
-	struct io_request *own = new_request(io, &r);
+	struct io_request *own = new_request(io, &r, argv + optind + 1, argc - optind - 1);
 	return own != NULL ? start(io, own) : -1;
 }
 
@@ -210,7 +218,7 @@ int io_cmd_aio_discard(struct io *io, const struct io_command *self, int argc, c
 		return io_usage(self);
 	if (!io_number(argv[optind], &r.off) || !io_number(argv[optind + 1], &r.len))
 		return -1;
-	struct io_request *own = new_request(io, &r);
+	struct io_request *own = new_request(io, &r, argv + optind + 1, argc - optind - 1);
 	return own != NULL ? start(io, own) : -1;
 }
 

@@ -88,3 +88,16 @@ bool io_lengths(char *const *words, int n, uint64_t *sum)
 	}
 	return true;
 }
+
+struct iovec *io_cut(char *const *words, int n, void *buf)
+{
+	struct iovec *iov = qk_calloc((uint64_t)n, sizeof(*iov));
+	uint8_t *at = buf;
+	for (int i = 0; iov != NULL && i < n; i++) {
+		uint64_t len = 0;
+		(void)!io_number(words[i], &len);
+		iov[i] = (struct iovec){at, (size_t)len};
+		at += len;
+	}
+	return iov;
+}

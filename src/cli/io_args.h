@@ -24,6 +24,10 @@ bool io_check_words(struct io *io, int letter, const char *word, struct io_mode 
 /* All letters of a command that has only shared ones. False: said so, with the usage line where it is due. */
 bool io_take_flags(const struct io_command *self, int argc, char **argv, struct io_flags *flags);
 
+/* `words` are n lengths that io_lengths has read: buffers of those lengths, one behind the other in `buf`, for the
+ * caller to free. NULL: out of memory. */
+struct iovec *io_cut(char *const *words, int n, void *buf) QK_MUST_USE;
+
 /* The sum of `n` lengths. False: one is no length or the sum is above IO_MAX_BYTES, said on stdout. */
 bool io_lengths(char *const *words, int n, uint64_t *sum);
 

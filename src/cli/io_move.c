@@ -109,16 +109,19 @@ static enum qcow_status copy_on_read(
 	return QCOW_OK;
 }
 
-enum qcow_status io_move_read(
-	struct io *io, void *buf, uint64_t len, uint64_t off, struct qcow_error *err)
+enum qcow_status io_move_read(struct io *io, const struct io_bytes *bytes, struct qcow_error *err)
 {
-	uint64_t size = qcow_size(io->image);
-	QK_TRY(io_check_range(io, len, off, err));
-	uint64_t stored = off < size ? qk_min(len, size - off) : 0;
-	memset((uint8_t *)buf + stored, 0, len - stored);
+	uint64_t size = qcow_size(io->image), off = bytes->off;
+	QK_TRY(io_check_range(io, bytes->len, off, err));
+	uint64_t stored = off < size ? qk_min(bytes->len, size - off) : 0;
+	memset((uint8_t *)bytes->buf + stored, 0, bytes->len - stored);
 	if (io->opened.copy_on_read)
 		QK_TRY(copy_on_read(io, off, stored, err));
-	return stored != 0 ? qcow_pread(io->image, buf, stored, off, err) : QCOW_OK;
+	if (stored == 0)
+		return QCOW_OK;
+	if (bytes->iov != NULL && stored == bytes->len)
+		return qcow_preadv(io->image, bytes->iov, bytes->n_iov, off, err);
+	return qcow_pread(io->image, bytes->buf, stored, off, err);
 }
 
 /* Would sector 0 begin like a format that QEMU or we know by its first bytes? */
@@ -190,21 +193,23 @@ static enum qcow_status write_compressed_range(struct io *io, const void *buf, u
 	return qcow_write_compressed(io->image, whole, end - start, start, flags, err);
 }
 
-enum qcow_status io_move_write(struct io *io, const struct io_flags *flags, const void *buf,
-	uint64_t len, uint64_t off, struct qcow_error *err)
+enum qcow_status io_move_write(struct io *io, const struct io_flags *flags,
+	const struct io_bytes *bytes, struct qcow_error *err)
 {
+	uint64_t len = bytes->len, off = bytes->off;
+	unsigned how = engine_flags(io, flags), fua = how & (unsigned)QCOW_IO_FUA;
 	if (flags->vm_state)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "writing VM state is not built in");
 	if (flags->compress)
-		return qcow_write_compressed(io->image, buf, (size_t)len, off,
-			engine_flags(io, flags) & (unsigned)QCOW_IO_FUA, err);
+		return qcow_write_compressed(io->image, bytes->buf, (size_t)len, off, fua, err);
 	if (flags->zero)
-		return qcow_zero(io->image, off, len, engine_flags(io, flags), err);
+		return qcow_zero(io->image, off, len, how, err);
 	if (io->compresses)
-		return write_compressed_range(
-			io, buf, len, off, engine_flags(io, flags) & (unsigned)QCOW_IO_FUA, err);
-	QK_TRY(guard_sector_0(io, buf, len, off, err));
-	return qcow_pwrite(io->image, buf, len, off, engine_flags(io, flags), err);
+		return write_compressed_range(io, bytes->buf, len, off, fua, err);
+	QK_TRY(guard_sector_0(io, bytes->buf, len, off, err));
+	if (bytes->iov != NULL)
+		return qcow_pwritev(io->image, bytes->iov, bytes->n_iov, off, how, err);
+	return qcow_pwrite(io->image, bytes->buf, len, off, how, err);
 }
 
 enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
@@ -212,5 +217,13 @@ enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, stru
 	QK_TRY(io_check_range(io, len, off, err));
 	if (io->ignores_discards)
 		return QCOW_OK;
+	if (is_raw(io)) { /* what is less than a block of the host stays */
+		struct qcow_store_caps caps;
+		qcow_store_caps(qcow_image_store(io->image), &caps);
+		uint64_t end = off + len, size = qcow_size(io->image);
+		off = qk_div_up(off, caps.request_align) * caps.request_align;
+		end = end < size ? end / caps.request_align * caps.request_align : end;
+		len = off < end ? end - off : 0;
+	}
 	return qcow_discard(io->image, off, len, 0, err);
 }

@@ -118,8 +118,7 @@ bool io_open(struct io *io, const struct io_mode *mode, const char *name, const 
 		.flags = (mode->share ? (unsigned)CLI_OPEN_SHARE : 0) |
 			 (mode->keeps ? (unsigned)CLI_OPEN_KEEP : 0) |
 			 (!mode->read_only && !mode->temporary ? (unsigned)CLI_OPEN_WRITE : 0)};
-	if ((cli_cache_file_flags(mode->cache) & (unsigned)QCOW_FILE_DIRECT) != 0)
-		request.flags |= CLI_OPEN_DIRECT;
+	request.flags |= cli_cache_open_flags(mode->cache);
 	io->name = name != NULL ? strdup(name) : NULL;
 	io->options = options != NULL ? strdup(options) : NULL;
 	io->opened = *mode;

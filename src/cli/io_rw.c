@@ -34,22 +34,29 @@ static bool check_pattern(
 }
 
 /* Read, verify, dump, report. */
+/* `lengths`: of the buffers, n words; NULL: it is one. */
 static int do_read(struct io *io, const struct io_flags *flags, const char *what,
-	const struct verify *verify, uint64_t off, uint64_t len)
+	const struct verify *verify, struct io_bytes bytes, char *const *lengths)
 {
+	uint64_t off = bytes.off, len = bytes.len;
+	QK_AUTO_FREE struct iovec *iov = NULL;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	QK_AUTO_FREE void *whole = NULL;
 	if (!flags->vm_state && io_check_range(io, len, off, &err) != QCOW_OK)
 		return io_failed(io, what, &err);
 	uint8_t *buf = io_buffer(io, len, 0xab, &whole);
-	if (buf == NULL) {
+	if (buf != NULL && lengths != NULL)
+		iov = io_cut(lengths, bytes.n_iov, buf);
+	bytes.buf = buf;
+	bytes.iov = iov;
+	if (buf == NULL || (lengths != NULL && iov == NULL)) {
 		err.status = QCOW_E_NOMEM;
 		return io_failed(io, what, &err);
 	}
 	double begun = io_now();
 	enum qcow_status status = flags->vm_state ? QK_FAIL(&err, QCOW_E_UNSUPPORTED,
 							    "reading VM state is not built in")
-						  : io_move_read(io, buf, len, off, &err);
+						  : io_move_read(io, &bytes, &err);
 	double seconds = io_now() - begun;
 	if (status != QCOW_OK)
 		return io_failed(io, what, &err);
@@ -109,7 +116,8 @@ int io_cmd_read(struct io *io, const struct io_command *self, int argc, char **a
 	if (flags.vm_state && (!is_aligned(argv[optind], off, "offset") ||
 				      !is_aligned(argv[optind + 1], len, "count")))
 		return -1;
-	return do_read(io, &flags, "read", &verify, off, len);
+	return do_read(
+		io, &flags, "read", &verify, (struct io_bytes){.len = len, .off = off}, NULL);
 }
 
 int io_cmd_readv(struct io *io, const struct io_command *self, int argc, char **argv)
@@ -124,7 +132,8 @@ int io_cmd_readv(struct io *io, const struct io_command *self, int argc, char **
 	if (!io_number(argv[optind], &off) ||
 		!io_lengths(argv + optind + 1, argc - optind - 1, &verify.bytes))
 		return -1;
-	return do_read(io, &flags, "readv", &verify, off, verify.bytes);
+	struct io_bytes bytes = {.len = verify.bytes, .off = off, .n_iov = argc - optind - 1};
+	return do_read(io, &flags, "readv", &verify, bytes, argv + optind + 1);
 }
 
 /* Fill buf with the bytes of a file, again and again. */
@@ -144,10 +153,12 @@ static bool fill_from_file(const char *path, uint8_t *buf, uint64_t len)
 	return ok;
 }
 
-/* Write, report. `path`: where the bytes come from, or NULL. */
+/* Write, report. `path`: where the bytes come from, or NULL. `lengths` as for reading. */
 static int do_write(struct io *io, const struct io_flags *flags, const char *what, const char *path,
-	uint64_t off, uint64_t len)
+	struct io_bytes bytes, char *const *lengths)
 {
+	uint64_t off = bytes.off, len = bytes.len;
+	QK_AUTO_FREE struct iovec *iov = NULL;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	QK_AUTO_FREE void *whole = NULL;
 	uint8_t *buf = NULL;
@@ -155,15 +166,19 @@ static int do_write(struct io *io, const struct io_flags *flags, const char *wha
 		return io_failed(io, what, &err);
 	if (!flags->zero) {
 		buf = io_buffer(io, len, flags->pattern < 0 ? 0xcd : flags->pattern, &whole);
-		if (buf == NULL) {
+		if (buf != NULL && lengths != NULL)
+			iov = io_cut(lengths, bytes.n_iov, buf);
+		if (buf == NULL || (lengths != NULL && iov == NULL)) {
 			err.status = QCOW_E_NOMEM;
 			return io_failed(io, what, &err);
 		}
 		if (path != NULL && !fill_from_file(path, buf, len))
 			return -1;
 	}
+	bytes.buf = buf;
+	bytes.iov = iov;
 	double begun = io_now();
-	enum qcow_status status = io_move_write(io, flags, buf, len, off, &err);
+	enum qcow_status status = io_move_write(io, flags, &bytes, &err);
 	double seconds = io_now() - begun;
 	if (status != QCOW_OK)
 		return io_failed(io, what, &err);
@@ -222,7 +237,7 @@ int io_cmd_write(struct io *io, const struct io_command *self, int argc, char **
 		return -1;
 	/* with -z there is nothing to compress */
 	flags.compress = flags.compress && !flags.zero;
-	return do_write(io, &flags, "write", path, off, len);
+	return do_write(io, &flags, "write", path, (struct io_bytes){.len = len, .off = off}, NULL);
 }
 
 int io_cmd_writev(struct io *io, const struct io_command *self, int argc, char **argv)
@@ -236,7 +251,8 @@ int io_cmd_writev(struct io *io, const struct io_command *self, int argc, char *
 	if (!io_number(argv[optind], &off) ||
 		!io_lengths(argv + optind + 1, argc - optind - 1, &len))
 		return -1;
-	return do_write(io, &flags, "writev", NULL, off, len);
+	struct io_bytes bytes = {.len = len, .off = off, .n_iov = argc - optind - 1};
+	return do_write(io, &flags, "writev", NULL, bytes, argv + optind + 1);
 }
 
 int io_cmd_discard(struct io *io, const struct io_command *self, int argc, char **argv)

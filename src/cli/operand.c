@@ -60,14 +60,23 @@ unsigned cli_cache_file_flags(const char *cache)
 		return 0;
 	bool direct = strcmp(cache, "none") == 0 || strcmp(cache, "directsync") == 0;
 	bool sync = strcmp(cache, "writethrough") == 0 || strcmp(cache, "directsync") == 0;
-	return (direct ? (unsigned)QCOW_FILE_DIRECT : 0) | (sync ? (unsigned)QCOW_FILE_SYNC : 0);
+	return (direct ? (unsigned)QCOW_FILE_DIRECT : 0) | (sync ? (unsigned)QCOW_FILE_SYNC : 0) |
+	       (strcmp(cache, "unsafe") == 0 ? (unsigned)QCOW_FILE_NO_FLUSH : 0);
+}
+
+unsigned cli_cache_open_flags(const char *cache)
+{
+	unsigned flags = cli_cache_file_flags(cache);
+	return ((flags & QCOW_FILE_DIRECT) != 0 ? (unsigned)CLI_OPEN_DIRECT : 0) |
+	       ((flags & QCOW_FILE_NO_FLUSH) != 0 ? (unsigned)CLI_OPEN_NO_FLUSH : 0);
 }
 
 static unsigned file_flags(unsigned flags)
 {
 	return ((flags & CLI_OPEN_SHARE) != 0 ? (unsigned)QCOW_FILE_SHARE : 0) |
 	       ((flags & CLI_OPEN_DIRECT) != 0 ? (unsigned)QCOW_FILE_DIRECT : 0) |
-	       ((flags & CLI_OPEN_NO_LOCK) != 0 ? (unsigned)QCOW_FILE_NO_LOCK : 0);
+	       ((flags & CLI_OPEN_NO_LOCK) != 0 ? (unsigned)QCOW_FILE_NO_LOCK : 0) |
+	       ((flags & CLI_OPEN_NO_FLUSH) != 0 ? (unsigned)QCOW_FILE_NO_FLUSH : 0);
 }
 
 /* Is the layer `below` layers below the one being opened for writing? The operand's own image, and one that was asked
@@ -117,7 +126,8 @@ static enum qcow_status open_disk_below(struct cli *cli, const json_t *spec, uns
 	struct cli_open_request request = {
 		.flags = (is_written ? (unsigned)CLI_OPEN_WRITE : 0) |
 			 ((flags & QCOW_FILE_SHARE) != 0 ? (unsigned)CLI_OPEN_SHARE : 0) |
-			 ((flags & QCOW_FILE_DIRECT) != 0 ? (unsigned)CLI_OPEN_DIRECT : 0)};
+			 ((flags & QCOW_FILE_DIRECT) != 0 ? (unsigned)CLI_OPEN_DIRECT : 0) |
+			 ((flags & QCOW_FILE_NO_FLUSH) != 0 ? (unsigned)CLI_OPEN_NO_FLUSH : 0)};
 	struct refs refs = {.cli = cli, .flags = request.flags, .request = &request};
 	struct qcow_image *image = NULL;
 	json_t *own = json_deep_copy(spec);
@@ -146,7 +156,8 @@ static enum qcow_status open_blkdebug(struct cli *cli, const json_t *spec, const
 	if (status == QCOW_OK)
 		status = open_protocol(cli, image, flags, &below, err);
 	if (status == QCOW_OK)
-		status = cli_blkdebug_new(cli, own, below, out, err);
+		status = cli_blkdebug_new(
+			cli, own, below, (flags & QCOW_FILE_NO_FLUSH) != 0, out, err);
 	if (status != QCOW_OK && *out == NULL)
 		qcow_store_close(below);
 	json_decref(own);
@@ -179,11 +190,14 @@ static enum qcow_status open_protocol(struct cli *cli, const json_t *spec, unsig
 		return cli_null_store_open(cli, spec, (flags & QCOW_FILE_WRITE) != 0, out, err);
 	if (path == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "the file's 'filename' is missing");
-	bool direct = false, share = false;
+	bool direct = false, share = false, no_flush = false;
 	QK_TRY(cli_spec_bool(json_object_get(spec, "cache"), "direct", &direct, err));
 	QK_TRY(cli_spec_bool(spec, "force-share", &share, err));
+	QK_TRY(cli_spec_bool(json_object_get(spec, "cache"), "no-flush", &no_flush, err));
 	if (direct)
 		flags |= QCOW_FILE_DIRECT;
+	if (no_flush)
+		flags |= QCOW_FILE_NO_FLUSH;
 	if (share)
 		flags |= QCOW_FILE_SHARE;
 	if (locking != NULL && strcmp(locking, "off") == 0)
@@ -748,7 +762,6 @@ bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const c
 	out->flags |= (cli_flag(args, "force-share") ? (unsigned)CLI_OPEN_SHARE : 0) |
 		      (cli_flag(args, "probe") ? (unsigned)CLI_OPEN_PROBE : 0) |
 		      (cli_flag(args, "untrusted") ? (unsigned)CLI_OPEN_UNTRUSTED : 0);
-	if ((cli_cache_file_flags(cli_arg(args, "cache")) & QCOW_FILE_DIRECT) != 0)
-		out->flags |= CLI_OPEN_DIRECT;
+	out->flags |= cli_cache_open_flags(cli_arg(args, "cache"));
 	return cli_objects_add_all(cli, args);
 }

@@ -23,6 +23,7 @@ struct qk_file {
 	bool is_device; /* a block device: its size is fixed */
 	bool is_direct; /* O_DIRECT */
 	bool is_sync; /* every write is durable when it returns */
+	bool skips_flush; /* QCOW_FILE_NO_FLUSH */
 	bool has_locks;
 	uint32_t request_align, memory_align;
 	uint32_t logical_block; /* of a device: what zero and punch must be multiples of; else 1 */

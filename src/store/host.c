@@ -20,7 +20,7 @@
 
 #define ALL_FLAGS                                                                            \
 	((unsigned)(QCOW_FILE_WRITE | QCOW_FILE_CREATE | QCOW_FILE_EXCL | QCOW_FILE_DIRECT | \
-		    QCOW_FILE_SHARE | QCOW_FILE_NO_LOCK | QCOW_FILE_SYNC))
+		    QCOW_FILE_SHARE | QCOW_FILE_NO_LOCK | QCOW_FILE_SYNC | QCOW_FILE_NO_FLUSH))
 
 /* How often a path that appears and disappears under our hands is tried. */
 #define N_TRIES 4
@@ -235,6 +235,7 @@ static enum qcow_status wrap(
 	f->is_device = S_ISBLK(st.st_mode);
 	f->is_direct = (status_flags & O_DIRECT) != 0;
 	f->is_sync = (op->flags & QCOW_FILE_SYNC) != 0;
+	f->skips_flush = (op->flags & QCOW_FILE_NO_FLUSH) != 0;
 	probe(f, &st);
 	if ((op->flags & QCOW_FILE_NO_LOCK) == 0) {
 		bool sharing = (op->flags & QCOW_FILE_SHARE) != 0;

@@ -60,6 +60,8 @@ def templates():
     open("nothing", "wb").close()
     with open("conf", "w", encoding="ascii") as f:
         f.write('[inject-error]\nevent = "write_aio"\nerrno = "5"\nonce = "on"\n')
+    with open("noflush", "w", encoding="ascii") as f:
+        f.write('[inject-error]\nevent = "flush_to_disk"\nerrno = "5"\n')
     with open("all.raw", "wb") as f:
         f.write(bytes(range(256)) * 2)
 
@@ -159,7 +161,8 @@ CASES = {
                         "write -P 3 1060k 9k", "read -P 7 1M 36k", "read -P 3 1060k 9k", "flush") + ["a.qcow2"],
     "pattern_file": lines("write -s pattern 0 8", "read -v 0 8", "write -s nothing 0 8",
                           "write -s missing 0 8") + ["a.qcow2"],
-    "vectors": lines("writev -P 9 5 1 2 3", "readv -P 9 5 3 3", "writev 0 x", "writev -Cf 512 512 512",
+    "vectors": lines("writev -P 9 5 1 2 3", "readv -P 9 5 3 3", "writev 0 x", "writev -Cf 512 512 512", "writev -P 8 100 0 5 0 0", "readv -P 8 100 0 0 5",
+                     "readv -v 0 " + "1 " * 60, "aio_write -P 4 7 1 0 2", "aio_flush", "aio_read -v 5 2 2 0 2", "aio_flush",
                      "writev -q 0 1") + ["a.qcow2"],
     "nothing_long": lines("read 0 0", "write 0 0", "readv 0 0", "discard 0 0", "write -z 0 0") + ["a.qcow2"],
     "not_open": lines("read 0 1", "read", "length", "foo", "open -r a.qcow2", "read 0 1", "close", "close"),
@@ -204,6 +207,9 @@ CASES = {
     "discarded_over_a_format": lines("write -q -P 1 0 2M", "discard 1000 100k", "read -P 1 0 64k", "read -P 0 64k 32k", "discard 1M 64k",
                                      "read -P 0 1M 64k", "read -P 1 1088k 64k") + [
         "--image-opts", "driver=blkdebug,image.driver=qcow2,image.file.filename=a.qcow2"],
+    "discarded_in_parts": lines("write -q -P 1 0 4M", "discard 200001 3M", "read -P 1 0 256k", "read -P 0 256k 2752k",
+                                "read -P 1 3M 1M") + [
+        "--image-opts", "driver=blkdebug,image.driver=qcow2,image.file.filename=a.qcow2,align=512,opt-discard=960k,max-discard=960k"],
     "aligned": lines("open -o driver=qcow2,file.align=4k blkdebug::a.qcow2", "write -P 1 512 1024",
                      "read -P 1 512 1024", "aio_write -z 0x400 0x20000", "aio_flush", "read -P 0 0x400 0x20000"),
     "aio": lines("aio_write -P 1 0 512 512", "aio_flush", "aio_read -P 1 0 1024", "aio_flush", "aio_read -P 2 0 8",
@@ -225,6 +231,8 @@ CASES = {
     "misaligned": lines("write -P 3 1 1000", "read -P 3 1 1000") + ["-m", "-n", "a.qcow2"],
     "killed_writethrough": lines("write -P 4 0 64k", "sigraise 9") + ["a.qcow2"],
     "killed_writeback": lines("write -P 4 0 64k", "flush", "sigraise 9") + ["-t", "writeback", "a.qcow2"],
+    "unsafe_flushes_nothing": lines("write -P 4 0 64k", "flush", "write -f -P 5 64k 64k", "discard 0 64k", "flush",
+                                    "read -P 5 64k 64k") + ["-t", "unsafe", "blkdebug:noflush:a.qcow2"],
     "aborted": lines("abort") + ["a.qcow2"],
     "file_protocol": lines("length") + ["file:a.qcow2"],
 }

@@ -506,6 +506,23 @@ static void synchronous_operations_agree_with_an_array(void **state)
 	random_operations("sync", QCOW_FILE_SYNC, 60, 0x73796e63);
 }
 
+/* The descriptor is closed behind the store's back: who asks the host for a flush fails. */
+static void without_flushes_the_host_is_not_asked(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		struct qcow_store *s = open_empty("unflushed", i == 1 ? QCOW_FILE_NO_FLUSH : 0);
+		int fd = qcow_store_fd(s), other = dup(fd);
+		assert_true(other >= 0);
+		assert_ok(qcow_store_write(s, "abc", 3, 0, &err), err);
+		assert_int_equal(close(fd), 0);
+		assert_int_equal(qcow_store_flush(s, &err), i == 1 ? QCOW_OK : QCOW_E_IO);
+		assert_int_equal(dup2(other, fd), fd);
+		assert_int_equal(close(other), 0);
+		qcow_store_close(s);
+	}
+}
+
 static bool has_direct(void)
 {
 	struct qcow_store *s = NULL;
@@ -598,6 +615,7 @@ int main(void)
 		cmocka_unit_test(offsets_past_the_largest_are_refused),
 		cmocka_unit_test(random_operations_agree_with_an_array),
 		cmocka_unit_test(synchronous_operations_agree_with_an_array),
+		cmocka_unit_test(without_flushes_the_host_is_not_asked),
 		cmocka_unit_test(unaligned_direct_operations_agree_with_an_array),
 		cmocka_unit_test(writers_of_one_block_do_not_lose_bytes),
 	};
