@@ -259,7 +259,8 @@ static uint64_t done_already(
 	bool is_done = run->kind == QK_RUN_ZERO ||
 		       (run->kind == QK_RUN_UNALLOCATED && !has_below(z));
 	uint64_t end = off + run->len;
-	if (!is_done || (z->unmap && run->has_host))
+	/* a cluster that is there may be taken back by a write that came first: it is waited for */
+	if (!is_done || ((z->unmap || z->is_explicit) && run->has_host))
 		return 0;
 	if (run->len != len && z->image->geometry.extended_l2)
 		end = qk_align_down(end, z->image->geometry.cluster_size);
