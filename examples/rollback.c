@@ -20,6 +20,10 @@ static enum qcow_status try_and_take_back(struct qcow_image *image, struct qcow_
 	enum qcow_status status = qcow_pread(image, before, sizeof(before), 0, err);
 
 	options.name = "before the trial";
+	/* can it have a snapshot? Asked for the sentence: the call itself leaves the image as it was, too */
+	if (status == QCOW_OK)
+		status = qcow_snapshot_judge(
+			image, QCOW_SNAPSHOT_CREATE, NULL, 0, QCOW_SNAPSHOT_ID, NULL, err);
 	if (status == QCOW_OK)
 		status = qcow_snapshot_create(image, &options, err);
 	if (status == QCOW_OK)

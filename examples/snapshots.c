@@ -47,6 +47,23 @@ static enum qcow_status count_stored(
 	return QCOW_OK;
 }
 
+/* How many of the first bytes of a machine's state, where it was saved with one, are there. */
+static enum qcow_status look_at_state(
+	struct qcow_image *view, uint64_t size, struct qcow_error *err)
+{
+	unsigned char first[512];
+	size_t n = size < sizeof(first) ? (size_t)size : sizeof(first), i;
+	enum qcow_status status = qcow_read_vm_state(view, first, n, 0, err);
+
+	if (status != QCOW_OK)
+		return status;
+	for (i = 0; i < n && first[i] == 0; i++)
+		;
+	printf(", and a machine's state of %" PRIu64 " bytes, which begins with %s", size,
+		i == n ? "zeros" : "data");
+	return QCOW_OK;
+}
+
 /* Names come from the image: control bytes must not reach a terminal. */
 static void print_name(const char *name)
 {
@@ -72,13 +89,19 @@ static enum qcow_status list(const char *path, struct qcow_image *image, struct 
 		if (status != QCOW_OK)
 			return status;
 		status = count_stored(view, &stored, err);
+		if (status == QCOW_OK) {
+			printf("%s ", snapshot.id);
+			print_name(snapshot.name);
+			printf(": a disk of %" PRIu64 " bytes, %" PRIu64 " stored",
+				snapshot.disk_size, stored);
+		}
+		if (status == QCOW_OK && snapshot.vm_state_size != 0)
+			status = look_at_state(view, snapshot.vm_state_size, err);
+		if (status == QCOW_OK)
+			printf("\n");
 		qcow_close(view);
 		if (status != QCOW_OK)
 			return status;
-		printf("%s ", snapshot.id);
-		print_name(snapshot.name);
-		printf(": a disk of %" PRIu64 " bytes, %" PRIu64 " stored\n", snapshot.disk_size,
-			stored);
 	}
 	return QCOW_OK;
 }

@@ -87,6 +87,22 @@ QCOW_EXPORT enum qcow_status qcow_snapshot_delete(struct qcow_image *image, cons
 QCOW_EXPORT enum qcow_status qcow_snapshot_rename(struct qcow_image *image, const char *key,
 	enum qcow_snapshot_key how, const char *name, struct qcow_error *err) QCOW_MUST_USE;
 
+enum qcow_snapshot_act {
+	QCOW_SNAPSHOT_CREATE = 1,
+	QCOW_SNAPSHOT_APPLY,
+	QCOW_SNAPSHOT_DELETE
+};
+
+/*
+ * Would qcow_snapshot_create (no keys), qcow_snapshot_apply (one key) or qcow_snapshot_delete do it? Nothing changes, and the
+ * image may be open read-only; every table that the operation would read is read and counted. QCOW_OK, or the error that it would
+ * answer; what only writing can meet (a full host) is not foreseen. Of an image that is marked dirty and not open for
+ * writing nothing is counted. QCOW_E_INVAL (an act that is none, keys that do not go with it), QCOW_E_CANCELLED.
+ */
+QCOW_EXPORT enum qcow_status qcow_snapshot_judge(struct qcow_image *image,
+	enum qcow_snapshot_act act, const char *const *keys, size_t n, enum qcow_snapshot_key how,
+	const struct qcow_progress *progress, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- bitmaps ---- */
 
 enum qcow_bitmap_act {

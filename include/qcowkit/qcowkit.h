@@ -362,6 +362,15 @@ QCOW_EXPORT enum qcow_status qcow_each_bitmap(const struct qcow_image *image,
 /* ---- reading ---- */
 
 /*
+ * The state of a machine that an image was saved with: it lies behind the disk, in the tree that reads go through. For that of a
+ * snapshot open the image with options->snapshot; its length is vm_state_size of struct qcow_snapshot, and what lies
+ * past it, or was never written, reads as zeros. Backing files hold none. QCOW_E_NOTSUP (no qcow2 image, or one with a data file),
+ * QCOW_E_RANGE (past 2^63 - 1), and the errors of qcow_pread. Specification: "Snapshots", bytes 32 to 35.
+ */
+QCOW_EXPORT enum qcow_status qcow_read_vm_state(struct qcow_image *image, void *buf, size_t len,
+	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
+
+/*
  * Read [off, off + len) of the disk. Backing layers are followed; what no layer holds reads as zeros.
  * QCOW_E_RANGE beyond the disk; QCOW_E_CORRUPT with err->finding where a table or compressed cluster in
  * the range is bad (other ranges stay readable); QCOW_E_IO; QCOW_E_NOMEM; QCOW_E_KEY.

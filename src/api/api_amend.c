@@ -21,9 +21,7 @@ enum qcow_status qcow_amend(
 	if (image == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "no image");
 	QK_TRY(qk_options_take(&kind, options, &taken, err));
-	if (image->rw == NULL && !taken.dry_run)
-		return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
-			qcow_store_name(image->store));
+	QK_TRY(qk_options_may_change(image, taken.dry_run, err));
 	if ((unsigned)taken.lazy_refcounts > QCOW_AMEND_OFF ||
 		(unsigned)taken.data_file_raw > QCOW_AMEND_OFF)
 		return QK_FAIL(

@@ -21,8 +21,6 @@ enum qcow_status qcow_amend_keys(
 	if (image == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "no image");
 	QK_TRY(qk_options_take(&kind, options, &taken, err));
-	if (image->rw == NULL && !taken.dry_run)
-		return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
-			qcow_store_name(image->store));
+	QK_TRY(qk_options_may_change(image, taken.dry_run, err));
 	return qk_luks_slots_amend(image, &taken, err);
 }

@@ -27,9 +27,7 @@ enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,
 	if (image == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "no image");
 	QK_TRY(take_options(options, &taken, err));
-	if (image->rw == NULL && !taken.dry_run)
-		return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
-			qcow_store_name(image->store));
+	QK_TRY(qk_options_may_change(image, taken.dry_run, err));
 	if ((unsigned)taken.preallocation > QCOW_PREALLOC_FULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "preallocation %d is not known",
 			(int)taken.preallocation);

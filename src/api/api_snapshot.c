@@ -91,3 +91,19 @@ enum qcow_status qcow_snapshot_rename(struct qcow_image *image, const char *key,
 	QK_TRY(check_length("name", name, QCOW_SNAPSHOT_NAME_BYTES, err));
 	return qk_snapshot_rename(image, key, how, name, err);
 }
+
+enum qcow_status qcow_snapshot_judge(struct qcow_image *image, enum qcow_snapshot_act act,
+	const char *const *keys, size_t n, enum qcow_snapshot_key how,
+	const struct qcow_progress *progress, struct qcow_error *err)
+{
+	const struct qk_snapshot_plan plan = {.act = act, .keys = keys, .n = n, .how = how};
+	bool is_right = act == QCOW_SNAPSHOT_CREATE   ? n == 0
+			: act == QCOW_SNAPSHOT_APPLY  ? n == 1
+			: act == QCOW_SNAPSHOT_DELETE ? n != 0
+						      : false;
+	if (image == NULL || !is_right || (keys == NULL && n != 0))
+		return QK_FAIL(err, QCOW_E_INVAL, "%zu keys and snapshot act %d", n, (int)act);
+	for (size_t i = 0; i < n; i++)
+		QK_TRY(check_key(image, keys[i], how, err));
+	return qk_snapshot_foresee(image, &plan, progress, err);
+}

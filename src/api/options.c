@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "engine/image.h"
+
 enum qcow_status qk_options_take(
 	const struct qk_options_kind *kind, const void *in, void *out, struct qcow_error *err)
 {
@@ -26,4 +28,13 @@ enum qcow_status qk_options_take(
 	n = (uint32_t)kind->size;
 	memcpy(out, &n, sizeof(n));
 	return QCOW_OK;
+}
+
+enum qcow_status qk_options_may_change(
+	const struct qcow_image *image, bool is_dry, struct qcow_error *err)
+{
+	if (image->rw != NULL || is_dry)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
+		qcow_store_name(image->store));
 }

@@ -22,4 +22,8 @@ struct qk_options_kind {
 enum qcow_status qk_options_take(const struct qk_options_kind *kind, const void *in, void *out,
 	struct qcow_error *err) QK_MUST_USE;
 
+/* For a call that changes the image, unless it is a dry run: QCOW_E_READONLY. */
+enum qcow_status qk_options_may_change(
+	const struct qcow_image *image, bool is_dry, struct qcow_error *err) QK_MUST_USE;
+
 #endif

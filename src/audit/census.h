@@ -69,8 +69,9 @@ void qk_census_add(struct qk_census *c, uint64_t cluster, uint64_t n, unsigned f
 /* The page for `key`, made where it is missing; false where the key is not in this pass (any more). */
 bool qk_census_seek(struct qk_census *c, uint64_t key);
 
-/* One reference by a data entry: the fast way to the same. `flag` COPIED, UNCOPIED or 0. */
-static inline void qk_census_add_data(struct qk_census *c, uint64_t cluster, unsigned flag)
+/* n references by a data entry: the fast way to the same. `flag` COPIED, UNCOPIED or 0. */
+static inline void qk_census_add_data(
+	struct qk_census *c, uint64_t cluster, uint64_t n, unsigned flag)
 {
 	if (cluster - c->lo >= c->hi - c->lo)
 		return;
@@ -79,10 +80,10 @@ static inline void qk_census_add_data(struct qk_census *c, uint64_t cluster, uns
 		return;
 	uint16_t *counter = (uint16_t *)(void *)c->current + (cluster & c->page_mask);
 	if (QK_LIKELY(!c->wide && (*counter & (QK_CENSUS_L2 | QK_CENSUS_EXCLUSIVE)) == 0 &&
-		      (*counter & QK_CENSUS_COUNT_MASK) < QK_CENSUS_COUNT_MASK - 1))
-		*counter = (uint16_t)((*counter + 1) | flag);
+		      n < QK_CENSUS_COUNT_MASK - (*counter & QK_CENSUS_COUNT_MASK)))
+		*counter = (uint16_t)((*counter + n) | flag);
 	else
-		qk_census_add(c, cluster, 1, flag);
+		qk_census_add(c, cluster, n, flag);
 }
 
 /* The page of `key`, or NULL. */

@@ -160,10 +160,7 @@ static void count_plain(
 	uint64_t off = raw & ~QK_FLAG_COPIED;
 	unsigned flag = copied_flag(ref, (raw & QK_FLAG_COPIED) != 0);
 
-	if (QK_LIKELY(ref->weight == 1))
-		qk_census_add_data(s->census, off >> p->cluster_bits, flag);
-	else
-		qk_census_add(s->census, off >> p->cluster_bits, ref->weight, flag);
+	qk_census_add_data(s->census, off >> p->cluster_bits, ref->weight, flag);
 	if (s->want_stats && ref->n_active != 0)
 		note_allocated(&s->stats, ref->n_active, off, UINT64_C(1) << p->cluster_bits);
 }

@@ -237,6 +237,19 @@ static enum qcow_status act(struct job *job, struct qcow_error *err)
 	return qcow_snapshot_rename(job->image, name, key_of(job), cli_arg(job->args, "name"), err);
 }
 
+/* The verdict that the action would meet. */
+static enum qcow_status judge(struct job *job, struct qcow_error *err)
+{
+	if (strcmp(job->action, "create") == 0)
+		return qcow_snapshot_judge(
+			job->image, QCOW_SNAPSHOT_CREATE, NULL, 0, QCOW_SNAPSHOT_ID, NULL, err);
+	if (strcmp(job->action, "rename") == 0)
+		return QCOW_OK;
+	bool deletes = strcmp(job->action, "delete") == 0;
+	return qcow_snapshot_judge(job->image, deletes ? QCOW_SNAPSHOT_DELETE : QCOW_SNAPSHOT_APPLY,
+		job->names, job->n, key_of(job), NULL, err);
+}
+
 /* QEMU's words for an image that can have no snapshots. */
 static bool is_refused(struct job *job)
 {
@@ -264,8 +277,13 @@ static int change(struct job *job)
 	json_t *plan = make_plan(job);
 	if (plan == NULL)
 		return 1;
-	if (cli_flag(job->args, "dry-run"))
-		return show(job, plan, true);
+	if (cli_flag(job->args, "dry-run")) {
+		enum qcow_status status = judge(job, &err);
+		if (status == QCOW_OK)
+			return show(job, plan, true);
+		json_decref(plan);
+		return fail(job, status, &err);
+	}
 	struct cli_progress *progress = cli_progress_begin(job->cli, job->args, &job->progress);
 	if (progress == NULL) {
 		json_decref(plan);

@@ -158,5 +158,7 @@ enum qcow_status qk_amend(
 				   ? (image->header.compatible & QK_COMPAT_LAZY_REFCOUNTS) != 0
 				   : o->lazy_refcounts == QCOW_AMEND_ON};
 	QK_TRY(judge(image, o, &plan, err));
+	if (plan.refcount_bits != image->geometry.refcount_bits)
+		QK_TRY(qk_amend_width_judge(image, plan.refcount_bits, NULL, err));
 	return o->dry_run ? QCOW_OK : carry_out(image, o, &plan, err);
 }

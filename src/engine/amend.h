@@ -23,6 +23,10 @@ enum qcow_status qk_amend(struct qcow_image *image, const struct qcow_amend_opti
 enum qcow_status qk_amend_width(struct qcow_image *image, unsigned refcount_bits,
 	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
 
+/* Would that come to its end? Changes nothing; the image may be open read-only. */
+enum qcow_status qk_amend_width_judge(struct qcow_image *image, unsigned refcount_bits,
+	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
+
 /* To version 3; snapshots say from then on how large their disks are. */
 enum qcow_status qk_amend_upgrade(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;
 /* To version 2: nothing is there that it cannot hold but zero clusters and lazy refcounts. */

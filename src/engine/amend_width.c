@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "engine/control.h"
 #include "engine/image.h"
+#include "engine/look.h"
 #include "engine/rw.h"
 #include "engine/shadow.h"
 
@@ -35,22 +36,48 @@ static enum qcow_status switch_width(struct qcow_image *image, const struct qk_s
 	return qk_control_switch(image, patches, 2, QK_SWITCH_SHADOW, err);
 }
 
+/* The structure of that width, of the counts that `space` has. */
+static struct qk_shadow_request request(struct qcow_image *image, struct qk_space *space,
+	unsigned refcount_bits, struct qk_geometry *wanted, struct qk_shadow_source *source)
+{
+	const struct qk_geometry *g = &image->geometry;
+	qk_geometry_init(
+		wanted, g->version, g->cluster_bits, order_of(refcount_bits), g->extended_l2);
+	qk_shadow_of_space(space, source);
+	return (struct qk_shadow_request){.store = image->store,
+		.geometry = wanted,
+		.source = source,
+		.end = qk_shadow_space_end(space)};
+}
+
+enum qcow_status qk_amend_width_judge(struct qcow_image *image, unsigned refcount_bits,
+	const struct qcow_progress *progress, struct qcow_error *err)
+{
+	struct qk_geometry wanted;
+	struct qk_shadow_source source;
+	struct qk_look look;
+	enum qcow_status status = QCOW_OK;
+	QK_TRY(qk_look_begin(&look, image, QCOW_PROVE_AUTO, err));
+	if (look.space != NULL) {
+		struct qk_shadow_request rq = request(
+			image, look.space, refcount_bits, &wanted, &source);
+		rq.progress = progress;
+		status = qk_shadow_judge(&rq, err);
+	}
+	return qk_look_end(&look, status, err);
+}
+
 enum qcow_status qk_amend_width(struct qcow_image *image, unsigned refcount_bits,
 	const struct qcow_progress *progress, struct qcow_error *err)
 {
-	const struct qk_geometry *g = &image->geometry;
 	unsigned order = order_of(refcount_bits);
 	struct qk_geometry wanted;
 	struct qk_shadow_source source;
 	struct qk_shadow shadow = {0};
 	QK_TRY(qk_control_begin(image, err));
-	qk_geometry_init(&wanted, g->version, g->cluster_bits, order, g->extended_l2);
-	qk_shadow_of_space(image->rw->space, &source);
-	const struct qk_shadow_request rq = {.store = image->store,
-		.geometry = &wanted,
-		.source = &source,
-		.end = qk_shadow_space_end(image->rw->space),
-		.progress = progress};
+	struct qk_shadow_request rq = request(
+		image, image->rw->space, refcount_bits, &wanted, &source);
+	rq.progress = progress;
 	enum qcow_status status = qk_shadow_build(&rq, &shadow, err);
 	if (status == QCOW_OK)
 		status = switch_width(image, &shadow, order, err);

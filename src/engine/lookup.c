@@ -376,6 +376,14 @@ enum qcow_status qk_lookup(struct qcow_image *layer, qk_goff off, uint64_t len, 
 	return walk_range(&w, out, err);
 }
 
+enum qcow_status qk_lookup_past(struct qcow_image *layer, qk_goff off, uint64_t len,
+	struct qk_run *out, struct qcow_error *err)
+{
+	QK_ASSERT(L2, len != 0 && !layer->is_raw && qk_in_range(off.v, len, INT64_MAX));
+	struct walk w = {.image = layer, .off = off.v, .end = off.v + len, .may_block = true};
+	return walk_range(&w, out, err);
+}
+
 enum qcow_status qk_lookup_writable(struct qcow_image *layer, qk_goff off, uint64_t len,
 	bool may_block, struct qk_run *out, struct qcow_error *err)
 {

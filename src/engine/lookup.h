@@ -43,6 +43,10 @@ bool qk_run_continues(const struct qk_run *run, const struct qk_run *next);
 enum qcow_status qk_lookup(struct qcow_image *layer, qk_goff off, uint64_t len, bool may_block,
 	struct qk_run *out, struct qcow_error *err);
 
+/* The same, of a qcow2 layer, wherever the disk ends: off + len is below 2^63. Past the L1 table nothing is allocated. */
+enum qcow_status qk_lookup_past(struct qcow_image *layer, qk_goff off, uint64_t len,
+	struct qk_run *out, struct qcow_error *err);
+
 /* The same for a writer: QK_RUN_PLAIN is what may be overwritten in place (one reference, COPIED), everything else is
  * QK_RUN_UNALLOCATED, whatever it holds. */
 enum qcow_status qk_lookup_writable(struct qcow_image *layer, qk_goff off, uint64_t len,

@@ -12,6 +12,7 @@
 #include "engine/image.h"
 #include "engine/map.h"
 #include "engine/put.h"
+#include "engine/rw.h"
 #include "store/nowait.h"
 
 static enum qcow_status read_plain(const struct qk_run *run, uint8_t *buf, struct qcow_error *err)
@@ -135,6 +136,27 @@ enum qcow_status qk_read_nowait(
 		qk_read_end(&read);
 		if (!is_done)
 			return would_block(err);
+	}
+	return QCOW_OK;
+}
+
+enum qcow_status qk_read_past(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	struct qk_rw *rw = image->rw;
+	uint8_t *at = buf;
+	while (len != 0) {
+		struct qk_run run = {0};
+		unsigned epoch = rw != NULL ? qk_epoch_enter(rw->epoch) : 0;
+		enum qcow_status status = qk_lookup_past(image, (qk_goff){off}, len, &run, err);
+		if (status == QCOW_OK)
+			status = read_run(&run, at, err);
+		if (rw != NULL)
+			qk_epoch_leave(rw->epoch, epoch);
+		QK_TRY(status);
+		at += run.len;
+		off += run.len;
+		len -= (size_t)run.len;
 	}
 	return QCOW_OK;
 }

@@ -15,4 +15,8 @@ enum qcow_status qk_read(
 enum qcow_status qk_read_nowait(
 	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err);
 
+/* Bytes of this layer alone, wherever the disk ends; what it does not hold is zeros. A qcow2 image, off + len below 2^63. */
+enum qcow_status qk_read_past(
+	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err);
+
 #endif

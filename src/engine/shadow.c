@@ -21,6 +21,7 @@
 
 #include "base/bytes.h"
 #include "base/mem.h"
+#include "format/refcounts.h"
 
 #define MAX_ENTRIES  (QK_MAX_REFTABLE_BYTES / 8)
 #define BATCH_BYTES  QK_MIB(1)
@@ -122,15 +123,21 @@ static enum qcow_status next_block(struct builder *b, uint8_t **out, struct qcow
 	return QCOW_OK;
 }
 
+static enum qcow_status judge_area(const struct builder *b, uint64_t area, struct qcow_error *err)
+{
+	if (area < MAX_ENTRIES)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_LIMIT,
+		"the refcount table would be larger than %" PRIu64
+		" bytes with a cluster size of %" PRIu64 " and %u-bit refcounts",
+		QK_MAX_REFTABLE_BYTES, b->g->cluster_size, b->g->refcount_bits);
+}
+
 static enum qcow_status grow_table(struct builder *b, uint64_t area, struct qcow_error *err)
 {
 	struct qk_shadow *s = b->s;
 
-	if (area >= MAX_ENTRIES)
-		return QK_FAIL(err, QCOW_E_LIMIT,
-			"the refcount table would be larger than %" PRIu64
-			" bytes with a cluster size of %" PRIu64 " and %u-bit refcounts",
-			QK_MAX_REFTABLE_BYTES, b->g->cluster_size, b->g->refcount_bits);
+	QK_TRY(judge_area(b, area, err));
 	if (area >= s->table_room) {
 		uint64_t room = qk_max(area + 1, s->table_room * 2);
 		uint64_t *v = qk_realloc(s->table, room, sizeof(*v));
@@ -166,24 +173,30 @@ static enum qcow_status keep_block(
 
 /* ---- round 1 ---- */
 
+static enum qcow_status fail_count(const struct builder *b, uint64_t first, struct qcow_error *err)
+{
+	uint64_t i = 0;
+
+	while (b->counts[i] <= b->g->refcount_max)
+		i++;
+	uint64_t off = (first + i) << b->g->cluster_bits;
+	return QK_FAIL_AT(err, QCOW_E_LIMIT, QCOW_FINDING_REFCOUNT_TOO_LOW, off, QCOW_NO_OFFSET,
+		"%" PRIu64 " references to the cluster at %" PRIu64
+		", more than %u-bit refcounts hold",
+		b->counts[i], off, b->g->refcount_bits);
+}
+
 static enum qcow_status set_counts(const struct builder *b, uint8_t *block, uint64_t first,
 	uint64_t n, bool *any, struct qcow_error *err)
 {
-	uint64_t mask = b->g->rb_entries - 1;
+	uint64_t most = qk_refcounts_most(b->counts, n);
 
-	for (uint64_t i = 0; i < n; i++) {
-		if (b->counts[i] == 0)
-			continue;
-		if (b->counts[i] > b->g->refcount_max)
-			return QK_FAIL_AT(err, QCOW_E_LIMIT, QCOW_FINDING_REFCOUNT_TOO_LOW,
-				(first + i) << b->g->cluster_bits, QCOW_NO_OFFSET,
-				"%" PRIu64 " references to the cluster at %" PRIu64
-				", more than %u-bit refcounts hold",
-				b->counts[i], (first + i) << b->g->cluster_bits,
-				b->g->refcount_bits);
-		qk_refcount_set(b->g, block, (first + i) & mask, b->counts[i]);
-		*any = true;
-	}
+	if (most > b->g->refcount_max)
+		return fail_count(b, first, err);
+	if (most == 0)
+		return QCOW_OK;
+	qk_refcounts_store(b->g, block, first & (b->g->rb_entries - 1), n, b->counts);
+	*any = true;
 	return QCOW_OK;
 }
 
@@ -382,6 +395,28 @@ enum qcow_status qk_shadow_build(
 	give_back(rq->source, out->spare.first, out->spare.n);
 	out->spare.n = 0;
 	return status;
+}
+
+enum qcow_status qk_shadow_judge(const struct qk_shadow_request *rq, struct qcow_error *err)
+{
+	QK_AUTO_FREE uint64_t *counts = qk_malloc(QK_SHADOW_COUNTS, sizeof(*counts));
+	const struct qk_shadow_source *src = rq->source;
+	const struct builder b = {.rq = rq, .g = rq->geometry, .counts = counts};
+
+	if (counts == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (uint64_t at = 0; at < rq->end; at += QK_SHADOW_COUNTS) {
+		uint64_t n = qk_min(QK_SHADOW_COUNTS, rq->end - at);
+		memset(counts, 0, (size_t)n * sizeof(*counts));
+		QK_TRY(src->counts(src->ctx, at, n, counts, err));
+		uint64_t most = qk_refcounts_most(counts, n);
+		if (most > b.g->refcount_max)
+			return fail_count(&b, at, err);
+		if (most != 0)
+			QK_TRY(judge_area(&b, (at + n - 1) >> b.g->rb_bits, err));
+		QK_TRY(note_progress(&b, at + n, err));
+	}
+	return QCOW_OK;
 }
 
 void qk_shadow_release(struct qk_shadow *s)

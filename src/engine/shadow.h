@@ -72,6 +72,10 @@ struct qk_shadow {
  */
 enum qcow_status qk_shadow_build(const struct qk_shadow_request *rq, struct qk_shadow *out,
 	struct qcow_error *err) QK_MUST_USE;
+/* Would a build meet a count that the width cannot hold, or too long a table? Takes and writes nothing. QCOW_E_LIMIT as above,
+ * QCOW_E_NOMEM, errors of the source. */
+enum qcow_status qk_shadow_judge(
+	const struct qk_shadow_request *rq, struct qcow_error *err) QK_MUST_USE;
 void qk_shadow_release(struct qk_shadow *s);
 
 /* Header bytes 48-59 for what was built. */

@@ -6,6 +6,7 @@
 #include "engine/shadow.h"
 
 #include "engine/space_private.h"
+#include "format/refcounts.h"
 
 /* Clusters that the structure in use takes, and those that nobody was given yet, are free after the switch. */
 static bool counts_on(const struct qk_space *sp, uint64_t cluster)
@@ -14,6 +15,13 @@ static bool counts_on(const struct qk_space *sp, uint64_t cluster)
 		return false;
 	enum qk_space_kind kind = qk_space_map_find(sp, cluster);
 	return kind != QK_SPACE_REFTABLE && kind != QK_SPACE_REFBLOCK;
+}
+
+/* May one of the clusters be such? */
+static bool may_end(const struct qk_space *sp, uint64_t first, uint64_t n)
+{
+	return qk_space_map_may_count(sp, first, n) ||
+	       (first < sp->reserved_end && first + n > sp->reserved);
 }
 
 /* Clusters [first, first + n) of one area. */
@@ -26,11 +34,13 @@ static enum qcow_status count_part(
 	if (idx >= sp->table_entries || sp->table[idx] == 0)
 		return QCOW_OK;
 	QK_TRY(qk_refblock_get(sp, idx, &b, err));
-	for (uint64_t i = 0; i < n; i++) {
-		uint64_t count = qk_refblock_at(sp, b, first + i);
-		out[i] = count != 0 && counts_on(sp, first + i) ? count : 0;
-	}
+	qk_refcounts_load(sp->g, b->bytes, first & (sp->g->rb_entries - 1), n, out);
 	qk_refblock_put(b);
+	if (!may_end(sp, first, n))
+		return QCOW_OK;
+	for (uint64_t i = 0; i < n; i++)
+		if (out[i] != 0 && !counts_on(sp, first + i))
+			out[i] = 0;
 	return QCOW_OK;
 }
 

@@ -13,6 +13,7 @@
 
 #include "base/mem.h"
 #include "engine/control.h"
+#include "engine/look.h"
 #include "engine/rw.h"
 #include "engine/snapshot_int.h"
 #include "engine/track.h"
@@ -34,6 +35,8 @@
 /* One operation under way. */
 struct op {
 	struct qcow_image *image;
+	struct qk_space *space;
+	bool is_dry; /* judged to its end, and not begun */
 	const struct qcow_progress *progress;
 	struct qk_snaps snaps;
 	struct qk_fresh fresh;
@@ -45,16 +48,17 @@ struct op {
 	uint8_t header[SWITCH_BYTES]; /* as it is to be */
 };
 
-static enum qcow_status op_init(struct op *op, struct qcow_image *image,
+static enum qcow_status op_init(struct op *op, struct qcow_image *image, struct qk_space *space,
 	const struct qcow_progress *progress, struct qcow_error *err)
 {
 	uint8_t sector0[QK_SECTOR];
-	*op = (struct op){.image = image, .progress = progress};
+	*op = (struct op){
+		.image = image, .space = space, .is_dry = op->is_dry, .progress = progress};
 	qk_fresh_init(&op->fresh, image, QK_SPACE_L1);
-	qk_space_sector0(image->rw->space, sector0);
+	qk_space_sector0(space, sector0);
 	memcpy(op->header, sector0 + SWITCH_OFF, SWITCH_BYTES);
 	QK_TRY(qk_snaps_load(image, &op->snaps, err));
-	QK_TRY(qk_counter_init(&op->counter, image, progress, err));
+	QK_TRY(qk_counter_init(&op->counter, image, space, progress, err));
 	return qk_l1_read(
 		image, image->l1_off, image->l1_entries, image->l1_entries, &op->active, err);
 }
@@ -72,12 +76,16 @@ static void op_release(struct op *op)
 
 /* ---- the frame ---- */
 
+static enum qcow_status refuse_data_file(struct qcow_error *err)
+{
+	return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+		"an image with a data file cannot have snapshots: its data is not counted");
+}
+
 static enum qcow_status judge(const struct qcow_image *image, struct qcow_error *err)
 {
-	if (image->rw != NULL && !image->is_raw && image->geometry.data_file)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"an image with a data file cannot have snapshots: its data is not counted");
-	return QCOW_OK;
+	bool has_data_file = image->rw != NULL && !image->is_raw && image->geometry.data_file;
+	return has_data_file ? refuse_data_file(err) : QCOW_OK;
 }
 
 /* Run `work`, which ends with the switch, alone. */
@@ -85,10 +93,10 @@ static enum qcow_status run(struct qcow_image *image, const struct qcow_progress
 	enum qcow_status (*work)(struct op *op, void *ctx, struct qcow_error *err), void *ctx,
 	unsigned reload, struct qcow_error *err)
 {
-	struct op op;
+	struct op op = {.is_dry = false};
 	QK_TRY(judge(image, err));
 	QK_TRY(qk_control_begin(image, err));
-	enum qcow_status status = op_init(&op, image, progress, err);
+	enum qcow_status status = op_init(&op, image, image->rw->space, progress, err);
 	if (status == QCOW_OK)
 		status = work(&op, ctx, err);
 	if (status != QCOW_OK && !qk_control_is_fenced(image)) {
@@ -99,6 +107,25 @@ static enum qcow_status run(struct qcow_image *image, const struct qcow_progress
 	}
 	op_release(&op);
 	return qk_control_end(image, status == QCOW_OK ? reload : 0, status, err);
+}
+
+/* Let `work` judge, and not begin. */
+static enum qcow_status run_dry(struct qcow_image *image, const struct qcow_progress *progress,
+	enum qcow_status (*work)(struct op *op, void *ctx, struct qcow_error *err), void *ctx,
+	enum qcow_prove prove, struct qcow_error *err)
+{
+	struct op op = {.is_dry = true};
+	struct qk_look look;
+	if (image->geometry.data_file)
+		return refuse_data_file(err);
+	QK_TRY(qk_look_begin(&look, image, prove, err));
+	if (look.space == NULL)
+		return qk_look_end(&look, QCOW_OK, err);
+	enum qcow_status status = op_init(&op, image, look.space, progress, err);
+	if (status == QCOW_OK)
+		status = work(&op, ctx, err);
+	op_release(&op);
+	return qk_look_end(&look, status, err);
 }
 
 /* The old structures that the switch replaces. */
@@ -151,16 +178,20 @@ static enum qcow_status finish(struct op *op, struct qcow_error *err)
 {
 	const struct qk_header_patch patch = {SWITCH_OFF, SWITCH_BYTES, op->header};
 	QK_TRY(count_replaced(op, err));
+	qk_counter_follow(&op->counter, &op->fresh);
 	QK_TRY(build_shadow(op, err));
-	return qk_control_switch(op->image, &patch, 1, QK_SWITCH_SHADOW, err);
+	QK_TRY(qk_control_switch(op->image, &patch, 1, QK_SWITCH_SHADOW, err));
+	qk_counter_punch(&op->counter);
+	return QCOW_OK;
 }
 
-/* Would a count be too large? Asked of narrow ones before the first cluster is taken; the deltas are forgotten. */
+/* Would a count be too large, or below 0? Asked of narrow ones, and of a dry run, before the first cluster is taken; the
+ * deltas are forgotten. */
 static enum qcow_status judge_narrow(struct op *op, struct qcow_error *err)
 {
 	struct qk_counter *c = &op->counter;
 	enum qcow_status status = QCOW_OK;
-	if (op->image->geometry.refcount_bits < NARROW_BITS) {
+	if (op->is_dry || op->image->geometry.refcount_bits < NARROW_BITS) {
 		status = qk_counter_load(c, 0, err);
 		while (status == QCOW_OK && c->hi < c->end)
 			status = qk_counter_load(c, c->hi, err);
@@ -228,6 +259,8 @@ static enum qcow_status create(struct op *op, void *ctx, struct qcow_error *err)
 	QK_TRY(add_entry(op, c, err));
 	QK_TRY(qk_counter_add_tree(&op->counter, op->active, n, 1, 1, err));
 	QK_TRY(judge_narrow(op, err));
+	if (op->is_dry)
+		return QCOW_OK;
 	QK_TRY(qk_copy_init(&op->copy, op->image, &op->fresh, op->active, n, err));
 	QK_TRY(qk_copy_cleared(&op->copy, op->progress, err));
 	QK_TRY(qk_l1_store(op->copy.l1, n, QK_SPACE_SNAPSHOTS, &op->fresh,
@@ -263,7 +296,7 @@ static enum qcow_status judge_entry(
 	if (finding == QCOW_FINDING_SNAPSHOT_EXTRA && e->l1_entries <= QK_MAX_L1_BYTES / 8)
 		finding = 0;
 	if (finding == 0 && !qk_in_range(e->l1_off.v, (uint64_t)e->l1_entries * 8,
-				    qk_space_file_size(image->rw->space)))
+				    qk_space_file_size(op->space)))
 		finding = QCOW_FINDING_SNAPSHOT_L1;
 	if (finding == 0)
 		return QCOW_OK;
@@ -353,6 +386,8 @@ static enum qcow_status apply(struct op *op, void *ctx, struct qcow_error *err)
 	QK_TRY(qk_counter_add_tree(c, op->active, op->image->l1_entries, -1, -1, err));
 	QK_TRY(qk_counter_add_tree(c, op->other, n, 1, 1, err));
 	QK_TRY(judge_narrow(op, err));
+	if (op->is_dry)
+		return QCOW_OK;
 	QK_TRY(mark_everything(op, err));
 	QK_TRY(apply_tree(op, n, err));
 	QK_TRY(store_snapshots(op, err));
@@ -419,16 +454,16 @@ static enum qcow_status prove(struct op *op, struct qcow_error *err)
 {
 	struct qk_rw *rw = op->image->rw;
 	struct qk_space *space = NULL;
-	enum qcow_prove was = rw->prove;
-	if (qk_space_is_proven(rw->space))
+	if (op->is_dry || qk_space_is_proven(rw->space))
 		return QCOW_OK;
+	enum qcow_prove was = rw->prove;
 	rw->prove = QCOW_PROVE_FULL;
 	enum qcow_status status = qk_rw_make_space(op->image, &space, err);
 	rw->prove = was;
 	QK_TRY(status);
 	qk_space_follow_cut(space, rw->space);
 	qk_space_free(rw->space);
-	rw->space = space;
+	rw->space = op->space = op->counter.sp = space;
 	return QCOW_OK;
 }
 
@@ -454,6 +489,8 @@ static enum qcow_status delete_some(struct op *op, void *ctx, struct qcow_error 
 {
 	QK_TRY(prove(op, err));
 	QK_TRY(remove_entries(op, ctx, err));
+	if (op->is_dry)
+		return judge_narrow(op, err);
 	QK_TRY(judge_copied(op, err));
 	set_copied(op);
 	QK_TRY(store_active(op, op->copy.l1, op->copy.n, err));
@@ -495,4 +532,25 @@ enum qcow_status qk_snapshot_rename(struct qcow_image *image, const char *key,
 {
 	struct choice choice = {.key = key, .how = how, .name = name};
 	return run(image, NULL, rename_one, &choice, QK_RELOAD_HEADER, err);
+}
+
+/* ---- dry runs ---- */
+
+enum qcow_status qk_snapshot_foresee(struct qcow_image *image, const struct qk_snapshot_plan *plan,
+	const struct qcow_progress *progress, struct qcow_error *err)
+{
+	static const struct qcow_snapshot_create_options options =
+		QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
+	struct create c = {.options = &options};
+	struct choice choice = {.key = plan->n != 0 ? plan->keys[0] : "", .how = plan->how};
+	struct deletion d = {plan->keys, plan->n, plan->how};
+	switch (plan->act) {
+	case QCOW_SNAPSHOT_CREATE:
+		return run_dry(image, progress, create, &c, QCOW_PROVE_AUTO, err);
+	case QCOW_SNAPSHOT_APPLY:
+		return run_dry(image, progress, apply, &choice, QCOW_PROVE_AUTO, err);
+	case QCOW_SNAPSHOT_DELETE:
+	default:
+		return run_dry(image, progress, delete_some, &d, QCOW_PROVE_FULL, err);
+	}
 }

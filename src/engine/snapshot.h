@@ -37,4 +37,15 @@ enum qcow_status qk_snapshot_delete(struct qcow_image *image, const char *const 
 enum qcow_status qk_snapshot_rename(struct qcow_image *image, const char *key,
 	enum qcow_snapshot_key how, const char *name, struct qcow_error *err) QK_MUST_USE;
 
+struct qk_snapshot_plan {
+	enum qcow_snapshot_act act;
+	const char *const *keys; /* n of them: none for CREATE, one for APPLY */
+	size_t n;
+	enum qcow_snapshot_key how;
+};
+
+/* qcow_snapshot_judge. */
+enum qcow_status qk_snapshot_foresee(struct qcow_image *image, const struct qk_snapshot_plan *plan,
+	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
+
 #endif

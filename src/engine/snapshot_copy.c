@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/mem.h"
 #include "engine/rw.h"
 #include "format/l1l2.h"
@@ -14,8 +15,6 @@
 #define BATCH_BYTES  QK_MIB(1)
 #define TAKE_AT_ONCE 64U
 #define COPIED_TOP   0x80U /* of an entry's first byte */
-/* Bits of an entry that need a closer look: compressed, reserved, the zero flag. */
-#define UNUSUAL UINT64_C(0x7f000000000001ff)
 
 enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struct qk_fresh *fresh,
 	const uint64_t *base, uint64_t n, struct qcow_error *err)
@@ -25,9 +24,9 @@ enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struc
 	c->batch_room = qk_max(BATCH_BYTES, size);
 	c->l1 = qk_malloc(qk_max(n, 1), sizeof(*c->l1));
 	c->is_single = qk_calloc(qk_max(n, 1), sizeof(*c->is_single));
-	c->table = qk_malloc((size_t)size, 1);
+	c->tables = qk_malloc_aligned(QK_SECTOR, (size_t)c->batch_room);
 	c->batch = qk_malloc_aligned(QK_SECTOR, (size_t)c->batch_room);
-	if (c->l1 == NULL || c->is_single == NULL || c->table == NULL || c->batch == NULL)
+	if (c->l1 == NULL || c->is_single == NULL || c->tables == NULL || c->batch == NULL)
 		return QK_FAIL_NOMEM(err);
 	for (uint64_t i = 0; i < n; i++)
 		c->l1[i] = base[i] & QK_OFFSET_MASK;
@@ -38,7 +37,7 @@ void qk_copy_release(struct qk_copy *c)
 {
 	free(c->l1);
 	free(c->is_single);
-	free(c->table);
+	free(c->tables);
 	free(c->batch);
 	*c = (struct qk_copy){0};
 }
@@ -102,31 +101,60 @@ static enum qcow_status finish(struct qk_copy *c, struct qcow_error *err)
 	return QCOW_OK;
 }
 
+/* How many of the tables from entry i on lie side by side, and are read at once? */
+static uint64_t stretch(const struct qk_copy *c, uint64_t i)
+{
+	uint64_t size = c->image->geometry.cluster_size;
+	uint64_t n = 1, most = c->batch_room / size;
+	while (n < most && i + n < c->n && c->l1[i + n] == c->l1[i] + n * size)
+		n++;
+	return n;
+}
+
+/* c->table becomes that of entry i, in the buffer; entries are asked for in ascending order. */
 static enum qcow_status get(struct qk_copy *c, uint64_t i, struct qcow_error *err)
 {
-	return qcow_store_read_padded(
-		c->image->store, c->table, (size_t)c->image->geometry.cluster_size, c->l1[i], err);
+	uint64_t size = c->image->geometry.cluster_size;
+	if (i < c->read_at || i - c->read_at >= c->n_read) {
+		uint64_t n = stretch(c, i);
+		QK_TRY(qcow_store_read_padded(
+			c->image->store, c->tables, (size_t)(n * size), c->l1[i], err));
+		c->read_at = i;
+		c->n_read = n;
+	}
+	c->table = c->tables + (i - c->read_at) * size;
+	return QCOW_OK;
+}
+
+/* Before the first entry. */
+static void begin(struct qk_copy *c)
+{
+	c->n_left = c->n_read = 0;
+	for (uint64_t i = 0; i < c->n; i++)
+		c->n_left += c->l1[i] != 0;
 }
 
 /* ---- bits ---- */
 
 static bool clear_all(const struct qk_geometry *g, uint8_t *table)
 {
-	bool any = false;
-	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		uint8_t *top = table + (size_t)i * g->l2_entry_size;
-		any = any || (*top & COPIED_TOP) != 0;
-		*top &= (uint8_t)~COPIED_TOP;
+	const uint64_t copied = __builtin_bswap64(QK_FLAG_COPIED);
+	size_t step = g->l2_entry_size, n = (size_t)g->cluster_size;
+	uint64_t all = 0;
+	for (size_t at = 0; at < n; at += step) {
+		uint64_t word = 0;
+		memcpy(&word, table + at, sizeof(word));
+		all |= word;
+		word &= ~copied;
+		memcpy(table + at, &word, sizeof(word));
 	}
-	return any;
+	return (all & copied) != 0;
 }
 
 enum qcow_status qk_copy_cleared(
 	struct qk_copy *c, const struct qcow_progress *progress, struct qcow_error *err)
 {
-	c->n_left = 0;
-	for (uint64_t i = 0; i < c->n; i++)
-		c->n_left += c->l1[i] != 0;
+	begin(c);
 	for (uint64_t i = 0; i < c->n; i++) {
 		if (c->l1[i] == 0)
 			continue;
@@ -158,32 +186,65 @@ static enum qcow_status host_of(
 	const struct qk_geometry *g = &c->image->geometry;
 	uint64_t raw = 0, bitmap = 0;
 	qk_l2_load(g, c->table, i, &raw, &bitmap);
-	*host = raw & QK_OFFSET_MASK;
-	if (QK_LIKELY(!g->extended_l2 && (raw & UNUSUAL) == 0 &&
-		      qk_is_aligned(*host, g->cluster_size) && (*host != 0 || raw == 0)))
-		return QCOW_OK;
 	struct qk_l2_entry e = qk_l2_decode(g, raw, bitmap, (qk_goff){0});
 	*host = qk_l2_has_host(&e) ? e.host_off.v : 0;
 	return e.finding == 0 ? QCOW_OK : qk_snapshot_bad_entry(off, i, raw, e.finding, err);
+}
+
+/* Entries of 8 bytes that are plain, or 0, from the i-th on, in a window of 16-bit counts, up to the first that is something
+ * else. */
+static uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *counter,
+	const struct qk_plain *p, uint32_t i, bool *changed)
+{
+	uint32_t end = c->image->geometry.l2_entries;
+	bool any = false;
+	for (; i < end; i++) {
+		uint8_t *at = c->table + (size_t)i * sizeof(uint64_t);
+		uint64_t raw = qk_load64(at);
+		uint64_t off = raw & QK_OFFSET_MASK;
+		if (QK_UNLIKELY((raw & p->bad_bits) != 0 || (off == 0 && raw != 0)))
+			break;
+		uint64_t k = (off >> p->cluster_bits) - p->lo;
+		if (off == 0 || k >= p->n)
+			continue;
+		uint8_t top = (uint8_t)((*at & ~COPIED_TOP) |
+					(counter->v16[k] == 1 ? COPIED_TOP : 0));
+		any |= top != *at;
+		*at = top;
+	}
+	*changed = *changed || any;
+	return i;
+}
+
+static enum qcow_status judge_entry(struct qk_copy *c, const struct qk_counter *counter,
+	uint64_t off, uint32_t i, bool *changed, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	uint8_t *top = c->table + (size_t)i * g->l2_entry_size;
+	uint64_t host = 0;
+	QK_TRY(host_of(c, off, i, &host, err));
+	uint64_t cluster = host >> g->cluster_bits;
+	if (host == 0 || cluster < counter->lo || cluster >= counter->hi)
+		return QCOW_OK;
+	bool is_single = qk_counter_at(counter, cluster) == 1;
+	if (is_single == ((*top & COPIED_TOP) != 0))
+		return QCOW_OK;
+	*top ^= COPIED_TOP;
+	*changed = true;
+	return QCOW_OK;
 }
 
 /* Has a bit changed? */
 static enum qcow_status judge_table(struct qk_copy *c, const struct qk_counter *counter,
 	uint64_t off, bool *changed, struct qcow_error *err)
 {
-	const struct qk_geometry *g = &c->image->geometry;
-	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		uint8_t *top = c->table + (size_t)i * g->l2_entry_size;
-		uint64_t host = 0;
-		QK_TRY(host_of(c, off, i, &host, err));
-		uint64_t cluster = host >> g->cluster_bits;
-		if (host == 0 || cluster < counter->lo || cluster >= counter->hi)
-			continue;
-		bool is_single = qk_counter_at(counter, cluster) == 1;
-		if (is_single == ((*top & COPIED_TOP) != 0))
-			continue;
-		*top ^= COPIED_TOP;
-		*changed = true;
+	const struct qk_plain p = qk_plain_init(counter);
+	uint32_t n = c->image->geometry.l2_entries;
+	for (uint32_t i = 0; i < n; i++) {
+		if (p.applies)
+			i = judge_plain(c, counter, &p, i, changed);
+		if (i < n)
+			QK_TRY(judge_entry(c, counter, off, i, changed, err));
 	}
 	return QCOW_OK;
 }
@@ -191,9 +252,7 @@ static enum qcow_status judge_table(struct qk_copy *c, const struct qk_counter *
 enum qcow_status qk_copy_judged(
 	struct qk_copy *c, const struct qk_counter *counter, struct qcow_error *err)
 {
-	c->n_left = 0;
-	for (uint64_t i = 0; i < c->n; i++)
-		c->n_left += c->l1[i] != 0;
+	begin(c);
 	for (uint64_t i = 0; i < c->n; i++) {
 		bool changed = false;
 		if (c->l1[i] == 0)

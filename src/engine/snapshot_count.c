@@ -20,16 +20,16 @@
 #include "format/l1l2.h"
 
 #define WINDOW_BYTES QK_MIB(48)
-/* Bits of an entry that need a closer look: compressed, reserved, the zero flag. */
-#define UNUSUAL UINT64_C(0x7f000000000001ff)
+#define BATCH_BYTES  QK_MIB(1) /* of tables that are read at once */
 
 /* ---- life ---- */
 
 enum qcow_status qk_counter_init(struct qk_counter *c, struct qcow_image *image,
-	const struct qcow_progress *progress, struct qcow_error *err)
+	struct qk_space *sp, const struct qcow_progress *progress, struct qcow_error *err)
 {
-	*c = (struct qk_counter){.image = image, .progress = progress};
-	c->table = qk_malloc((size_t)image->geometry.cluster_size, 1);
+	*c = (struct qk_counter){.image = image, .sp = sp, .progress = progress};
+	c->table_bytes = qk_max(BATCH_BYTES, image->geometry.cluster_size);
+	c->table = qk_malloc((size_t)c->table_bytes, 1);
 	return c->table != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
 }
 
@@ -40,6 +40,7 @@ static void drop_window(struct qk_counter *c)
 	c->v16 = NULL;
 	c->v32 = NULL;
 	c->lo = c->hi = 0;
+	c->is_current = false;
 }
 
 void qk_counter_release(struct qk_counter *c)
@@ -48,6 +49,23 @@ void qk_counter_release(struct qk_counter *c)
 	free(c->deltas);
 	free(c->table);
 	*c = (struct qk_counter){0};
+}
+
+/* One count of the window; what lies outside is no part of it. */
+static void add(struct qk_counter *c, uint64_t cluster, int64_t delta)
+{
+	if (cluster < c->lo || cluster >= c->hi)
+		return;
+	uint64_t i = cluster - c->lo;
+	if (c->is_wide) {
+		int64_t v = c->v32[i] + delta;
+		c->overflows = c->overflows || v > INT32_MAX || v < INT32_MIN;
+		c->v32[i] = (int32_t)v;
+		return;
+	}
+	int64_t v = c->v16[i] + delta;
+	c->overflows = c->overflows || v > INT16_MAX || v < INT16_MIN;
+	c->v16[i] = (int16_t)v;
 }
 
 /* ---- what changes ---- */
@@ -93,6 +111,9 @@ enum qcow_status qk_counter_add(
 	}
 	c->deltas[c->n_deltas++] = (struct qk_delta){off, table, data};
 	c->n_sorted = 0;
+	c->is_current = c->is_current && data == 0;
+	if (c->is_current)
+		add(c, off >> c->image->geometry.cluster_bits, table);
 	return QCOW_OK;
 }
 
@@ -116,25 +137,25 @@ enum qcow_status qk_counter_add_tree(struct qk_counter *c, const uint64_t *l1, u
 
 void qk_counter_reset(struct qk_counter *c)
 {
+	c->is_current = false;
 	c->n_deltas = c->n_sorted = 0;
 }
 
 /* ---- the window ---- */
 
-static void add(struct qk_counter *c, uint64_t cluster, int64_t delta)
+/* The window's counts from entry `at` on; what is too large for it makes it overflow. */
+static void set_base(struct qk_counter *c, uint64_t at, const uint64_t *counts, uint64_t n)
 {
-	if (cluster < c->lo || cluster >= c->hi)
-		return;
-	uint64_t i = cluster - c->lo;
-	if (c->is_wide) {
-		int64_t v = c->v32[i] + delta;
-		c->overflows = c->overflows || v > INT32_MAX || v < INT32_MIN;
-		c->v32[i] = (int32_t)v;
-		return;
-	}
-	int64_t v = c->v16[i] + delta;
-	c->overflows = c->overflows || v > INT16_MAX || v < INT16_MIN;
-	c->v16[i] = (int16_t)v;
+	uint64_t all = 0;
+	for (uint64_t i = 0; i < n; i++)
+		all |= counts[i];
+	c->overflows = c->overflows || all > (c->is_wide ? INT32_MAX : INT16_MAX);
+	if (c->is_wide)
+		for (uint64_t i = 0; i < n; i++)
+			c->v32[at + i] = (int32_t)counts[i];
+	else
+		for (uint64_t i = 0; i < n; i++)
+			c->v16[at + i] = (int16_t)counts[i];
 }
 
 static enum qcow_status load_base(struct qk_counter *c, struct qcow_error *err)
@@ -146,9 +167,7 @@ static enum qcow_status load_base(struct qk_counter *c, struct qcow_error *err)
 		uint64_t n = qk_min(QK_SHADOW_COUNTS, c->hi - at);
 		memset(counts, 0, (size_t)n * sizeof(*counts));
 		QK_TRY(c->space.counts(c->space.ctx, at, n, counts, err));
-		for (uint64_t i = 0; i < n; i++)
-			if (counts[i] != 0)
-				add(c, at + i, (int64_t)qk_min(counts[i], INT64_MAX / 2));
+		set_base(c, at - c->lo, counts, n);
 	}
 	return QCOW_OK;
 }
@@ -161,44 +180,66 @@ enum qcow_status qk_snapshot_bad_entry(
 		raw, table_off, qcow_finding_text(finding));
 }
 
-/* An entry with unusual bits, or that is not aligned. */
-static enum qcow_status add_closely(
-	struct qk_counter *c, const struct qk_delta *d, uint32_t i, struct qcow_error *err)
+enum qcow_status qk_counter_hosts(const struct qk_counter *c, const struct qk_delta *d,
+	const uint8_t *table, uint32_t i, uint64_t *first, uint64_t *n, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &c->image->geometry;
 	uint64_t raw = 0, bitmap = 0;
-	qk_l2_load(g, c->table, i, &raw, &bitmap);
+	qk_l2_load(g, table, i, &raw, &bitmap);
 	struct qk_l2_entry e = qk_l2_decode(g, raw, bitmap, (qk_goff){0});
 	if (e.finding != 0)
 		return qk_snapshot_bad_entry(d->off, i, raw, e.finding, err);
-	if (qk_l2_has_host(&e)) {
-		add(c, e.host_off.v >> g->cluster_bits, d->data);
-		return QCOW_OK;
-	}
-	if (e.type != QK_L2_COMPRESSED)
-		return QCOW_OK;
-	uint64_t last = (e.host_off.v + e.compressed_bytes - 1) >> g->cluster_bits;
-	for (uint64_t k = e.host_off.v >> g->cluster_bits; k <= last; k++)
-		add(c, k, d->data);
+	*first = e.host_off.v >> g->cluster_bits;
+	*n = qk_l2_has_host(&e) ? 1 : 0;
+	if (e.type == QK_L2_COMPRESSED)
+		*n = ((e.host_off.v + e.compressed_bytes - 1) >> g->cluster_bits) + 1 - *first;
 	return QCOW_OK;
 }
 
-static enum qcow_status add_table(
-	struct qk_counter *c, const struct qk_delta *d, struct qcow_error *err)
+/* Any entry. */
+static enum qcow_status add_closely(struct qk_counter *c, const struct qk_delta *d,
+	const uint8_t *table, uint32_t i, struct qcow_error *err)
+{
+	uint64_t first = 0, n = 0;
+	QK_TRY(qk_counter_hosts(c, d, table, i, &first, &n, err));
+	for (uint64_t k = 0; k < n; k++)
+		add(c, first + k, d->data);
+	return QCOW_OK;
+}
+
+/* Count plain entries of 8 bytes from the `i`-th on, in a window of 16-bit counts, up to the first that is something else. */
+static uint32_t add_plain(struct qk_counter *c, const struct qk_plain *p, int32_t delta,
+	const uint8_t *table, uint32_t i)
+{
+	uint32_t end = c->image->geometry.l2_entries;
+	bool overflows = false;
+	for (; i < end; i++) {
+		uint64_t raw = qk_load64(table + (size_t)i * sizeof(raw));
+		uint64_t off = raw & QK_OFFSET_MASK;
+		if (QK_UNLIKELY((raw & p->bad_bits) != 0 || (off == 0 && raw != 0)))
+			break;
+		uint64_t at = (off >> p->cluster_bits) - p->lo;
+		if (off == 0 || at >= p->n)
+			continue;
+		int32_t v = c->v16[at] + delta;
+		overflows |= v != (int16_t)v;
+		c->v16[at] = (int16_t)v;
+	}
+	c->overflows = c->overflows || overflows;
+	return i;
+}
+
+static enum qcow_status add_table(struct qk_counter *c, const struct qk_delta *d,
+	const uint8_t *table, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &c->image->geometry;
-	QK_TRY(qcow_store_read_padded(
-		c->image->store, c->table, (size_t)g->cluster_size, d->off, err));
+	const struct qk_plain p = qk_plain_init(c);
+	bool is_fast = p.applies && d->data >= INT16_MIN && d->data <= INT16_MAX;
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		uint64_t raw = qk_load64(c->table + (size_t)i * g->l2_entry_size);
-		if (raw == 0)
-			continue;
-		uint64_t off = raw & QK_OFFSET_MASK;
-		if (QK_UNLIKELY(g->extended_l2 || off == 0 || (raw & UNUSUAL) != 0 ||
-				!qk_is_aligned(off, g->cluster_size)))
-			QK_TRY(add_closely(c, d, i, err));
-		else
-			add(c, off >> g->cluster_bits, d->data);
+		if (is_fast)
+			i = add_plain(c, &p, d->data, table, i);
+		if (i < g->l2_entries)
+			QK_TRY(add_closely(c, d, table, i, err));
 	}
 	return QCOW_OK;
 }
@@ -210,40 +251,86 @@ enum qcow_status qk_snapshot_goes_on(const struct qcow_progress *progress, struc
 	return QCOW_OK;
 }
 
+/* How many of the tables from the `i`-th on lie side by side, and go into the buffer? */
+static size_t stretch(const struct qk_counter *c, size_t i)
+{
+	uint64_t size = c->image->geometry.cluster_size;
+	size_t n = 1, most = (size_t)(c->table_bytes / size);
+	while (n < most && i + n < c->n_deltas && c->deltas[i + n].data != 0 &&
+		c->deltas[i + n].off == c->deltas[i].off + n * size)
+		n++;
+	return n;
+}
+
 static enum qcow_status sweep(struct qk_counter *c, struct qcow_error *err)
 {
+	uint64_t size = c->image->geometry.cluster_size;
+	size_t n = 0;
 	QK_TRY(load_base(c, err));
-	for (size_t i = 0; i < c->n_deltas; i++) {
-		const struct qk_delta *d = &c->deltas[i];
-		add(c, d->off >> c->image->geometry.cluster_bits, d->table);
-		if (d->data == 0)
+	for (size_t i = 0; i < c->n_deltas; i++)
+		add(c, c->deltas[i].off >> c->image->geometry.cluster_bits, c->deltas[i].table);
+	for (size_t i = 0; i < c->n_deltas; i += n) {
+		n = 1;
+		if (c->deltas[i].data == 0)
 			continue;
+		n = stretch(c, i);
 		QK_TRY(qk_snapshot_goes_on(c->progress, err));
-		QK_TRY(add_table(c, d, err));
+		QK_TRY(qcow_store_read_padded(
+			c->image->store, c->table, n * (size_t)size, c->deltas[i].off, err));
+		for (size_t k = 0; k < n; k++)
+			QK_TRY(add_table(c, &c->deltas[i + k], c->table + k * size, err));
 	}
 	return QCOW_OK;
 }
 
-static enum qcow_status judge(const struct qk_counter *c, struct qcow_error *err)
+static enum qcow_status fail_count(
+	const struct qk_counter *c, uint64_t at, int64_t v, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &c->image->geometry;
-	int64_t most = (int64_t)qk_min(g->refcount_max, INT64_MAX);
-	for (uint64_t at = c->lo; at < c->hi; at++) {
-		int64_t v = qk_counter_at(c, at);
-		uint64_t off = at << g->cluster_bits;
-		if (QK_UNLIKELY(v < 0))
-			return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, off,
-				QCOW_NO_OFFSET,
-				"the cluster at %" PRIu64
-				" has more references than its refcount says",
-				off);
-		if (QK_UNLIKELY(v > most))
-			return QK_FAIL_AT(err, QCOW_E_LIMIT, 0, off, QCOW_NO_OFFSET,
-				"the cluster at %" PRIu64 " would have %" PRId64
-				" references, more than %u-bit refcounts hold",
-				off, v, g->refcount_bits);
+	uint64_t off = at << g->cluster_bits;
+	if (v < 0)
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, off,
+			QCOW_NO_OFFSET,
+			"the cluster at %" PRIu64 " has more references than its refcount says",
+			off);
+	return QK_FAIL_AT(err, QCOW_E_LIMIT, 0, off, QCOW_NO_OFFSET,
+		"the cluster at %" PRIu64 " would have %" PRId64
+		" references, more than %u-bit refcounts hold",
+		off, v, g->refcount_bits);
+}
+
+/* The smallest and the largest count of the window. */
+static void find_extremes(const struct qk_counter *c, int32_t *least, int32_t *most)
+{
+	uint64_t n = c->hi - c->lo;
+	*least = *most = 0;
+	if (c->is_wide) {
+		for (uint64_t i = 0; i < n; i++) {
+			*least = c->v32[i] < *least ? c->v32[i] : *least;
+			*most = c->v32[i] > *most ? c->v32[i] : *most;
+		}
+		return;
 	}
-	return QCOW_OK;
+	int16_t lo = 0, hi = 0;
+	for (uint64_t i = 0; i < n; i++) {
+		lo = c->v16[i] < lo ? c->v16[i] : lo;
+		hi = c->v16[i] > hi ? c->v16[i] : hi;
+	}
+	*least = lo;
+	*most = hi;
+}
+
+static enum qcow_status judge(const struct qk_counter *c, struct qcow_error *err)
+{
+	int64_t max = (int64_t)qk_min(c->image->geometry.refcount_max, INT64_MAX);
+	int32_t least = 0, most = 0;
+	find_extremes(c, &least, &most);
+	if (QK_LIKELY(least >= 0 && most <= max))
+		return QCOW_OK;
+	uint64_t at = c->lo;
+	while (qk_counter_at(c, at) >= 0 && qk_counter_at(c, at) <= max)
+		at++;
+	return fail_count(c, at, qk_counter_at(c, at), err);
 }
 
 static enum qcow_status make_window(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
@@ -261,11 +348,24 @@ static enum qcow_status make_window(struct qk_counter *c, uint64_t lo, struct qc
 	return QCOW_OK;
 }
 
+void qk_counter_follow(struct qk_counter *c, const struct qk_fresh *fresh)
+{
+	unsigned bits = c->image->geometry.cluster_bits;
+	for (uint32_t i = 0; c->is_current && i < fresh->taken.n; i++) {
+		const struct qk_space_run *run = &fresh->taken.v[i];
+		for (uint64_t k = 0; k < run->n; k++)
+			add(c, (run->off >> bits) + k, 1);
+	}
+}
+
 enum qcow_status qk_counter_load(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
 {
+	uint64_t end = qk_shadow_space_end(c->sp);
+	if (c->is_current && lo == 0 && end == c->end && !c->overflows)
+		return judge(c, err);
 	settle(c);
-	qk_shadow_of_space(c->image->rw->space, &c->space);
-	c->end = qk_shadow_space_end(c->image->rw->space);
+	qk_shadow_of_space(c->sp, &c->space);
+	c->end = end;
 	QK_TRY(make_window(c, lo, err));
 	QK_TRY(sweep(c, err));
 	if (c->overflows && !c->is_wide) {
@@ -276,7 +376,9 @@ enum qcow_status qk_counter_load(struct qk_counter *c, uint64_t lo, struct qcow_
 	if (c->overflows)
 		return QK_FAIL(
 			err, QCOW_E_LIMIT, "a cluster has more than %d references", INT32_MAX);
-	return judge(c, err);
+	QK_TRY(judge(c, err));
+	c->is_current = c->lo == 0 && c->hi == c->end;
+	return QCOW_OK;
 }
 
 /* ---- for the second structure ---- */
@@ -285,14 +387,19 @@ static enum qcow_status counts(
 	void *ctx, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
 {
 	struct qk_counter *c = ctx;
-	for (uint64_t i = 0; i < n; i++) {
-		if (first + i >= c->hi) {
-			if (first + i >= c->end)
-				return QCOW_OK;
-			QK_TRY(qk_counter_load(c, first + i, err));
-		}
-		QK_ASSERT(SN4, first + i >= c->lo);
-		out[i] = (uint64_t)qk_counter_at(c, first + i);
+	for (uint64_t at = 0; at < n && first + at < c->end;) {
+		if (first + at >= c->hi)
+			QK_TRY(qk_counter_load(c, first + at, err));
+		QK_ASSERT(SN4, first + at >= c->lo);
+		uint64_t from = first + at - c->lo;
+		uint64_t part = qk_min(n - at, c->hi - c->lo - from);
+		if (c->is_wide)
+			for (uint64_t i = 0; i < part; i++)
+				out[at + i] = (uint64_t)c->v32[from + i];
+		else
+			for (uint64_t i = 0; i < part; i++)
+				out[at + i] = (uint64_t)c->v16[from + i];
+		at += part;
 	}
 	return QCOW_OK;
 }

@@ -12,6 +12,7 @@
 #include "engine/image.h"
 #include "engine/shadow.h"
 #include "engine/space.h"
+#include "format/l1l2.h"
 #include "format/snaptab.h"
 
 /* ---- snapshot_table.c: the snapshot table in memory ---- */
@@ -67,6 +68,7 @@ struct qk_delta {
 
 struct qk_counter {
 	struct qcow_image *image;
+	struct qk_space *sp; /* whose counts they are */
 	const struct qcow_progress *progress;
 	struct qk_delta *deltas;
 	size_t n_deltas, room, n_sorted;
@@ -78,11 +80,14 @@ struct qk_counter {
 	bool overflows; /* v16 cannot hold it */
 	int16_t *v16;
 	int32_t *v32;
-	uint8_t *table; /* cluster_size */
+	bool is_current; /* the window is of all clusters, and everything added is counted in it */
+	uint8_t *table; /* table_bytes: a cluster, or several */
+	uint64_t table_bytes;
 };
 
 enum qcow_status qk_counter_init(struct qk_counter *c, struct qcow_image *image,
-	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
+	struct qk_space *sp, const struct qcow_progress *progress,
+	struct qcow_error *err) QK_MUST_USE;
 void qk_counter_release(struct qk_counter *c);
 /* QCOW_E_NOMEM. Windows loaded before are worth nothing. */
 enum qcow_status qk_counter_add(struct qk_counter *c, uint64_t off, int32_t table, int32_t data,
@@ -93,6 +98,12 @@ enum qcow_status qk_counter_add_run(struct qk_counter *c, uint64_t off, uint64_t
 /* Every L2 table of an L1 table. */
 enum qcow_status qk_counter_add_tree(struct qk_counter *c, const uint64_t *l1, uint64_t n,
 	int32_t table, int32_t data, struct qcow_error *err) QK_MUST_USE;
+/* Clusters that were taken since the window was loaded have their one reference. */
+void qk_counter_follow(struct qk_counter *c, const struct qk_fresh *fresh);
+/* The host clusters [*first, *first + *n) of entry i of the table of `d`. QCOW_E_CORRUPT. */
+enum qcow_status qk_counter_hosts(const struct qk_counter *c, const struct qk_delta *d,
+	const uint8_t *table, uint32_t i, uint64_t *first, uint64_t *n,
+	struct qcow_error *err) QK_MUST_USE;
 /* As if nothing had been added. */
 void qk_counter_reset(struct qk_counter *c);
 /* Count the window that begins at cluster `lo`. QCOW_E_CORRUPT with the finding of a bad entry, or where references
@@ -103,8 +114,29 @@ static inline int64_t qk_counter_at(const struct qk_counter *c, uint64_t cluster
 {
 	return c->is_wide ? c->v32[cluster - c->lo] : c->v16[cluster - c->lo];
 }
+/* What loops over entries of 8 bytes need, in registers: nearly all are 0, or a plain cluster and nothing else. */
+struct qk_plain {
+	uint64_t bad_bits; /* set in none of those */
+	uint64_t lo, n; /* the window */
+	unsigned cluster_bits;
+	bool applies; /* the entries have 8 bytes, the counts 16 bits */
+};
+static inline struct qk_plain qk_plain_init(const struct qk_counter *c)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	/* compressed, reserved, the zero flag; what is not aligned */
+	const uint64_t unusual = UINT64_C(0x7f000000000001ff);
+	return (struct qk_plain){unusual | (QK_OFFSET_MASK & (g->cluster_size - 1)), c->lo,
+		c->hi - c->lo, g->cluster_bits, !g->extended_l2 && !c->is_wide};
+}
 /* The source for qk_shadow_build: the counts of the counter, clusters of the space. */
 void qk_counter_source(struct qk_counter *c, struct qk_shadow_source *out);
+
+/* ---- snapshot_punch.c ---- */
+
+/* After the switch: what is not counted any more goes back to the file system, where the image passes that on. The counts
+ * are of no use afterwards. */
+void qk_counter_punch(struct qk_counter *c);
 
 /* ---- snapshot_copy.c: L2 tables whose COPIED bits change ---- */
 
@@ -118,7 +150,10 @@ struct qk_copy {
 	uint64_t n;
 	uint64_t spare, n_spare; /* clusters taken and not used yet: offset */
 	uint64_t n_left; /* tables not looked at yet */
-	uint8_t *table; /* cluster_size */
+	uint8_t *table; /* the one that is looked at, in … */
+	uint8_t *
+		tables; /* … as many as go into batch_room: n_read of them, that of entry read_at first */
+	uint64_t read_at, n_read;
 	uint8_t *batch; /* copies that lie next to each other, not written yet */
 	uint64_t batch_off, batch_bytes, batch_room;
 };

@@ -92,7 +92,8 @@ enum qcow_status qk_l1_store(const uint64_t *l1, uint64_t n, enum qk_space_kind 
 static enum qcow_status judge_l1(struct qcow_image *image, uint64_t off, uint64_t n,
 	const uint64_t *l1, struct qcow_error *err)
 {
-	uint64_t file_size = qk_space_file_size(image->rw->space);
+	uint64_t file_size = image->rw != NULL ? qk_space_file_size(image->rw->space)
+					       : image->file_size;
 	for (uint64_t i = 0; i < n; i++) {
 		struct qk_l1_entry e = qk_l1_decode(&image->geometry, l1[i]);
 		if (e.finding == 0 && e.l2_off.v >= file_size)

@@ -122,6 +122,26 @@ bool qk_space_map_may_hold(const struct qk_space *sp, uint64_t cluster)
 		       1) != 0;
 }
 
+/* 4,096 clusters have a bit in `counting`, which stays set. */
+#define GROUP_BITS 12U
+
+static void counting_set(struct qk_space *sp, uint64_t first, uint64_t n)
+{
+	uint64_t last = (first + n - 1) >> GROUP_BITS;
+
+	for (uint64_t g = first >> GROUP_BITS; g <= last; g++)
+		sp->counting[g % QK_SPACE_FILTER_BITS / 64] |= UINT64_C(1) << (g % 64);
+}
+
+bool qk_space_map_may_count(const struct qk_space *sp, uint64_t first, uint64_t n)
+{
+	bool any = false;
+
+	for (uint64_t g = first >> GROUP_BITS; n != 0 && g <= (first + n - 1) >> GROUP_BITS; g++)
+		any |= (sp->counting[g % QK_SPACE_FILTER_BITS / 64] >> (g % 64) & 1) != 0;
+	return any;
+}
+
 /* ---- ranges ---- */
 
 static enum qcow_status append_range(struct qk_space *sp, enum qk_space_kind kind, uint64_t first,
@@ -138,6 +158,8 @@ static enum qcow_status append_range(struct qk_space *sp, enum qk_space_kind kin
 		r->cap = cap;
 	}
 	r->v[r->n++] = (struct qk_space_range){first, first + n, kind};
+	if (kind == QK_SPACE_REFTABLE && n != 0)
+		counting_set(sp, first, n);
 	for (uint64_t c = first; c < first + n && c - first < QK_SPACE_FILTER_BITS; c++)
 		filter_set(sp, c);
 	if (n > QK_SPACE_FILTER_BITS) {
@@ -228,6 +250,8 @@ enum qcow_status qk_space_map_add(struct qk_space *sp, enum qk_space_kind kind, 
 			return status;
 		}
 		filter_set(sp, first + i);
+		if (kind == QK_SPACE_REFBLOCK)
+			counting_set(sp, first + i, 1);
 	}
 	return QCOW_OK;
 }

@@ -151,6 +151,8 @@ struct qk_space {
 	bool knows_all_l2; /* of the active tree and the snapshots' */
 	uint64_t l1_bytes, n_l2; /* all L1 tables that were read, and L2 tables known */
 	_Atomic uint64_t filter[QK_SPACE_FILTER_BITS / 64];
+	uint64_t counting[QK_SPACE_FILTER_BITS /
+			  64]; /* groups of clusters that may hold refcounts */
 };
 
 static inline uint64_t qk_space_cluster(const struct qk_space *sp, uint64_t off)
@@ -278,6 +280,8 @@ void qk_space_map_forget(struct qk_space *sp, uint64_t first, uint64_t n);
 enum qk_space_kind qk_space_map_find(const struct qk_space *sp, uint64_t cluster);
 /* No lock: false where no structure is in the cluster for sure. */
 bool qk_space_map_may_hold(const struct qk_space *sp, uint64_t cluster);
+/* False where none of clusters [first, first + n) is in the refcount table or is a refcount block. */
+bool qk_space_map_may_count(const struct qk_space *sp, uint64_t first, uint64_t n);
 const char *qk_space_kind_name(enum qk_space_kind kind);
 /* ---- space_overlap.c: as qk_space_check_overlap and qk_space_mark_corrupt, lock held. */
 enum qcow_status qk_space_judge_write(struct qk_space *sp, enum qk_space_kind kind, uint64_t off,

@@ -52,7 +52,7 @@ static void add_all(struct qk_census *c, const struct ref *refs)
 {
 	for (uint32_t i = 0; i < N_REFS; i++) {
 		if (refs[i].n == 1 && (refs[i].flags & (QK_CENSUS_L2 | QK_CENSUS_EXCLUSIVE)) == 0)
-			qk_census_add_data(c, refs[i].cluster, refs[i].flags);
+			qk_census_add_data(c, refs[i].cluster, 1, refs[i].flags);
 		else
 			qk_census_add(c, refs[i].cluster, refs[i].n, refs[i].flags);
 	}
@@ -153,10 +153,10 @@ static void narrow_counters_say_when_they_do_not_suffice(void **state)
 
 	assert_int_equal(qk_census_init(&c, 1U << 20, 1000, NULL), QCOW_OK);
 	for (unsigned i = 0; i < QK_CENSUS_COUNT_MASK - 1; i++)
-		qk_census_add_data(&c, 7, 0);
+		qk_census_add_data(&c, 7, 1, 0);
 	assert_false(c.need_wide);
 	assert_int_equal(qk_census_get(&c, 7), QK_CENSUS_COUNT_MASK - 1);
-	qk_census_add_data(&c, 7, 0);
+	qk_census_add_data(&c, 7, 1, 0);
 	assert_true(c.need_wide);
 	qk_census_begin(&c, 0, 1000, false);
 	qk_census_add(&c, 7, UINT64_C(1) << 40, QK_CENSUS_L2);

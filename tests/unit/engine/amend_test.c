@@ -106,7 +106,13 @@ static void refused(const char *setup, const struct qcow_amend_options *o, enum 
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qkt_image_options unjudged = {.unjudged = true};
 	struct qkt_image im;
+	struct qkt_image_options read_only = {.read_only = true};
+	struct qcow_amend_options dry = *o;
+	dry.dry_run = true;
 	sh("rm -f img && %s && cp img fresh", setup);
+	assert_ok(qkt_image_open(&im, in_dir("img"), &read_only, &err), err);
+	assert_status(qcow_amend(im.image, &dry, &err), want, err);
+	qkt_image_close(&im);
 	assert_ok(qkt_image_open(&im, in_dir("img"), &unjudged, &err), err);
 	assert_status(qcow_amend(im.image, o, &err), want, err);
 	assert_says(err, words);
@@ -151,6 +157,11 @@ static void what_cannot_be_done_changes_nothing(void **state)
 	o.refcount_bits = 1;
 	refused(CREATE "img 1M && qemu-io -c 'write -q 0 1M' img && qemu-img snapshot -c s img", &o,
 		QCOW_E_LIMIT, "");
+	/* the upgrade comes first, and must not come to pass */
+	o.version = 3;
+	refused(CREATE "-o compat=0.10 img 1M && qemu-io -c 'write -q 0 1M' img && qemu-img "
+		       "snapshot -c s img",
+		&o, QCOW_E_LIMIT, "");
 	o = (struct qcow_amend_options)QCOW_AMEND_OPTIONS_INIT;
 	o.version = 4;
 	refused(CREATE "img 1M", &o, QCOW_E_INVAL, "2 or 3");

@@ -109,6 +109,18 @@ static inline void poke32(const char *name, uint64_t off, uint32_t v)
 	poke(name, off, &v, sizeof(v));
 }
 
+/* A word of a file in the directory. */
+static inline uint64_t peek64(const char *name, uint64_t off)
+{
+	uint64_t word = 0;
+	FILE *f = fopen(in_dir(name), "rb");
+	assert_non_null(f);
+	assert_int_equal(fseek(f, (long)off, SEEK_SET), 0);
+	assert_int_equal(fread(&word, 1, sizeof(word), f), sizeof(word));
+	assert_int_equal(fclose(f), 0);
+	return __builtin_bswap64(word);
+}
+
 static inline struct qcow_store *open_file(const char *name)
 {
 	struct qcow_store *store = NULL;

@@ -12,17 +12,6 @@
 
 #define N_ENTRIES (UINT64_C(1) << 20)
 
-static uint64_t peek64(const char *name, uint64_t off)
-{
-	uint64_t word = 0;
-	FILE *f = fopen(in_dir(name), "rb");
-	assert_non_null(f);
-	assert_int_equal(fseek(f, (long)off, SEEK_SET), 0);
-	assert_int_equal(fread(&word, 1, sizeof(word), f), sizeof(word));
-	assert_int_equal(fclose(f), 0);
-	return __builtin_bswap64(word);
-}
-
 /* ---- an L1 table that names one L2 table a million times ---- */
 
 static void name_one_table(const char *name, uint64_t l1)
@@ -102,6 +91,88 @@ static void a_table_that_is_named_a_million_times_is_damage(void **state)
 	sh("rm img both");
 }
 
+/* ---- dry runs ---- */
+
+/* The verdict of the dry run, of an image that is open read-only, is that of the run. */
+static void foretold(enum qcow_snapshot_act act, const char *key,
+	enum qcow_status (*operation)(struct qcow_image *image, struct qcow_error *err),
+	enum qcow_status want)
+{
+	static const struct qkt_image_options read_only = {.read_only = true}, none = {0};
+	for (unsigned i = 0; i < 3; i++) {
+		struct qcow_error err = QCOW_ERROR_INIT;
+		struct qkt_image im;
+		assert_ok(
+			qkt_image_open(&im, in_dir("img"), i == 0 ? &read_only : &none, &err), err);
+		if (i < 2)
+			assert_status(qcow_snapshot_judge(im.image, act, &key, key != NULL,
+					      QCOW_SNAPSHOT_NAME, NULL, &err),
+				want, err);
+		else
+			assert_status(operation(im.image, &err), want, err);
+		qkt_image_close(&im);
+		if (i < 2 || want != QCOW_OK)
+			sh("cmp img before");
+	}
+}
+
+static void a_dry_run_has_the_verdict_of_the_run(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	/* one reference is all that one bit holds */
+	sh("rm -f img && qemu-img create -q -f qcow2 -o refcount_bits=1 img 1M && qemu-io -c "
+	   "'write -q 0 64k' img && cp img before");
+	foretold(QCOW_SNAPSHOT_CREATE, NULL, create, QCOW_E_LIMIT);
+	sh("rm -f img && qemu-img create -q -f qcow2 -o refcount_bits=2 img 1M && qemu-io -c "
+	   "'write -q 0 64k' img && qemu-img snapshot -c s img && qemu-img snapshot -c t img && "
+	   "cp img before");
+	foretold(QCOW_SNAPSHOT_CREATE, NULL, create, QCOW_E_LIMIT);
+	foretold(QCOW_SNAPSHOT_APPLY, "s", apply, QCOW_OK);
+	sh("cp img before");
+	foretold(QCOW_SNAPSHOT_DELETE, "s", delete, QCOW_OK);
+	sh("cp img before");
+	foretold(QCOW_SNAPSHOT_DELETE, "s", delete, QCOW_E_NOENT);
+	foretold(QCOW_SNAPSHOT_CREATE, NULL, create, QCOW_OK);
+	/* arguments that do not go together */
+	const char *key = "s";
+	assert_ok(qkt_image_open(&im, in_dir("img"), NULL, &err), err);
+	assert_status(qcow_snapshot_judge(im.image, QCOW_SNAPSHOT_CREATE, &key, 1, QCOW_SNAPSHOT_ID,
+			      NULL, &err),
+		QCOW_E_INVAL, err);
+	assert_status(qcow_snapshot_judge(
+			      im.image, QCOW_SNAPSHOT_APPLY, NULL, 1, QCOW_SNAPSHOT_ID, NULL, &err),
+		QCOW_E_INVAL, err);
+	qkt_image_close(&im);
+}
+
+/* ---- what goes back to the file system ---- */
+
+static void what_a_snapshot_alone_had_is_punched(void **state)
+{
+	(void)state;
+	for (unsigned passes = 0; passes < 2; passes++) {
+		struct qcow_error err = QCOW_ERROR_INIT;
+		const struct qkt_image_options o = {
+			.discard = passes != 0 ? (uint32_t)QCOW_DISCARD_PASS_SNAPSHOT : 0};
+		struct qkt_image im;
+		sh("rm -f img && qemu-img create -q -f qcow2 img 20M && qemu-io -c 'write -q -P 1 "
+		   "0 9M' img && qemu-img snapshot -c s img && qemu-io -c 'write -q -P 2 0 8M' "
+		   "-c 'write -q -c -P 3 10M 64k' img");
+		assert_ok(qkt_image_open(&im, in_dir("img"), &o, &err), err);
+		qkt_fault_arm(im.fault, QKT_ANY, UINT64_MAX, QKT_EIO, false);
+		assert_ok(delete (im.image, &err), err);
+		assert_int_equal(qkt_fault_count(im.fault, QKT_PUNCH) != 0, passes);
+		qkt_image_close(&im);
+		/* 8 MiB of 17 MiB */
+		sh("qemu-img check -q img && qemu-io -c 'read -P 2 0 8M' -c 'read -P 1 8M 1M' -c "
+		   "'read -P 3 10M 64k' img >out && ! grep failed out && [ $(du -k img | cut -f "
+		   "1) -%s 12000 ]",
+			passes != 0 ? "lt" : "gt");
+	}
+}
+
 /* ---- the end of the file ---- */
 
 /* What was in the file when it was opened stays part of it; what comes behind it is in use. */
@@ -142,6 +213,8 @@ int main(void)
 		return 77;
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_table_that_is_named_a_million_times_is_damage),
+		cmocka_unit_test(a_dry_run_has_the_verdict_of_the_run),
+		cmocka_unit_test(what_a_snapshot_alone_had_is_punched),
 		cmocka_unit_test(the_file_grows_by_what_is_in_it),
 	};
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);

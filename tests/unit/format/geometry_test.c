@@ -4,6 +4,8 @@
 
 #include <inttypes.h>
 
+#include "format/refcounts.h"
+
 static void derived_numbers_follow_the_formulas(void **state)
 {
 	(void)state;
@@ -118,6 +120,30 @@ static void refcounts_of_every_width_are_read_as_drawn(void **state)
 	}
 }
 
+static void many_refcounts_are_each_of_them(void **state)
+{
+	struct qkt_rng rng = qkt_rng_init(5);
+	(void)state;
+	for (unsigned order = 0; order <= 6; order++) {
+		struct qk_geometry g;
+		uint8_t one[512] = {0}, many[512] = {0};
+		uint64_t counts[64], back[64], most = 0;
+		qk_geometry_init(&g, 3, 9, order, false);
+		uint64_t n = g.rb_entries < 64 ? g.rb_entries : 64, at = g.rb_entries - n;
+		for (uint64_t i = 0; i < n; i++) {
+			counts[i] = qkt_rng_next(&rng) & g.refcount_max;
+			most = counts[i] > most ? counts[i] : most;
+			qk_refcount_set(&g, one, at + i, counts[i]);
+		}
+		qk_refcounts_store(&g, many, at, n, counts);
+		assert_memory_equal(one, many, sizeof(one));
+		qk_refcounts_load(&g, many, at, n, back);
+		assert_memory_equal(counts, back, (size_t)n * sizeof(*counts));
+		assert_true(qk_refcounts_most(counts, n) == most);
+	}
+	assert_true(qk_refcounts_most(NULL, 0) == 0);
+}
+
 static void setting_a_refcount_changes_that_one_only(void **state)
 {
 	(void)state;
@@ -178,6 +204,7 @@ int main(void)
 		cmocka_unit_test(l1_entries_round_up),
 		cmocka_unit_test(table_places_are_judged_to_the_last_cluster),
 		cmocka_unit_test(refcounts_of_every_width_are_read_as_drawn),
+		cmocka_unit_test(many_refcounts_are_each_of_them),
 		cmocka_unit_test(setting_a_refcount_changes_that_one_only),
 		cmocka_unit_test(refcount_blocks_of_qemu_are_understood),
 	};

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/* refcounts: see refcounts.h. The widths that images have are loops without calls. */
+#include "format/refcounts.h"
+
+#include "base/bytes.h"
+#include "base/num.h"
+
+void qk_refcounts_load(const struct qk_geometry *g, const uint8_t *block, uint64_t index,
+	uint64_t n, uint64_t *out)
+{
+	QK_ASSERT_VOID(F2, n <= g->rb_entries && index <= g->rb_entries - n);
+	switch (g->refcount_order) {
+	case 4:
+		for (uint64_t i = 0; i < n; i++)
+			out[i] = qk_load16(block + (index + i) * 2);
+		return;
+	case 6:
+		for (uint64_t i = 0; i < n; i++)
+			out[i] = qk_load64(block + (index + i) * 8);
+		return;
+	default:
+		for (uint64_t i = 0; i < n; i++)
+			out[i] = qk_refcount_get(g, block, index + i);
+	}
+}
+
+void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t index, uint64_t n,
+	const uint64_t *counts)
+{
+	QK_ASSERT_VOID(F2, n <= g->rb_entries && index <= g->rb_entries - n);
+	switch (g->refcount_order) {
+	case 4:
+		for (uint64_t i = 0; i < n; i++)
+			qk_store16(block + (index + i) * 2, (uint16_t)counts[i]);
+		return;
+	case 6:
+		for (uint64_t i = 0; i < n; i++)
+			qk_store64(block + (index + i) * 8, counts[i]);
+		return;
+	default:
+		for (uint64_t i = 0; i < n; i++)
+			qk_refcount_set(g, block, index + i, counts[i]);
+	}
+}
+
+uint64_t qk_refcounts_most(const uint64_t *counts, uint64_t n)
+{
+	uint64_t most = 0;
+	for (uint64_t i = 0; i < n; i++)
+		most = qk_max(most, counts[i]);
+	return most;
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT */
+/* refcounts: many entries of a refcount block at once. Pure. Specification: "Host cluster management". */
+#ifndef QK_FORMAT_REFCOUNTS_H
+#define QK_FORMAT_REFCOUNTS_H
+
+#include "format/geometry.h"
+
+/* out[0 .. n) are entries [index, index + n) of the block. */
+void qk_refcounts_load(const struct qk_geometry *g, const uint8_t *block, uint64_t index,
+	uint64_t n, uint64_t *out);
+
+/* The other way; each count fits the width (qk_refcounts_most). */
+void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t index, uint64_t n,
+	const uint64_t *counts);
+
+/* The largest of n counts, 0 where there are none. */
+uint64_t qk_refcounts_most(const uint64_t *counts, uint64_t n);
+
+#endif
