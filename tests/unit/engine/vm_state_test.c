@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The state of a machine: what QEMU puts behind the disk is read, of the image and of its snapshots, and stays with them
- * through everything that is done to snapshots, plain and encrypted; and both QEMUs read the disks.
+ * through everything that is done to snapshots; and both QEMUs read the disks.
  */
 #include "cm.h"
 #include "qemu.h"
@@ -122,13 +122,6 @@ static void it_stays_with_its_snapshot(void **state)
 	through_snapshots("-o cluster_size=16k,extended_l2=on", PLAIN, false);
 }
 
-static void of_encrypted_images_too(void **state)
-{
-	(void)state;
-	through_snapshots(
-		"-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", LUKS, true);
-}
-
 static void what_has_none_says_so(void **state)
 {
 	(void)state;
@@ -150,7 +143,6 @@ int main(void)
 	n_qemus = qkt_qemus(qemus);
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(it_stays_with_its_snapshot),
-		cmocka_unit_test(of_encrypted_images_too),
 		cmocka_unit_test(what_has_none_says_so),
 	};
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
