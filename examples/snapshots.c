@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include <qcowkit/manage.h>
 #include <qcowkit/qcowkit.h>
 
 static enum qcow_status open_layer(const char *path, const char *snapshot_id,

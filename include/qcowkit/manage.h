@@ -103,6 +103,12 @@ QCOW_EXPORT enum qcow_status qcow_snapshot_judge(struct qcow_image *image,
 	enum qcow_snapshot_act act, const char *const *keys, size_t n, enum qcow_snapshot_key how,
 	const struct qcow_progress *progress, struct qcow_error *err) QCOW_MUST_USE;
 
+/* The state of a machine that an image, or the snapshot that it was opened with, was saved with: it lies behind the disk. Its
+ * length is vm_state_size of struct qcow_snapshot; past it are zeros. Backing files hold none. QCOW_E_NOTSUP (raw, a data
+ * file), QCOW_E_RANGE, errors of qcow_pread. Specification: "Snapshots", bytes 32 to 35. */
+QCOW_EXPORT enum qcow_status qcow_read_vm_state(struct qcow_image *image, void *buf, size_t len,
+	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- bitmaps ---- */
 
 enum qcow_bitmap_act {

@@ -361,12 +361,6 @@ QCOW_EXPORT enum qcow_status qcow_each_bitmap(const struct qcow_image *image,
 
 /* ---- reading ---- */
 
-/* The state of a machine that an image, or the snapshot that it was opened with, was saved with: it lies behind the disk. Its
- * length is vm_state_size of struct qcow_snapshot; past it are zeros. Backing files hold none. QCOW_E_NOTSUP (raw, a data
- * file), QCOW_E_RANGE, errors of qcow_pread. Specification: "Snapshots", bytes 32 to 35. */
-QCOW_EXPORT enum qcow_status qcow_read_vm_state(struct qcow_image *image, void *buf, size_t len,
-	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
-
 /*
  * Read [off, off + len) of the disk. Backing layers are followed; what no layer holds reads as zeros.
  * QCOW_E_RANGE beyond the disk; QCOW_E_CORRUPT with err->finding where a table or compressed cluster in

@@ -2,6 +2,7 @@
 /*
  * api_read: qcow_pread and qcow_map: argument checks. Both may run on one image in any number of threads.
  */
+#include <qcowkit/manage.h>
 #include <qcowkit/qcowkit.h>
 
 #include <inttypes.h>

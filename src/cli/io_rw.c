@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <qcowkit/manage.h>
+
 #include "cli/io_args.h"
 
 /* The part of what was read that -P looks at. */
