@@ -100,6 +100,7 @@ def lines(*commands):
 
 
 CASES = {
+    "machine_state": lines("read -P 0 -b 0 512", "read -P 0 -b 1M 64k") + ["a.qcow2"],
     "nothing": ["a.qcow2"],
     "read": lines("read 0 512", "read 1 2", "read -v 65530 20", "read 0 1.5k", "read 0 0x10", "r 0 1") + ["a.qcow2"],
     "dump": lines("read -v 0 300", "read -vq 0 10", "readv -v 3 4 5") + ["-r", "-f", "raw", "all.raw"],
@@ -272,8 +273,8 @@ def own_refusals():
     """What cannot be done yet fails in one sentence and changes nothing."""
     images()
     before = contents(["a.qcow2"])
-    out, err, status = run(OURS, lines("write -b 0 512", "read -b 0 512") + ["a.qcow2"])
-    if status != 1 or out != ("write failed: Operation not supported\n" + "read failed: Operation not supported\n"):
+    out, err, status = run(OURS, lines("write -b 0 512") + ["a.qcow2"])
+    if status != 1 or out != "write failed: Operation not supported\n":
         return False, f"{status}\n{out}{err}"
     return before == contents(["a.qcow2"]), err
 
