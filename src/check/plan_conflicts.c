@@ -157,14 +157,11 @@ static enum qcow_status find_all_over(struct qk_plan *p, struct qcow_error *err)
 			uint64_t word = qk_census_load(&p->census, page, i);
 			if ((word & QK_CENSUS_WIDE_COUNT) <= p->g.refcount_max)
 				continue;
-			if (p->n_over == p->over_room) {
-				size_t room = p->over_room == 0 ? 16 : p->over_room * 2;
-				struct qk_plan_over *v = qk_realloc(p->over, room, sizeof(*v));
-				if (v == NULL)
-					return QK_FAIL_NOMEM(err);
-				p->over = v;
-				p->over_room = room;
-			}
+			struct qk_plan_over *v = qk_grown(
+				p->over, p->n_over, &p->over_room, sizeof(*v));
+			if (v == NULL)
+				return QK_FAIL_NOMEM(err);
+			p->over = v;
 			p->over[p->n_over++] = (struct qk_plan_over){
 				(keys[k] << p->census.page_shift) + i, p->g.refcount_max};
 		}

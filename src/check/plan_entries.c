@@ -187,14 +187,10 @@ enum qcow_status qk_plan_add_table(
 {
 	if (t->n == MAX_TABLES || (t->n != 0 && t->v[t->n - 1].off >= off))
 		return QCOW_OK;
-	if (t->n == t->room) {
-		size_t room = t->room == 0 ? 16 : t->room * 2;
-		struct qk_plan_table *v = qk_realloc(t->v, room, sizeof(*v));
-		if (v == NULL)
-			return QK_FAIL_NOMEM(err);
-		t->v = v;
-		t->room = room;
-	}
+	struct qk_plan_table *v = qk_grown(t->v, t->n, &t->room, sizeof(*v));
+	if (v == NULL)
+		return QK_FAIL_NOMEM(err);
+	t->v = v;
 	t->v[t->n++] = (struct qk_plan_table){off, index};
 	return QCOW_OK;
 }

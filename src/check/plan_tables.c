@@ -148,14 +148,10 @@ static enum qcow_status add(struct structures *s, enum rank rank, uint32_t index
 
 	if (range->len == 0)
 		return QCOW_OK;
-	if (s->n == s->room) {
-		size_t room = s->room == 0 ? 64 : s->room * 2;
-		struct structure *v = qk_realloc(s->v, room, sizeof(*v));
-		if (v == NULL)
-			return QK_FAIL_NOMEM(err);
-		s->v = v;
-		s->room = room;
-	}
+	struct structure *v = qk_grown(s->v, s->n, &s->room, sizeof(*v));
+	if (v == NULL)
+		return QK_FAIL_NOMEM(err);
+	s->v = v;
 	s->v[s->n++] = (struct structure){.first = range->off >> bits,
 		.end = ((range->off + range->len - 1) >> bits) + 1,
 		.rank = rank,

@@ -105,7 +105,7 @@ static enum qcow_status take_queries(
 static enum qcow_status take_authority(
 	struct qk_nbd_address *a, const char *text, size_t n, struct qcow_error *err)
 {
-	const char *end = text + n, *host_end = end, *colon = NULL;
+	const char *end = text + n, *host_end = NULL, *colon = NULL;
 	bool brackets = n > 0 && text[0] == '[';
 	if (brackets) {
 		text++;
