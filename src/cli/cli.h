@@ -37,6 +37,7 @@ struct cli {
 	bool objects_added; /* --object has been looked at */
 	struct cli_secret *secrets; /* of --object secret, a list */
 	struct cli_tls *tls; /* of --object tls-creds-…, a list */
+	enum qcow_status close_status; /* of the first image below another one whose close failed */
 	struct cli_blkdebug *blkdebugs; /* nodes that are open, the newest first */
 	bool (*cancelled)(
 		void *ctx); /* does somebody want the run to end? NULL: nobody can say so */

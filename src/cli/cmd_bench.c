@@ -303,7 +303,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return 1;
 	}
 	int rc = run_bench(&b, args);
-	qcow_close(b.image);
+	rc = cli_close(cli, b.image, rc == 0) ? rc : 1;
 	free(b.pattern_buf);
 	(void)pthread_cond_destroy(&b.changed);
 	return rc;

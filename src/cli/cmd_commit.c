@@ -124,9 +124,9 @@ static bool fail(struct commit *c, const struct qcow_error *err)
 	return false;
 }
 
-static bool put_result(struct commit *c)
+/* When all is closed: `base` is a copy of its name. */
+static bool put_result(const struct commit *c, const char *base)
 {
-	const char *base = qcow_store_name(qcow_image_store(c->base));
 	if (cli_wants_json(c->args)) {
 		json_t *o = json_object();
 		cli_json_set(o, "filename", cli_json_string(c->file));
@@ -161,7 +161,7 @@ static bool run_commit(struct commit *c)
 	if (ok && !c->dry_run && !c->options.keep)
 		ok = qcow_flush(c->image, &err) == QCOW_OK;
 	cli_progress_end(progress, ok);
-	return ok ? put_result(c) : fail(c, &err);
+	return ok || fail(c, &err);
 }
 
 static int run(struct cli *cli, const struct cli_args *args)
@@ -169,8 +169,11 @@ static int run(struct cli *cli, const struct cli_args *args)
 	struct commit c = {.cli = cli, .args = args, .file = args->operands[0]};
 	if (!read_options(&c))
 		return 1;
+	QK_AUTO_FREE char *base = NULL;
 	bool ok = run_commit(&c);
-	ok = cli_close(cli, c.image, ok);
+	if (ok && (base = strdup(qcow_store_name(qcow_image_store(c.base)))) == NULL)
+		cli_out_of_memory();
+	ok = cli_close(cli, c.image, ok) && put_result(&c, base);
 	if (!ok)
 		cli_signals_end();
 	return ok ? 0 : 1;

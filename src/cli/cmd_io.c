@@ -48,7 +48,7 @@ static int run_lines(struct io *io, const struct cli_args *args)
 
 static int run(struct cli *cli, const struct cli_args *args)
 {
-	struct io io = {.cli = cli};
+	struct io io = {.cli = cli, .spans = IO_SPANS_INIT};
 	if (!cli_objects_add_all(cli, args) || !take_mode(&io, args))
 		return 1;
 	if (args->n_operands == 1 && !io_open(&io, &io.mode, args->operands[0], NULL))

@@ -7,6 +7,7 @@
 
 struct image_store {
 	struct qcow_image *image;
+	enum qcow_status *failed; /* where a close that fails is told */
 	bool writable;
 };
 
@@ -84,7 +85,9 @@ static void image_caps(void *ctx, struct qcow_store_caps *out)
 static void image_close(void *ctx)
 {
 	struct image_store *s = ctx;
-	qcow_close(s->image);
+	enum qcow_status status = qcow_close(s->image);
+	if (*s->failed == QCOW_OK)
+		*s->failed = status;
 	free(s);
 }
 
@@ -103,8 +106,8 @@ static const struct qcow_store_ops image_ops = {
 	.close = image_close,
 };
 
-enum qcow_status cli_image_store_new(
-	struct qcow_image *image, bool writable, struct qcow_store **out, struct qcow_error *err)
+enum qcow_status cli_image_store_new(struct cli *cli, struct qcow_image *image, bool writable,
+	struct qcow_store **out, struct qcow_error *err)
 {
 	struct image_store *s = qk_calloc(1, sizeof(*s));
 	struct qcow_store *store = NULL;
@@ -113,7 +116,7 @@ enum qcow_status cli_image_store_new(
 		qcow_close(image);
 		return QK_FAIL_NOMEM(err);
 	}
-	*s = (struct image_store){image, writable};
+	*s = (struct image_store){image, &cli->close_status, writable};
 	status = qcow_store_new(&image_ops, s, &store, err);
 	if (status != QCOW_OK) {
 		image_close(s);

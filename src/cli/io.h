@@ -10,6 +10,7 @@
  *   io_args.c      letters and words of the commands that move bytes
  *   io_text.c      numbers as they are typed and printed, reports, dumps
  *   io_move.c      the requests themselves: read, write, zero, discard of byte ranges
+ *   io_span.c      which of them are alone in their range
  *   io_rw.c        read, readv, write, writev, discard
  *   io_aio.c       aio_read, aio_write, aio_discard, aio_flush: one thread a request
  *   io_state.c     alloc, map, length, info, truncate, flush
@@ -26,6 +27,7 @@
 
 #include "base/mem.h"
 #include "cli/cli.h"
+#include "cli/io_span.h"
 
 struct io_request;
 
@@ -50,6 +52,7 @@ struct io {
 	bool ignores_discards;
 	bool compresses; /* the driver compress lies over it */
 	bool guards_sector_0; /* a raw disk that was probed must not begin to look like another format */
+	struct io_spans spans; /* of requests, where copy-on-read or the driver compress wants them */
 	struct io_request *requests; /* aio that has not been reported, oldest first */
 };
 

@@ -109,6 +109,36 @@ static enum qcow_status copy_on_read(
 	return QCOW_OK;
 }
 
+/* ---- requests ---- */
+
+/* Does something above the format read and then write? */
+static bool wants_spans(const struct io *io)
+{
+	return io->opened.copy_on_read || io->compresses;
+}
+
+/* The clusters of [off, off + len), alone. */
+static void enter_alone(struct io *io, struct io_span *span, uint64_t off, uint64_t len)
+{
+	struct qcow_info in;
+	qcow_get_info(io->image, &in);
+	uint64_t cluster = in.version != 0 ? in.cluster_size : SECTOR;
+	*span = (struct io_span){.off = off / cluster * cluster,
+		.end = (off + len + cluster - 1) / cluster * cluster,
+		.is_alone = true};
+	io_span_enter(&io->spans, span);
+}
+
+static enum qcow_status fill_and_keep(
+	struct io *io, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	struct io_span span;
+	enter_alone(io, &span, off, len);
+	enum qcow_status status = copy_on_read(io, off, len, err);
+	io_span_leave(&io->spans, &span);
+	return status;
+}
+
 enum qcow_status io_move_read(struct io *io, const struct io_bytes *bytes, struct qcow_error *err)
 {
 	uint64_t size = qcow_size(io->image), off = bytes->off;
@@ -116,7 +146,7 @@ enum qcow_status io_move_read(struct io *io, const struct io_bytes *bytes, struc
 	uint64_t stored = off < size ? qk_min(bytes->len, size - off) : 0;
 	memset((uint8_t *)bytes->buf + stored, 0, bytes->len - stored);
 	if (io->opened.copy_on_read)
-		QK_TRY(copy_on_read(io, off, stored, err));
+		QK_TRY(fill_and_keep(io, off, stored, err));
 	if (stored == 0)
 		return QCOW_OK;
 	if (bytes->iov != NULL && stored == bytes->len)
@@ -174,7 +204,7 @@ static unsigned engine_flags(const struct io *io, const struct io_flags *flags)
 	       (flags->no_fallback ? (unsigned)QCOW_IO_FAST : 0);
 }
 
-/* Whole clusters, compressed: what the range leaves of its first and its last one is read. */
+/* Whole clusters, compressed: what the range leaves of its first and its last one is read. Alone in them. */
 static enum qcow_status write_compressed_range(struct io *io, const void *buf, uint64_t len,
 	uint64_t off, unsigned flags, struct qcow_error *err)
 {
@@ -193,7 +223,7 @@ static enum qcow_status write_compressed_range(struct io *io, const void *buf, u
 	return qcow_write_compressed(io->image, whole, end - start, start, flags, err);
 }
 
-enum qcow_status io_move_write(struct io *io, const struct io_flags *flags,
+static enum qcow_status move_write(struct io *io, const struct io_flags *flags,
 	const struct io_bytes *bytes, struct qcow_error *err)
 {
 	uint64_t len = bytes->len, off = bytes->off;
@@ -212,7 +242,23 @@ enum qcow_status io_move_write(struct io *io, const struct io_flags *flags,
 	return qcow_pwrite(io->image, bytes->buf, len, off, how, err);
 }
 
-enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
+enum qcow_status io_move_write(struct io *io, const struct io_flags *flags,
+	const struct io_bytes *bytes, struct qcow_error *err)
+{
+	struct io_span span = {.off = bytes->off, .end = bytes->off + bytes->len};
+	if (!wants_spans(io))
+		return move_write(io, flags, bytes, err);
+	if (io->compresses && !flags->zero)
+		enter_alone(io, &span, bytes->off, bytes->len);
+	else
+		io_span_enter(&io->spans, &span);
+	enum qcow_status status = move_write(io, flags, bytes, err);
+	io_span_leave(&io->spans, &span);
+	return status;
+}
+
+static enum qcow_status move_discard(
+	struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
 {
 	QK_TRY(io_check_range(io, len, off, err));
 	if (io->ignores_discards)
@@ -226,4 +272,15 @@ enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, stru
 		len = off < end ? end - off : 0;
 	}
 	return qcow_discard(io->image, off, len, 0, err);
+}
+
+enum qcow_status io_move_discard(struct io *io, uint64_t len, uint64_t off, struct qcow_error *err)
+{
+	struct io_span span = {.off = off, .end = off + len};
+	if (!wants_spans(io))
+		return move_discard(io, len, off, err);
+	io_span_enter(&io->spans, &span);
+	enum qcow_status status = move_discard(io, len, off, err);
+	io_span_leave(&io->spans, &span);
+	return status;
 }

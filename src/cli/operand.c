@@ -136,7 +136,7 @@ static enum qcow_status open_disk_below(struct cli *cli, const json_t *spec, uns
 	if (status == QCOW_OK)
 		status = open_chain(&refs, own, &request, &image, err);
 	if (status == QCOW_OK)
-		status = cli_image_store_new(image, is_written, out, err);
+		status = cli_image_store_new(cli, image, is_written, out, err);
 	json_decref(own);
 	return status;
 }

@@ -80,6 +80,7 @@ bool cli_close(struct cli *cli, struct qcow_image *image, bool ok)
 		return ok;
 	int n = asprintf(&name, "%s", qcow_store_name(qcow_image_store(image)));
 	enum qcow_status status = qcow_close(image);
+	status = status == QCOW_OK ? cli->close_status : status;
 	if (status == QCOW_OK || !ok)
 		return ok;
 	cli_error(cli, "Failed to close '%s': %s", n >= 0 ? name : "", qcow_status_text(status));

@@ -328,6 +328,24 @@ def survives_kill():
     return p.returncode == -signal.SIGKILL and status == 0 and check("a.qcow2")[0] == 0, check("a.qcow2")[1]
 
 
+def fills_beside_writes():
+    """Requests in flight in one cluster, of which one reads it and writes it whole, lose nothing of each other."""
+    with open("low.raw", "wb") as f:
+        f.write(b"\x11" * (4 << 20))
+    compress = "driver=compress,file.driver=qcow2,file.file.driver=file,file.file.filename=t.qcow2"
+    ways = [(["-C", "-t", "writeback"] + lines("aio_read -q 0 4k", "aio_write -q -P 2 64k 4k", "aio_read -q 2M 4k",
+                                               "aio_write -q -P 3 3M 4k", "aio_flush") + ["t.qcow2"],
+             lines("read -P 2 64k 4k", "read -P 3 3M 4k", "read -P 0x11 68k 64k"), ["-b", "low.raw", "-F", "raw"]),
+            (["--image-opts"] + lines("aio_write -q -P 2 0 512k", "aio_write -q -P 3 1M 512k", "aio_flush") + [compress],
+             lines("read -P 2 0 512k", "read -P 3 1M 512k", "read -P 0 512k 512k"), [])]
+    for words, reads, base in ways * 8:
+        make("t.qcow2", "-f", "qcow2", "-o", "cluster_size=2M", *base, "4M")
+        wrote, read = run(OURS, words), run(OURS, reads + ["t.qcow2"])
+        if wrote[2] != 0 or read[2] != 0:
+            return False, f"{words}: {wrote} {read}"
+    return True, ""
+
+
 def holes():
     """Freed clusters become holes for the options for which QEMU's do, at the same offsets."""
     steps = lines("write -q -P 1 0 512k", "write -q -c -P 2 1M 64k", "flush", "discard -q 64k 128k", "flush",
@@ -351,7 +369,7 @@ def holes():
     return True, ""
 
 
-OWN = [own_refusals, holes, concurrent, no_loop, plain_name, survives_kill]
+OWN = [own_refusals, fills_beside_writes, holes, concurrent, no_loop, plain_name, survives_kill]
 
 
 def main():
