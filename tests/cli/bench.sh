@@ -42,7 +42,7 @@ printf '[inject-error]\nevent = "flush_to_disk"\nstate = "2"\nerrno = "5"\nonce 
 cp a.qcow2 f.qcow2
 says a_flush_after_the_interval 1 '*a request failed*' "$QCOW" bench -w -c 9 -d 2 --flush-interval 4 blkdebug:rules:f.qcow2
 cp a.qcow2 f.qcow2
-expect only_one_at_the_end 0 "$QCOW" bench -w -c 9 -d 2 --flush-interval 10 blkdebug:rules:f.qcow2
+says only_one_before_the_close 1 '*Failed to close*' "$QCOW" bench -w -c 9 -d 2 --flush-interval 10 blkdebug:rules:f.qcow2
 expect unsafe_has_none 0 "$QCOW" bench -w -t unsafe -c 9 -d 2 --flush-interval 4 blkdebug:rules:f.qcow2
 io_rules flush_to_disk
 says a_flush_at_the_end 1 '*' "$QCOW" bench -w -c 9 -d 2 blkdebug:rules:f.qcow2
