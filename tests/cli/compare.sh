@@ -4,6 +4,7 @@
 source "$(dirname "$0")/lib.sh"
 need_qemu
 head -c 5M /dev/urandom >a.raw
+for at in 100 5000000; do printf 'these' | dd of=a.raw bs=1 seek=$at conv=notrunc status=none; done # not what change writes
 change() { # FROM TO OFFSET
 	cp "$1" "$2"
 	printf 'other' | dd of="$2" bs=1 seek="$3" conv=notrunc status=none

@@ -35,7 +35,8 @@ void qkt_model_write(struct qkt_model *m, const void *buf, size_t len, size_t of
 {
 	if (off + len > m->size)
 		qkt_model_resize(m, off + len);
-	memcpy(m->bytes + off, buf, len);
+	if (len != 0)
+		memcpy(m->bytes + off, buf, len);
 }
 
 void qkt_model_zero(struct qkt_model *m, size_t len, size_t off)
