@@ -37,8 +37,8 @@ struct serve_operand {
 /* An open image, and how its exports are called. */
 struct serve_image {
 	struct serve_image *next;
-	char *name;
-	struct serve_operand operand; /* `text` and `name` are its own */
+	char *name, *text, *format, *snapshot; /* what `operand` points to */
+	struct serve_operand operand;
 	struct qk_view_image *shared;
 	bool writable;
 	bool all_bitmaps; /* those that can be read are shown; else those that -B named */
@@ -47,11 +47,17 @@ struct serve_image {
 struct serve_export {
 	struct serve_export *next;
 	char *name;
-	char *snapshot; /* the one that it shows, or NULL */
-	struct serve_image *owner; /* NULL for a snapshot, whose image is its own */
+	char *snapshot, *snapshot_id; /* the one that it shows, or NULL */
+	struct serve_image *owner; /* stays open as long, a snapshot's too */
 	struct serve_image *image; /* the same where its active disk is shown, else NULL */
 	struct qk_view *view;
 	bool is_whole; /* the image's own disk, from 0 to its end */
+};
+
+/* A Unix socket that we made; all zero: none. */
+struct serve_socket {
+	char *path;
+	int file; /* O_PATH: what was made there */
 };
 
 struct serve {
@@ -65,7 +71,7 @@ struct serve {
 	unsigned n_listeners;
 	unsigned max_clients; /* 0: any number, and the server accepts by itself */
 	unsigned n_clients; /* given to the server, where it is limited */
-	char *socket_path, *ctl_path; /* made by us, NULL: none */
+	struct serve_socket socket, ctl_socket;
 	char *temporary_folder; /* of a socket that --run made */
 	char *uri; /* of the first export */
 	bool persistent, stdio;
@@ -84,7 +90,7 @@ struct serve {
 
 /* serve_open.c. Open an image and add its exports. False: reported. */
 bool serve_open(struct serve *s, const struct serve_operand *operand);
-/* The same, told to nobody but the caller. */
+/* The same, told to nobody but the caller; after a failure nothing of it is left. */
 enum qcow_status serve_try_open(
 	struct serve *s, const struct serve_operand *operand, struct qcow_error *err) QK_MUST_USE;
 /* The export of this name, or NULL. */
@@ -92,7 +98,7 @@ struct serve_export *serve_find(struct serve *s, const char *name);
 /* Take an export off the server, and forget it. */
 enum qcow_status serve_remove(struct serve *s, struct serve_export *export, bool hard,
 	struct qcow_error *err) QK_MUST_USE;
-/* While quiesced: show the bitmaps that the image has now. */
+/* While quiesced: show the bitmaps that the image has now, of those that -B named what is there. */
 enum qcow_status serve_refresh_bitmaps(
 	struct serve *s, struct serve_image *image, struct qcow_error *err) QK_MUST_USE;
 /* Export the snapshots that the image has and that are not yet there. */
@@ -106,7 +112,9 @@ bool serve_forget_all(struct serve *s);
 /* serve_listen.c. Make or inherit the sockets, by the options. False: reported. */
 bool serve_listen(struct serve *s);
 /* A Unix socket that listens at `path`, with `mode`; what nobody listens at is replaced. -1: reported. */
-int serve_listen_unix(struct serve *s, const char *path, mode_t mode);
+int serve_listen_unix(struct serve *s, const char *path, mode_t mode, struct serve_socket *made);
+/* Remove it, if it is still there and not what somebody else made in its place. */
+void serve_unlink_socket(struct serve_socket *made);
 /* Give a client of a listener to the server. */
 void serve_accept(struct serve *s, int listener);
 void serve_unlisten(struct serve *s);

@@ -28,11 +28,8 @@ struct serve_client {
 
 bool serve_ctl_open(struct serve *s, const char *path)
 {
-	s->ctl_listener = serve_listen_unix(s, path, 0600);
-	if (s->ctl_listener < 0)
-		return false;
-	s->ctl_path = strdup(path);
-	return true;
+	s->ctl_listener = serve_listen_unix(s, path, 0600, &s->ctl_socket);
+	return s->ctl_listener >= 0;
 }
 
 size_t serve_ctl_polls(struct serve *s, struct pollfd *fds, size_t room)
@@ -155,9 +152,6 @@ void serve_ctl_close(struct serve *s)
 		drop_client(s, s->clients);
 	if (s->ctl_listener >= 0)
 		(void)close(s->ctl_listener);
-	if (s->ctl_path != NULL)
-		(void)unlink(s->ctl_path);
-	free(s->ctl_path);
-	s->ctl_path = NULL;
+	serve_unlink_socket(&s->ctl_socket);
 	s->ctl_listener = -1;
 }

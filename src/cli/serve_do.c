@@ -6,6 +6,7 @@
 #include <qcowkit/manage.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "cli/serve.h"
 
 /* One request. */
@@ -55,10 +56,9 @@ static enum qcow_status find_image(struct job *job, struct serve_image **out)
 {
 	const char *name = json_string_value(json_object_get(job->request, "export"));
 	struct serve_export *e = serve_find(job->s, name != NULL ? name : "");
-	if (e == NULL && name == NULL && job->s->images != NULL && job->s->images->next == NULL) {
-		*out = job->s->images; /* there is no other */
-		return QCOW_OK;
-	}
+	if (e == NULL && name == NULL && job->s->images != NULL && job->s->images->next == NULL)
+		for (e = job->s->exports; e != NULL && e->image == NULL;)
+			e = e->next; /* there is no other image */
 	if (e == NULL)
 		return QK_FAIL(&job->err, QCOW_E_NOENT, "there is no export '%s'",
 			name != NULL ? name : "");
@@ -185,18 +185,58 @@ static enum qcow_status do_export_remove(struct job *job)
 static enum qcow_status create_snapshot(struct job *job, struct serve_image *image)
 {
 	struct qcow_snapshot_create_options options = QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
+	bool exports = is_set(job, "export-it");
 	QK_TRY(want_string(job, "name", &options.name));
+	if (exports && image->operand.temporary)
+		return QK_FAIL(&job->err, QCOW_E_INVAL,
+			"a snapshot of a temporary overlay cannot be exported");
 	QK_TRY(qcow_snapshot_create(image->shared->image, &options, &job->err));
-	if (cli_flag(job->s->args, "snapshots") || is_set(job, "export-it"))
+	if (exports || (cli_flag(job->s->args, "snapshots") && !image->operand.temporary))
 		return serve_add_snapshots(job->s, image, &job->err);
 	return QCOW_OK;
 }
 
+/* A snapshot that is looked for, and its id. */
+struct found {
+	const char *key;
+	bool by_id;
+	char *id;
+};
+
+static bool compare_snapshot(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot)
+{
+	struct found *found = ctx;
+	const char *text = found->by_id ? snapshot->id : snapshot->name;
+	size_t n = found->by_id ? snapshot->id_bytes : snapshot->name_bytes;
+	(void)index;
+	if (n != strlen(found->key) || memcmp(text, found->key, n) != 0)
+		return true;
+	found->id = strdup(snapshot->id);
+	if (found->id == NULL)
+		cli_out_of_memory();
+	return false;
+}
+
+/* The id of the snapshot that is meant as by QCOW_SNAPSHOT_NAME_OR_ID, the caller's, or NULL. */
+static enum qcow_status find_id(
+	struct job *job, const struct serve_image *image, const char *key, char **out)
+{
+	struct found found = {.key = key};
+	QK_TRY(qcow_each_snapshot(image->shared->image, compare_snapshot, &found, &job->err));
+	found.by_id = true;
+	if (found.id == NULL)
+		QK_TRY(qcow_each_snapshot(
+			image->shared->image, compare_snapshot, &found, &job->err));
+	*out = found.id;
+	return QCOW_OK;
+}
+
 /* The export that shows the snapshot, or NULL. */
-static struct serve_export *find_shown(struct job *job, const char *snapshot)
+static struct serve_export *find_shown(
+	struct job *job, const struct serve_image *image, const char *id)
 {
 	for (struct serve_export *e = job->s->exports; e != NULL; e = e->next)
-		if (e->snapshot != NULL && strcmp(e->snapshot, snapshot) == 0)
+		if (e->owner == image && e->snapshot_id != NULL && strcmp(e->snapshot_id, id) == 0)
 			return e;
 	return NULL;
 }
@@ -205,8 +245,11 @@ static struct serve_export *find_shown(struct job *job, const char *snapshot)
 static enum qcow_status delete_snapshot(struct job *job, struct serve_image *image)
 {
 	const char *name = NULL;
+	QK_AUTO_FREE char *id = NULL;
+	struct serve_export *e = NULL;
 	QK_TRY(want_string(job, "name", &name));
-	for (struct serve_export *e = find_shown(job, name); e != NULL; e = find_shown(job, name))
+	QK_TRY(find_id(job, image, name, &id));
+	while (id != NULL && (e = find_shown(job, image, id)) != NULL)
 		QK_TRY(serve_remove(job->s, e, is_set(job, "hard"), &job->err));
 	return qcow_snapshot_delete(
 		image->shared->image, &name, 1, QCOW_SNAPSHOT_NAME_OR_ID, NULL, &job->err);

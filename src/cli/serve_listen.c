@@ -57,23 +57,48 @@ static bool unix_address(struct serve *s, const char *path, struct sockaddr_un *
 	return true;
 }
 
-/* Does anybody listen there? */
-static bool is_listened_at(const struct sockaddr_un *address)
+/* Does nobody listen there? A socket of another type, or one that has no room for more clients, is somebody's. */
+static bool is_left_over(const struct sockaddr_un *address)
 {
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	bool yes = fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	bool yes = fd >= 0 &&
+		   connect(fd, (const struct sockaddr *)address, sizeof(*address)) != 0 &&
+		   errno == ECONNREFUSED;
 	if (fd >= 0)
 		(void)close(fd);
 	return yes;
 }
 
-int serve_listen_unix(struct serve *s, const char *path, mode_t mode)
+static void remember(struct serve_socket *made, const char *path)
+{
+	made->path = realpath(path, NULL);
+	if (made->path == NULL)
+		made->path = strdup(path);
+	made->file = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Its inode number is nobody else's as long as `file` is open. */
+void serve_unlink_socket(struct serve_socket *made)
+{
+	struct stat ours, there;
+	if (made->path == NULL)
+		return;
+	if (made->file >= 0 && fstat(made->file, &ours) == 0 && lstat(made->path, &there) == 0 &&
+		ours.st_dev == there.st_dev && ours.st_ino == there.st_ino)
+		(void)unlink(made->path);
+	if (made->file >= 0)
+		(void)close(made->file);
+	free(made->path);
+	*made = (struct serve_socket){.path = NULL};
+}
+
+int serve_listen_unix(struct serve *s, const char *path, mode_t mode, struct serve_socket *made)
 {
 	struct sockaddr_un address;
 	struct stat st;
 	if (!unix_address(s, path, &address))
 		return -1;
-	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) && !is_listened_at(&address))
+	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) && is_left_over(&address))
 		(void)unlink(path);
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	mode_t old = umask(0777 & ~mode);
@@ -81,8 +106,10 @@ int serve_listen_unix(struct serve *s, const char *path, mode_t mode)
 		  listen(fd, BACKLOG) == 0;
 	int error = errno;
 	(void)umask(old);
-	if (ok)
+	if (ok) {
+		remember(made, path);
 		return fd;
+	}
 	cli_error(s->cli, "Failed to bind socket to %s: %s", path, strerror(error));
 	if (fd >= 0)
 		(void)close(fd);
@@ -110,13 +137,8 @@ static bool listen_unix(struct serve *s, const char *path)
 	mode_t mode = 0;
 	if (!parse_mode(s, &mode))
 		return false;
-	int fd = serve_listen_unix(s, path, mode);
-	if (fd < 0)
-		return false;
-	s->socket_path = realpath(path, NULL);
-	if (s->socket_path == NULL)
-		s->socket_path = strdup(path);
-	return take(s, fd);
+	int fd = serve_listen_unix(s, path, mode, &s->socket);
+	return fd >= 0 && take(s, fd);
 }
 
 /* ---- TCP ---- */
@@ -243,9 +265,9 @@ static void make_uri(struct serve *s, const char *address, const char *port)
 	const char *name = cli_arg_next(s->args, "export-name", &at);
 	QK_AUTO_FREE char *export = escaped_name(name != NULL ? name : "");
 	const char *tls = cli_arg(s->args, "tls-creds") != NULL ? "s" : "";
-	int n = s->socket_path != NULL
+	int n = s->socket.path != NULL
 			? asprintf(&s->uri, "nbd%s+unix:///%s?socket=%s", tls, export,
-				  s->socket_path)
+				  s->socket.path)
 			: asprintf(&s->uri, "nbd%s://%s:%s/%s", tls,
 				  address != NULL ? address : "localhost", port, export);
 	if (n < 0)
@@ -300,12 +322,10 @@ void serve_unlisten(struct serve *s)
 {
 	while (s->n_listeners > 0)
 		(void)close(s->listeners[--s->n_listeners]);
-	if (s->socket_path != NULL)
-		(void)unlink(s->socket_path);
+	serve_unlink_socket(&s->socket);
 	if (s->temporary_folder != NULL)
 		(void)rmdir(s->temporary_folder);
-	free(s->socket_path);
 	free(s->temporary_folder);
 	free(s->uri);
-	s->socket_path = s->temporary_folder = s->uri = NULL;
+	s->temporary_folder = s->uri = NULL;
 }

@@ -12,9 +12,10 @@
 /* What is being added. */
 struct adding {
 	struct serve *s;
-	struct serve_image *image; /* NULL: a snapshot's */
+	struct serve_image *owner;
+	struct serve_image *image; /* the same, or NULL: a snapshot's */
 	struct qk_view_image *shared;
-	const char *snapshot;
+	const char *snapshot, *snapshot_id;
 	struct qcow_error *err;
 };
 
@@ -62,9 +63,9 @@ static enum qcow_status find_all_bitmaps(
 	return QCOW_OK;
 }
 
-/* Those that -B names must be there. */
-static enum qcow_status find_named_bitmaps(
-	struct serve *s, const struct serve_image *image, struct names *out, struct qcow_error *err)
+/* Those that -B names; they must be there unless `may_be_gone`. */
+static enum qcow_status find_named_bitmaps(struct serve *s, const struct serve_image *image,
+	bool may_be_gone, struct names *out, struct qcow_error *err)
 {
 	size_t at = 0;
 	for (const char *name = cli_arg_next(s->args, "bitmap", &at); name != NULL;
@@ -72,7 +73,11 @@ static enum qcow_status find_named_bitmaps(
 		uint32_t index = 0;
 		if (out->n == QK_NBD_MAX_BITMAPS)
 			return QK_FAIL(err, QCOW_E_LIMIT, "more than %u bitmaps", out->n);
-		if (qcow_bitmap_find(image->shared->image, name, &index, err) != QCOW_OK)
+		enum qcow_status status = qcow_bitmap_find(
+			image->shared->image, name, &index, NULL);
+		if (status == QCOW_E_NOENT && may_be_gone)
+			continue;
+		if (status != QCOW_OK)
 			return QK_FAIL(err, QCOW_E_NOENT, "Bitmap '%s' is not found", name);
 		out->own[out->n] = NULL;
 		out->name[out->n++] = name;
@@ -80,12 +85,12 @@ static enum qcow_status find_named_bitmaps(
 	return QCOW_OK;
 }
 
-static enum qcow_status find_bitmaps(
-	struct serve *s, struct serve_image *image, struct names *out, struct qcow_error *err)
+static enum qcow_status find_bitmaps(struct serve *s, struct serve_image *image, bool may_be_gone,
+	struct names *out, struct qcow_error *err)
 {
 	out->n = 0;
 	return image->all_bitmaps ? find_all_bitmaps(image->shared->image, out, err)
-				  : find_named_bitmaps(s, image, out, err);
+				  : find_named_bitmaps(s, image, may_be_gone, out, err);
 }
 
 void serve_close_readers(struct serve *s, struct serve_image *image)
@@ -99,7 +104,7 @@ enum qcow_status serve_refresh_bitmaps(
 	struct serve *s, struct serve_image *image, struct qcow_error *err)
 {
 	struct names names;
-	enum qcow_status status = find_bitmaps(s, image, &names, err);
+	enum qcow_status status = find_bitmaps(s, image, true, &names, err);
 	for (struct serve_export *e = s->exports; e != NULL && status == QCOW_OK; e = e->next) {
 		if (e->image != image)
 			continue;
@@ -126,6 +131,7 @@ static void free_export(struct serve_export *e)
 {
 	free(e->name);
 	free(e->snapshot);
+	free(e->snapshot_id);
 	free(e);
 }
 
@@ -151,27 +157,31 @@ static enum qcow_status offer(struct adding *a, struct serve_export *e,
 	return status;
 }
 
+/* A copy of a text that may be NULL. False: out of memory. */
+static bool copy_text(char **out, const char *text)
+{
+	*out = text != NULL ? qk_strndup(text, strlen(text)) : NULL;
+	return text == NULL || *out != NULL;
+}
+
 static enum qcow_status add_export(
 	struct adding *a, const char *name, struct qk_view_options view, bool is_whole)
 {
 	struct names names = {.n = 0};
 	struct serve_export *e = qk_calloc(1, sizeof(*e));
-	if (e != NULL)
-		e->name = qk_strndup(name, strlen(name));
-	if (e != NULL && a->snapshot != NULL)
-		e->snapshot = qk_strndup(a->snapshot, strlen(a->snapshot));
-	if (e == NULL || e->name == NULL || (a->snapshot != NULL && e->snapshot == NULL)) {
+	if (e == NULL || !copy_text(&e->name, name) || !copy_text(&e->snapshot, a->snapshot) ||
+		!copy_text(&e->snapshot_id, a->snapshot_id)) {
 		if (e != NULL)
 			free_export(e);
 		return QK_FAIL_NOMEM(a->err);
 	}
-	e->owner = a->image;
+	e->owner = a->owner;
 	e->image = view.depth == 0 ? a->image : NULL;
 	e->is_whole = is_whole;
 	view.read_only = a->image == NULL || !a->image->writable || view.depth != 0;
 	enum qcow_status status = QCOW_OK;
 	if (e->image != NULL)
-		status = find_bitmaps(a->s, a->image, &names, a->err);
+		status = find_bitmaps(a->s, a->image, false, &names, a->err);
 	view.bitmaps = names.name;
 	view.n_bitmaps = names.n;
 	if (status == QCOW_OK)
@@ -296,7 +306,8 @@ static enum qcow_status add_snapshot(
 	struct adding *a, const struct serve_operand *o, const char *name, const char *id)
 {
 	QK_AUTO_FREE char *own = NULL, *key = NULL;
-	struct adding of = {.s = a->s, .err = a->err};
+	struct adding of = {
+		.s = a->s, .owner = a->owner, .snapshot = name, .snapshot_id = id, .err = a->err};
 	if (asprintf(&own, "%s@%s", o->name, name) < 0 || asprintf(&key, "snapshot.id=%s", id) < 0)
 		return QK_FAIL_NOMEM(a->err);
 	if (serve_find(a->s, own) != NULL)
@@ -306,7 +317,6 @@ static enum qcow_status add_snapshot(
 	struct cli_open_request request = request_of(a->s, &snapshot);
 	request.flags |= CLI_OPEN_NO_LOCK;
 	QK_TRY(open_shared(a->s, &request, false, &of.shared, a->err));
-	of.snapshot = name;
 	enum qcow_status status = add_disk(&of, own);
 	(void)qk_view_image_drop(of.shared); /* nothing was written */
 	return status;
@@ -327,37 +337,59 @@ static enum qcow_status add_snapshots(struct adding *a, const struct serve_opera
 enum qcow_status serve_add_snapshots(
 	struct serve *s, struct serve_image *image, struct qcow_error *err)
 {
-	struct adding a = {.s = s, .image = image, .shared = image->shared, .err = err};
+	struct adding a = {
+		.s = s, .owner = image, .image = image, .shared = image->shared, .err = err};
 	return add_snapshots(&a, &image->operand);
 }
 
-enum qcow_status serve_try_open(
-	struct serve *s, const struct serve_operand *o, struct qcow_error *err)
+static void free_image(struct serve_image *image)
 {
-	struct cli_open_request request = request_of(s, o);
+	free(image->name);
+	free(image->text);
+	free(image->format);
+	free(image->snapshot);
+	free(image);
+}
+
+/* One that is not open. NULL: out of memory. */
+static struct serve_image *new_image(const struct serve_operand *o)
+{
 	struct serve_image *image = qk_calloc(1, sizeof(*image));
-	if (image != NULL)
-		image->name = qk_strndup(o->name, strlen(o->name));
-	if (image == NULL || image->name == NULL) {
-		free(image);
-		return QK_FAIL_NOMEM(err);
-	}
-	enum qcow_status status = open_shared(s, &request, o->temporary, &image->shared, err);
-	if (status != QCOW_OK) {
-		free(image->name);
-		free(image);
-		return status;
+	if (image == NULL)
+		return NULL;
+	if (!copy_text(&image->name, o->name) || !copy_text(&image->text, o->text) ||
+		!copy_text(&image->format, o->format) ||
+		!copy_text(&image->snapshot, o->snapshot)) {
+		free_image(image);
+		return NULL;
 	}
 	image->operand = *o;
 	image->operand.name = image->name;
-	image->operand.text = qk_strndup(o->text, strlen(o->text));
+	image->operand.text = image->text;
+	image->operand.format = image->format;
+	image->operand.snapshot = image->snapshot;
+	return image;
+}
+
+/* Where it fails, the image is still there if it could be opened: the first one. */
+static enum qcow_status open_operand(
+	struct serve *s, const struct serve_operand *o, struct qcow_error *err)
+{
+	struct cli_open_request request = request_of(s, o);
+	struct serve_image *image = new_image(o);
+	if (image == NULL)
+		return QK_FAIL_NOMEM(err);
+	enum qcow_status status = open_shared(s, &request, o->temporary, &image->shared, err);
+	if (status != QCOW_OK) {
+		free_image(image);
+		return status;
+	}
 	image->writable = o->temporary || (request.flags & CLI_OPEN_WRITE) != 0;
 	image->all_bitmaps = !s->cli->qemu && !cli_flag(s->args, "bitmap") && o->snapshot == NULL;
 	image->next = s->images;
 	s->images = image;
-	if (image->operand.text == NULL)
-		return QK_FAIL_NOMEM(err);
-	struct adding a = {.s = s, .image = image, .shared = image->shared, .err = err};
+	struct adding a = {
+		.s = s, .owner = image, .image = image, .shared = image->shared, .err = err};
 	status = add_disk(&a, o->name);
 	if (status == QCOW_OK && cli_flag(s->args, "layers"))
 		status = add_layers(&a, o->name);
@@ -369,7 +401,7 @@ enum qcow_status serve_try_open(
 bool serve_open(struct serve *s, const struct serve_operand *o)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	enum qcow_status status = serve_try_open(s, o, &err);
+	enum qcow_status status = open_operand(s, o, &err);
 	if (status == QCOW_OK)
 		return true;
 	if (s->cli->qemu && o->snapshot != NULL && status == QCOW_E_NOENT && err.os_errno == 0)
@@ -398,9 +430,7 @@ static bool forget_image(struct serve *s, struct serve_image *image)
 	if (status != QCOW_OK)
 		cli_error(s->cli, "cannot close '%s': %s", image->operand.text,
 			qcow_status_text(status));
-	free((char *)(uintptr_t)image->operand.text);
-	free(image->name);
-	free(image);
+	free_image(image);
 	return status == QCOW_OK;
 }
 
@@ -418,6 +448,27 @@ static bool forget_unused(struct serve *s)
 		ok = forget_image(s, image) && ok;
 	}
 	return ok;
+}
+
+enum qcow_status serve_try_open(
+	struct serve *s, const struct serve_operand *o, struct qcow_error *err)
+{
+	const struct serve_image *before = s->images;
+	enum qcow_status status = open_operand(s, o, err);
+	if (status == QCOW_OK || s->images == before)
+		return status;
+	for (struct serve_export **at = &s->exports; *at != NULL;) {
+		struct serve_export *e = *at;
+		if (e->owner != s->images) {
+			at = &e->next;
+			continue;
+		}
+		(void)!qk_nbd_export_remove(s->server, e->name, true, NULL);
+		*at = e->next;
+		free_export(e);
+	}
+	(void)forget_unused(s); /* reported */
+	return status;
 }
 
 enum qcow_status serve_remove(

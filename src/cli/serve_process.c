@@ -153,7 +153,7 @@ static void be_child(struct serve *s, const char *command)
 	(void)signal(SIGXFSZ, SIG_DFL);
 	(void)setenv("uri", s->uri, 1);
 	(void)setenv("exportname", name != NULL ? name : "", 1);
-	(void)setenv("unixsocket", s->socket_path != NULL ? s->socket_path : "", 1);
+	(void)setenv("unixsocket", s->socket.path != NULL ? s->socket.path : "", 1);
 	(void)setenv("port", cli_arg(s->args, "port") != NULL ? cli_arg(s->args, "port") : "", 1);
 	(void)execl("/bin/sh", "sh", "-c", command, (char *)NULL);
 	_exit(127);

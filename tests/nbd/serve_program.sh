@@ -160,7 +160,29 @@ start disk.qcow2
 ok a_socket_that_nobody_listens_at_is_replaced
 says one_that_somebody_listens_at_stays 1 "*Failed to bind socket to $s: Address already in use" "$QCOW" serve -k "$s" -r zeroes.qcow2
 says an_image_that_is_written_is_locked 1 '*lock*' "$QCOW" serve -k "$s.2" disk.qcow2
+rm "$s" "$ctl"
+python3 -c 'import socket,sys
+for path in sys.argv[1:]: socket.socket(socket.AF_UNIX).bind(path)' "$s" "$ctl"
 end_server
+[[ -S $s && -S $ctl ]] && ok sockets_of_a_successor_stay || bad sockets_of_a_successor_stay "$(ls)"
+rm -f "$s" "$ctl"
+cat >busy.py <<'PY'
+import socket, subprocess, sys
+path = sys.argv[2]
+here = socket.socket(socket.AF_UNIX, getattr(socket, sys.argv[1]))
+here.bind(path)
+clients = []
+if here.type == socket.SOCK_STREAM:
+    here.listen(0)
+    while not clients or clients[-1].connect_ex(path) == 0:
+        clients.append(socket.socket(socket.AF_UNIX))
+        clients[-1].setblocking(False)
+sys.exit(subprocess.run(sys.argv[3:], timeout=60).returncode)
+PY
+for type in SOCK_DGRAM SOCK_STREAM; do
+	says "a busy $type stays" 1 '*Failed to bind socket to *: Address already in use' python3 busy.py $type "$work/$type" \
+		timeout 20 "$QCOW" serve -k "$work/$type" -r zeroes.qcow2
+done
 python3 - "$QCOW" "$s" >parent.out <<'PY' &
 import subprocess, sys, time
 p = subprocess.Popen([sys.argv[1], "serve", "--exit-with-parent", "-t", "-k", sys.argv[2], "--pid-file", "follows", "-r", "disk.qcow2"])
@@ -241,6 +263,47 @@ i = json.load(open("out"))
 b = i["format-specific"]["data"]["bitmaps"]
 assert [s["name"] for s in i["snapshots"]] == ["first"] and i["virtual-size"] == 80 << 20, i
 assert [x["name"] for x in b] == ["other"] and not b[0]["flags"], b' && ok what_was_told_is_stored || bad what_was_told_is_stored "$(shown)"
+
+# ---- several images, and what is refused ----
+for name in x y z; do
+	create $name.qcow2 4M
+	io -c 'write -P 1 0 64k' $name.qcow2
+done
+for name in x y; do "$QEMU_IMG" snapshot -c one $name.qcow2; done
+"$QEMU_IMG" snapshot -c two x.qcow2
+create -b z.qcow2 -F qcow2 over.qcow2
+start --snapshots --layers -x x -x y -x over~1 x.qcow2 y.qcow2 zeroes.qcow2
+do_ctl snapshot-delete export=x name=2
+says an_export_goes_with_its_snapshot 1 '*' nbdinfo --size "$(of x@two)"
+do_ctl snapshot-delete export=x name=one
+says and_another 1 '*' nbdinfo --size "$(of x@one)"
+prints but_not_that_of_another_image 4194304 nbdinfo --size "$(of y@one)"
+says a_layer_whose_name_is_taken 1 '*over~1*' "$QCOW" ctl "$ctl" export-add name=over "file=$work/over.qcow2"
+says nothing_of_it_is_left 1 '*' nbdinfo --size "$(of over)"
+expect nor_locked 0 "$QEMU_IMG" bitmap --add over.qcow2 b
+prints what_had_the_name_stays 16777216 nbdinfo --size "$(of over~1)"
+do_ctl export-add name=z "file=$work/z.qcow2" format=qcow2
+do_ctl snapshot-create export=z name=late
+prints a_snapshot_of_a_new_image 4194304 nbdinfo --size "$(of z@late)"
+do_ctl export-remove name=z
+says its_snapshot_keeps_it_locked 1 '*lock*' "$QEMU_IMG" snapshot -d late z.qcow2
+do_ctl export-remove name=z@late
+expect and_then_no_more 0 "$QEMU_IMG" snapshot -d late z.qcow2
+end_server
+"$QEMU_IMG" snapshot -c only x.qcow2
+"$QEMU_IMG" bitmap --add x.qcow2 bm
+start --snapshots -B bm x.qcow2
+says no_such_bitmap_in_a_new_image 1 "*Bitmap 'bm' is not found" "$QCOW" ctl "$ctl" export-add name=z "file=$work/z.qcow2"
+expect which_is_closed 0 "$QEMU_IMG" bitmap --add z.qcow2 b
+do_ctl bitmap-remove bitmap=bm
+do_ctl bitmap-add bitmap=else
+do_ctl export-remove name=
+says a_disk_that_nobody_shows_stays 1 "*there is no export ''" "$QCOW" ctl "$ctl" snapshot-delete name=only
+end_server
+start -s x.qcow2
+says a_snapshot_of_an_overlay_is_not_exported 1 '*temporary overlay*' "$QCOW" ctl "$ctl" snapshot-create name=n export-it
+do_ctl snapshot-create name=n
+end_server
 
 # ---- incremental backup of a disk that is written, with public tools ----
 for way in live offline; do
