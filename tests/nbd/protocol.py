@@ -674,6 +674,41 @@ def memory_in_flight_is_bounded(folder):
     check("who took nothing was closed", stats["cut"] > 0, True)
 
 
+def who_trickles_gives_way(folder):
+    size = 32 << 20
+    bed = Bed(folder, "--export", "disk,memory,%d" % size, "--stall-ms", "1000")
+    # nobody waits: it may take its time
+    slow = bed.started("disk", "simple")
+    slow.send_request(WRITE, 0, size)
+    for _ in range(30):
+        slow.send(b"x")
+        time.sleep(0.1)
+    slow.send(b"x" * (size - 30))
+    check("slow", slow.read_reply()[1].error, 0)
+    # four have all the memory, others stand in the line with little or nothing of their payload
+    trickling = [bed.started("disk", "simple") for _ in range(4)]
+    lazy = [bed.started("disk", "simple") for _ in range(40)]
+    for c in trickling + lazy:
+        c.send_request(WRITE, 0, size, cookie=7)
+    for c in lazy[::2]:
+        c.send(b"x" * 100)
+    other = bed.started("disk")
+    begin = time.time()
+    other.send_request(READ, 0, size)
+    while other.is_silent(0.05):
+        if time.time() - begin > 20:
+            raise AssertionError("it waits still")
+        for c in list(trickling):
+            try:
+                c.send(b"x")
+            except Closed:
+                trickling.remove(c)
+    check("read", other.read_reply()[1].data, b"x" * size)
+    check("a small one", other.request(READ, 0, 1 << 20).error, 0)
+    stats = eval(bed.end().split("\n")[-2])
+    check("cut", stats["cut"] >= 40, True)
+
+
 def main(names):
     tests = [f for n, f in globals().items() if callable(f) and getattr(f, "__module__", "") == "__main__" and
              n not in ("main", "check", "check_closed", "check_status") and (not names or n in names)]

@@ -9,6 +9,10 @@
  * A connection belongs to one loop's thread for good: all its fields are that thread's, but those marked otherwise. Memory
  * that requests and replies hold is charged to the budget until the last byte was sent.
  *
+ * While others wait for memory a client has to keep a pace (conn.c): of the payload of a write that comes in, and of the
+ * replies that go out, an eighth of what is held, and 16 KiB at least, each stall_ms; or it is closed. So is who waits with a
+ * write but does not send its payload. Where many wait, a halt may be as short as a quarter of stall_ms.
+ *
  * Locks, none held when another is taken: qk_nbd_loop.lock, qk_nbd_pool.lock, qk_nbd_budget.lock, the registry's.
  */
 #ifndef QK_SERVE_NBD_CORE_H
@@ -45,6 +49,12 @@ bool qk_nbd_budget_take(struct qk_nbd_conn *conn, uint64_t bytes);
 void qk_nbd_budget_give(struct qk_nbd_conn *conn, uint64_t bytes);
 /* It waits no more. */
 void qk_nbd_budget_leave(struct qk_nbd_conn *conn);
+
+/* How much longer a client may move less than it has to. */
+struct qk_nbd_pace {
+	uint64_t seen_at; /* monotonic ns; 0: it is not watched */
+	uint64_t moved, left_ns;
+};
 
 /* ---- loop.c ---- */
 
@@ -86,11 +96,13 @@ struct qk_nbd_conn {
 	struct qk_nbd_handshake handshake;
 	struct qk_nbd_session session; /* others may read it from TRANSMISSION on */
 	struct qk_nbd_tls *tls;
-	uint64_t deadline, progress_at; /* monotonic ns; 0: none */
+	uint64_t deadline; /* monotonic ns; 0: none */
+	struct qk_nbd_pace pace_in, pace_out;
 	/* received */
 	uint8_t *stash; /* bytes [stash_at, n_stash) could not be parsed yet */
 	size_t stash_at, n_stash;
 	bool has_eof, is_paused; /* paused: no memory, or too much under way */
+	size_t awaited; /* is_waiting: of the request that waits, with its payload */
 	uint32_t skip; /* payload that is thrown away */
 	struct qk_nbd_job *filling; /* its payload is coming in */
 	size_t fill_at;

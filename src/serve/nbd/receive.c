@@ -208,6 +208,7 @@ static size_t request(struct qk_nbd_conn *conn, const uint8_t *p, size_t n)
 	size_t n_payload = qk_min(n - head, j.payload);
 	if (!start(conn, &rq, &j, (struct qk_span){p + head, n_payload})) {
 		conn->is_paused = true;
+		conn->awaited = head + j.payload;
 		return 0;
 	}
 	return head + n_payload;
@@ -299,7 +300,6 @@ static void filled(struct qk_nbd_conn *conn, size_t n)
 {
 	struct qk_nbd_job *job = conn->filling;
 	conn->fill_at += n;
-	conn->progress_at = 0;
 	if (conn->fill_at < job->n_data)
 		return;
 	conn->filling = NULL;

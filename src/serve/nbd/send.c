@@ -233,7 +233,6 @@ bool qk_nbd_send(struct qk_nbd_conn *conn)
 			qk_nbd_conn_close(conn, NULL);
 			return false;
 		}
-		conn->progress_at = 0;
 		atomic_fetch_add_explicit(&conn->bytes_out, (uint64_t)put, memory_order_relaxed);
 		advance(conn, (size_t)put);
 	}

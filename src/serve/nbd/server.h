@@ -102,7 +102,7 @@ struct qk_nbd_options {
 	unsigned
 		handshake_ms; /* a client that is not in transmission by then is closed; 0 = 10,000 */
 	unsigned
-		stall_ms; /* while others wait for memory, who takes no replies for so long is closed; 0 = 10,000 */
+		stall_ms; /* while others wait for memory, who moves too little in so long (see core.h) is closed; 0 = 10,000 */
 	uint64_t
 		conn_bytes; /* requests and replies in flight of a connection; 0 = 32 MiB and a bit, the least */
 	uint64_t total_bytes; /* … of all; 0 = 128 MiB */
