@@ -52,7 +52,8 @@ struct io {
 	bool ignores_discards;
 	bool compresses; /* the driver compress lies over it */
 	bool guards_sector_0; /* a raw disk that was probed must not begin to look like another format */
-	struct io_spans spans; /* of requests, where copy-on-read or the driver compress wants them */
+	struct io_spans
+		spans; /* of requests, where copy-on-read or the driver compress wants them */
 	struct io_request *requests; /* aio that has not been reported, oldest first */
 };
 

@@ -180,7 +180,7 @@ static void create(const struct qkc_plan *p)
 	if (is_luks && qkt_run("cp '%s' base.qcow2", kept) == 0)
 		return;
 	/* its measurement fails where the machine is very busy */
-	qkt_must("for i in 1 2 3 4 5; do rm -f base.qcow2 && qemu-img create -q --object "
+	qkt_must("for i in $(seq 40); do rm -f base.qcow2 && qemu-img create -q --object "
 		 "secret,id=k,data=" QKC_PASSPHRASE " -f qcow2 -o %s%s%s%s %s base.qcow2 %" PRIu64
 		 " && break; done; test -e base.qcow2",
 		options, p->crypt != NULL ? ",encrypt.key-secret=k,encrypt.format=" : "",

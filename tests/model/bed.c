@@ -257,7 +257,7 @@ static void make_layer(struct bed *bed, unsigned depth, const char *below)
 		(void)snprintf(options + n, sizeof(options) - (size_t)n,
 			",backing_file=%s,backing_fmt=qcow2", below);
 	/* QEMU measures its speed for LUKS, and fails where the machine is very busy */
-	qkt_must("for i in 1 2 3 4 5; do rm -f %s; %sqemu-img create -q " SECRET
+	qkt_must("for i in $(seq 40); do rm -f %s; %sqemu-img create -q " SECRET
 		 " -f qcow2 -o %s%s%s%s %s %zu && break; done; test -e %s",
 		path, c->qemu, options, is_encrypted ? ",encrypt.key-secret=k,encrypt.format=" : "",
 		is_encrypted ? c->crypt : "",

@@ -664,7 +664,7 @@ static void make(const struct bed *bed)
 		 "qemu-io -f raw -c 'write -q -P 3 0 64k' base");
 	memset(all.changed, 0, sizeof(all.changed));
 	/* QEMU measures its speed for LUKS, and fails where the machine is very busy */
-	qkt_must("for i in 1 2 3 4 5; do rm -f image; qemu-img create -q %s -f qcow2 -o "
+	qkt_must("for i in $(seq 40); do rm -f image; qemu-img create -q %s -f qcow2 -o "
 		 "cluster_size=4096,%s %s image 64k && break; done; test -e image",
 		is_coded(bed) ? SECRET : "", bed->options,
 		bed->has_backing ? "-b base -F raw" : "");
