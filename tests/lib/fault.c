@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define SECTOR	512u
 #define MAX_IDS 64u
@@ -18,6 +19,7 @@ struct qkt_fault {
 	enum qkt_call call;
 	enum qkt_failure failure;
 	uint64_t nth, hits;
+	unsigned slow_us[QKT_N_CALLS];
 	bool is_logging;
 	uint64_t epochs[MAX_IDS];
 	struct qkt_log_entry *log;
@@ -75,6 +77,13 @@ void qkt_fault_disarm(struct qkt_fault *f)
 	(void)pthread_mutex_unlock(&f->lock);
 }
 
+void qkt_fault_slow(struct qkt_fault *f, enum qkt_call call, unsigned us)
+{
+	(void)pthread_mutex_lock(&f->lock);
+	f->slow_us[call] = us;
+	(void)pthread_mutex_unlock(&f->lock);
+}
+
 uint64_t qkt_fault_hits(struct qkt_fault *f)
 {
 	(void)pthread_mutex_lock(&f->lock);
@@ -103,7 +112,10 @@ static bool is_to_fail(struct wrapped *w, enum qkt_call call, enum qkt_failure *
 	bool fails = concerned && (count == f->nth || (f->for_ever && count > f->nth));
 	f->hits += fails;
 	*failure = f->failure;
+	const struct timespec late = {.tv_nsec = (long)f->slow_us[call] * 1000};
 	(void)pthread_mutex_unlock(&f->lock);
+	if (late.tv_nsec != 0)
+		(void)nanosleep(&late, NULL);
 	return fails;
 }
 

@@ -54,6 +54,9 @@ void qkt_fault_arm(struct qkt_fault *f, enum qkt_call call, uint64_t nth, enum q
 	bool for_ever);
 void qkt_fault_disarm(struct qkt_fault *f);
 
+/* Each call of that kind begins `us` microseconds late from now on; 0: no more. */
+void qkt_fault_slow(struct qkt_fault *f, enum qkt_call call, unsigned us);
+
 /* How often it failed since it was armed; how many calls of a kind there were since. */
 uint64_t qkt_fault_hits(struct qkt_fault *f);
 uint64_t qkt_fault_count(struct qkt_fault *f, enum qkt_call call);

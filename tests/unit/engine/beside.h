@@ -63,7 +63,9 @@ static inline struct bench open_bench(const struct bench_options *options)
 	o.secret_ctx = (void *)(uintptr_t)options->passphrase;
 	if (qcow_file_open(in_dir("img"), QCOW_FILE_WRITE, &base, &err) != QCOW_OK)
 		fail_msg("%s", err.message);
-	if (!options->unjudged) {
+	if (options->unjudged) {
+		base = qkt_fault_wrap(b.fault, base, 0);
+	} else {
 		b.order = qkt_order_new(&order);
 		base = qkt_guard(b.fault, b.order, base, 0);
 	}

@@ -323,6 +323,8 @@ static void writers_of_one_sector_keep_each_others_bytes(void **state)
 		make_image(c);
 		struct bench b = open_bench(
 			&(struct bench_options){.passphrase = PASSPHRASE, .unjudged = true});
+		/* whoever reads a sector while another one writes it has the time to */
+		qkt_fault_slow(b.fault, QKT_WRITE, 50);
 		struct writer parts[] = {{.off = 3, .len = 100}, {.off = 103, .len = 409},
 			{.off = 512 + 1, .len = 510}, {.off = 1023, .len = 1026}};
 		run_writers(b.image, parts, 4);
