@@ -169,11 +169,13 @@ static int run(struct cli *cli, const struct cli_args *args)
 	struct commit c = {.cli = cli, .args = args, .file = args->operands[0]};
 	if (!read_options(&c))
 		return 1;
-	QK_AUTO_FREE char *base = NULL;
 	bool ok = run_commit(&c);
-	if (ok && (base = strdup(qcow_store_name(qcow_image_store(c.base)))) == NULL)
+	char *base = strdup(
+		c.base != NULL ? qcow_store_name(qcow_image_store(c.base)) : "");
+	if (base == NULL)
 		cli_out_of_memory();
 	ok = cli_close(cli, c.image, ok) && put_result(&c, base);
+	free(base);
 	if (!ok)
 		cli_signals_end();
 	return ok ? 0 : 1;
