@@ -170,8 +170,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 	if (!read_options(&c))
 		return 1;
 	bool ok = run_commit(&c);
-	char *base = strdup(
-		c.base != NULL ? qcow_store_name(qcow_image_store(c.base)) : "");
+	char *base = strdup(c.base != NULL ? qcow_store_name(qcow_image_store(c.base)) : "");
 	if (base == NULL)
 		cli_out_of_memory();
 	ok = cli_close(cli, c.image, ok) && put_result(&c, base);
