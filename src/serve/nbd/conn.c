@@ -428,7 +428,7 @@ void qk_nbd_conn_close(struct qk_nbd_conn *conn, const char *why)
 	conn->in_fd = conn->out_fd = -1;
 	/* who waits at the gate for this client need not */
 	atomic_store(&conn->is_cut, true);
-	qk_nbd_gate_wake(&conn->server->registry);
+	qk_view_gate_wake(&conn->server->registry.gate);
 }
 
 void qk_nbd_conn_free(struct qk_nbd_conn *conn)

@@ -18,7 +18,7 @@ enum qcow_status qk_nbd_registry_init(struct qk_nbd_registry *r, struct qcow_err
 	if (failed != 0)
 		return QK_FAIL_OS(err, failed, "making a lock");
 	pthread_cond_init(&r->closed, NULL);
-	pthread_cond_init(&r->changed, NULL);
+	qk_view_gate_init(&r->gate);
 	return QCOW_OK;
 }
 
@@ -45,7 +45,7 @@ void qk_nbd_registry_release(struct qk_nbd_registry *r)
 		qk_nbd_node_put(r, node);
 	}
 	pthread_cond_destroy(&r->closed);
-	pthread_cond_destroy(&r->changed);
+	qk_view_gate_release(&r->gate);
 	pthread_mutex_destroy(&r->lock);
 }
 
@@ -270,14 +270,14 @@ enum qcow_status qk_nbd_node_set_bitmaps(struct qk_nbd_registry *r, struct qk_nb
 {
 	char **names = NULL;
 	QK_TRY(copy_bitmaps(&names, bitmaps, n_bitmaps, err));
-	qk_nbd_gate_close(r);
+	qk_view_gate_close(&r->gate);
 	pthread_mutex_lock(&r->lock);
 	char **old = node->bitmaps;
 	unsigned n_old = node->n_bitmaps;
 	node->bitmaps = names;
 	node->n_bitmaps = n_bitmaps;
 	pthread_mutex_unlock(&r->lock);
-	qk_nbd_gate_open(r);
+	qk_view_gate_open(&r->gate);
 	free_names(old, n_old);
 	return QCOW_OK;
 }
@@ -301,56 +301,4 @@ uint16_t qk_nbd_node_flags(const struct qk_nbd_node *node)
 	if (!node->read_only && ops->zero != NULL)
 		flags |= QK_NBD_FLAG_SEND_WRITE_ZEROES | QK_NBD_FLAG_SEND_FAST_ZERO;
 	return (uint16_t)flags;
-}
-
-/* ---- the gate ---- */
-
-bool qk_nbd_gate_try(struct qk_nbd_registry *r)
-{
-	atomic_fetch_add(&r->n_inside, 1);
-	if (QK_LIKELY(atomic_load(&r->n_quiesces) == 0))
-		return true;
-	qk_nbd_gate_leave(r);
-	return false;
-}
-
-void qk_nbd_gate_leave(struct qk_nbd_registry *r)
-{
-	if (atomic_fetch_sub(&r->n_inside, 1) == 1 && atomic_load(&r->n_quiesces) != 0)
-		qk_nbd_gate_wake(r);
-}
-
-void qk_nbd_gate_wake(struct qk_nbd_registry *r)
-{
-	pthread_mutex_lock(&r->lock);
-	pthread_cond_broadcast(&r->changed);
-	pthread_mutex_unlock(&r->lock);
-}
-
-bool qk_nbd_gate_enter(struct qk_nbd_registry *r, const _Atomic bool *is_over)
-{
-	while (!qk_nbd_gate_try(r)) {
-		pthread_mutex_lock(&r->lock);
-		while (atomic_load(&r->n_quiesces) != 0 && !atomic_load(is_over))
-			pthread_cond_wait(&r->changed, &r->lock);
-		pthread_mutex_unlock(&r->lock);
-		if (atomic_load(is_over))
-			return false;
-	}
-	return true;
-}
-
-void qk_nbd_gate_close(struct qk_nbd_registry *r)
-{
-	pthread_mutex_lock(&r->lock);
-	atomic_fetch_add(&r->n_quiesces, 1);
-	while (atomic_load(&r->n_inside) != 0)
-		pthread_cond_wait(&r->changed, &r->lock);
-	pthread_mutex_unlock(&r->lock);
-}
-
-void qk_nbd_gate_open(struct qk_nbd_registry *r)
-{
-	atomic_fetch_sub(&r->n_quiesces, 1);
-	qk_nbd_gate_wake(r);
 }

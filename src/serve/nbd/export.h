@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "serve/nbd/server.h"
+#include "serve/view/gate.h"
 
 struct qk_nbd_node {
 	struct qk_nbd_node *next;
@@ -35,9 +36,7 @@ struct qk_nbd_registry {
 	pthread_mutex_t lock;
 	pthread_cond_t closed; /* a node that was taken out lost a reference */
 	struct qk_nbd_node *first;
-	/* the gate */
-	_Atomic unsigned n_inside, n_quiesces;
-	pthread_cond_t changed; /* nobody is inside; it opens; somebody's wait is over */
+	struct qk_view_gate gate;
 };
 
 enum qcow_status qk_nbd_registry_init(struct qk_nbd_registry *r, struct qcow_error *err);
@@ -70,16 +69,5 @@ enum qcow_status qk_nbd_node_set_bitmaps(struct qk_nbd_registry *r, struct qk_nb
 
 /* The transmission flags that do not depend on the connection. */
 uint16_t qk_nbd_node_flags(const struct qk_nbd_node *node);
-
-/* ---- the gate ---- */
-
-/* false: it is closed, and nothing was entered. */
-bool qk_nbd_gate_try(struct qk_nbd_registry *r);
-/* Waits while it is closed; false: *is_over became true (qk_nbd_gate_wake tells of it). */
-bool qk_nbd_gate_enter(struct qk_nbd_registry *r, const _Atomic bool *is_over);
-void qk_nbd_gate_leave(struct qk_nbd_registry *r);
-void qk_nbd_gate_wake(struct qk_nbd_registry *r);
-void qk_nbd_gate_close(struct qk_nbd_registry *r); /* waits until nobody is inside */
-void qk_nbd_gate_open(struct qk_nbd_registry *r);
 
 #endif

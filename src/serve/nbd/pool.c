@@ -30,9 +30,9 @@ static void *work(void *arg)
 	struct qk_nbd_job *job;
 	while ((job = next_job(pool)) != NULL) {
 		struct qk_nbd_registry *registry = &job->conn->server->registry;
-		if (qk_nbd_gate_enter(registry, &job->conn->is_cut)) {
+		if (qk_view_gate_enter(&registry->gate, &job->conn->is_cut)) {
 			qk_nbd_execute(job);
-			qk_nbd_gate_leave(registry);
+			qk_view_gate_leave(&registry->gate);
 		} else {
 			qk_nbd_fail(job, QK_NBD_ESHUTDOWN, "the connection ends");
 		}

@@ -44,10 +44,10 @@ static bool read_at_once(struct qk_nbd_conn *conn, const struct qk_nbd_request *
 		return false;
 	size_t head = qk_nbd_read_head_bytes(conn->session.mode);
 	uint8_t *out = qk_nbd_send_room(conn, head + rq->len);
-	if (out == NULL || !qk_nbd_gate_try(&conn->server->registry))
+	if (out == NULL || !qk_view_gate_try(&conn->server->registry.gate))
 		return false;
 	size_t n = qk_nbd_read_now(&conn->session, rq, out);
-	qk_nbd_gate_leave(&conn->server->registry);
+	qk_view_gate_leave(&conn->server->registry.gate);
 	qk_nbd_send_room_done(conn, n);
 	return n != 0;
 }
@@ -62,11 +62,11 @@ static bool write_at_once(
 		!qk_in_range(rq->off, rq->len, atomic_load(&node->size)))
 		return false;
 	uint8_t *out = qk_nbd_send_room(conn, QK_NBD_EXT_REPLY_BYTES);
-	if (out == NULL || !qk_nbd_gate_try(&conn->server->registry))
+	if (out == NULL || !qk_view_gate_try(&conn->server->registry.gate))
 		return false;
 	enum qcow_status status = node->ops->pwrite(
 		node->ctx, payload, (size_t)rq->len, rq->off, 0, NULL);
-	qk_nbd_gate_leave(&conn->server->registry);
+	qk_view_gate_leave(&conn->server->registry.gate);
 	took(node, begin);
 	if (status == QCOW_OK)
 		qk_nbd_send_room_done(conn, qk_nbd_put_done(conn->session.mode, rq, out));
@@ -102,11 +102,11 @@ static bool run_here(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
 	if (is_done) {
 		qk_nbd_execute(job);
 	} else if (job->n_data <= AT_ONCE && (is_write || rq->type == QK_NBD_CMD_READ) &&
-		   qk_nbd_gate_try(&conn->server->registry)) {
+		   qk_view_gate_try(&conn->server->registry.gate)) {
 		is_done = is_write || qk_nbd_execute_now(job);
 		if (is_write)
 			qk_nbd_execute(job);
-		qk_nbd_gate_leave(&conn->server->registry);
+		qk_view_gate_leave(&conn->server->registry.gate);
 		took(node, begin);
 		if (is_done)
 			atomic_fetch_add_explicit(&conn->loop->at_once, 1, memory_order_relaxed);

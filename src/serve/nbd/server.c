@@ -303,12 +303,12 @@ enum qcow_status qk_nbd_export_bitmaps(struct qk_nbd_server *server, const char 
 
 void qk_nbd_server_quiesce(struct qk_nbd_server *server)
 {
-	qk_nbd_gate_close(&server->registry);
+	qk_view_gate_close(&server->registry.gate);
 }
 
 void qk_nbd_server_resume(struct qk_nbd_server *server)
 {
-	qk_nbd_gate_open(&server->registry);
+	qk_view_gate_open(&server->registry.gate);
 }
 
 /* ---- what it does ---- */
