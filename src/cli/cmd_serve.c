@@ -213,7 +213,11 @@ static bool take_numbers(struct serve *s)
 
 static int run(struct cli *cli, const struct cli_args *args)
 {
-	struct serve s = {.cli = cli, .args = args, .ready_fd = -1, .ctl_listener = -1};
+	struct serve s = {.cli = cli,
+		.args = args,
+		.front = &serve_front_nbd,
+		.ready_fd = -1,
+		.ctl_listener = -1};
 	int exit_code = 1;
 	s.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (s.wake < 0) {

@@ -7,6 +7,7 @@
  *   serve_listen.c   sockets: made, inherited from a service manager, accepted
  *   serve_loop.c     the main thread: signals, connections that come and go, the control socket, the end
  *   serve_process.c  --fork, --run, --exit-with-parent, --pid-file, readiness
+ *   serve_nbd.c      exports shown by the NBD server
  *   serve_ctl.c      the control socket: clients and their lines
  *   serve_do.c       what the lines ask for
  *   serve_list.c     -L of qemu-nbd's personality
@@ -26,6 +27,37 @@
 enum {
 	SERVE_LISTENERS = 8
 };
+
+struct serve;
+
+/* What of an image is shown beside its disk. */
+enum serve_part {
+	SERVE_SNAPSHOT = 1,
+	SERVE_LAYER,
+	SERVE_PARTITION
+};
+
+/* Who shows the exports: the NBD server, or the file system of `qcow mount`. The calls are those of serve/nbd/server.h. */
+struct serve_front {
+	bool shows_all; /* snapshots, layers and partitions, without --snapshots … */
+	enum qcow_status (*add)(
+		struct serve *s, const struct qk_nbd_export *export, struct qcow_error *err);
+	enum qcow_status (*remove)(
+		struct serve *s, const char *name, bool hard, struct qcow_error *err);
+	enum qcow_status (*resized)(
+		struct serve *s, const char *name, uint64_t new_size, struct qcow_error *err);
+	enum qcow_status (*set_bitmaps)(struct serve *s, const char *name, const char *const *names,
+		unsigned n, struct qcow_error *err);
+	void (*quiesce)(struct serve *s);
+	void (*resume)(struct serve *s);
+	void (*stop)(struct serve *s);
+	/* Into the answer of the command status. */
+	void (*describe)(struct serve *s, json_t *reply);
+	/* How a part of the image that export `base` shows is called: snapshot `text`, layer or partition `number`.
+	 * NULL: out of memory. Free it. */
+	char *(*name)(const char *base, enum serve_part part, const char *text, unsigned number);
+};
+extern const struct serve_front serve_front_nbd;
 
 /* What to open. */
 struct serve_operand {
@@ -63,7 +95,8 @@ struct serve_socket {
 struct serve {
 	struct cli *cli;
 	const struct cli_args *args;
-	struct qk_nbd_server *server;
+	const struct serve_front *front;
+	struct qk_nbd_server *server; /* of the front that is one */
 	struct serve_image *images;
 	struct serve_export *exports;
 	/* listening sockets that the main thread accepts from, where the number of clients is limited */
@@ -93,6 +126,8 @@ bool serve_open(struct serve *s, const struct serve_operand *operand);
 /* The same, told to nobody but the caller; after a failure nothing of it is left. */
 enum qcow_status serve_try_open(
 	struct serve *s, const struct serve_operand *operand, struct qcow_error *err) QK_MUST_USE;
+/* Is what this option asks for to be shown? */
+bool serve_shows(const struct serve *s, const char *option);
 /* The export of this name, or NULL. */
 struct serve_export *serve_find(struct serve *s, const char *name);
 /* Take an export off the server, and forget it. */

@@ -69,7 +69,7 @@ static void drop_client(struct serve *s, struct serve_client *gone)
 		at = &(*at)->next;
 	*at = gone->next;
 	for (; gone->holds > 0; gone->holds--)
-		qk_nbd_server_resume(s->server);
+		s->front->resume(s);
 	(void)close(gone->fd);
 	free(gone);
 }

@@ -71,42 +71,9 @@ static enum qcow_status find_image(struct job *job, struct serve_image **out)
 
 /* ---- what is there ---- */
 
-static const char *const count_names[QK_NBD_COUNTS] = {
-	"read", "write", "flush", "trim", "cache", "zero", "block-status"};
-
-static json_t *describe_counts(const struct qk_nbd_stats *stats)
-{
-	json_t *o = json_object();
-	for (unsigned i = 0; i < QK_NBD_COUNTS; i++) {
-		json_t *c = json_object();
-		cli_json_set(c, "requests", cli_json_u64(stats->counts[i].requests));
-		cli_json_set(c, "bytes", cli_json_u64(stats->counts[i].bytes));
-		cli_json_set(c, "errors", cli_json_u64(stats->counts[i].errors));
-		cli_json_set(o, count_names[i], c);
-	}
-	return o;
-}
-
-static void describe_connection(void *ctx, const struct qk_nbd_connection_info *in)
-{
-	json_t *o = json_object();
-	cli_json_set(o, "id", cli_json_u64(in->id));
-	cli_json_set(o, "export",
-		in->export_name != NULL ? cli_json_string(in->export_name) : json_null());
-	cli_json_set(o, "peer", cli_json_string(in->peer));
-	cli_json_set(o, "tls", json_boolean(in->tls));
-	cli_json_set(o, "requests", cli_json_u64(in->requests));
-	cli_json_set(o, "bytes-in", cli_json_u64(in->bytes_in));
-	cli_json_set(o, "bytes-out", cli_json_u64(in->bytes_out));
-	(void)json_array_append_new(ctx, o);
-}
-
 static enum qcow_status do_status(struct job *job)
 {
-	struct qk_nbd_stats stats;
-	json_t *connections = json_array(), *exports = json_array();
-	qk_nbd_server_stats(job->s->server, &stats);
-	qk_nbd_each_connection(job->s->server, describe_connection, connections);
+	json_t *exports = json_array();
 	for (const struct serve_export *e = job->s->exports; e != NULL; e = e->next) {
 		json_t *o = json_object();
 		cli_json_set(o, "name", cli_json_string(e->name));
@@ -116,14 +83,8 @@ static enum qcow_status do_status(struct job *job)
 		(void)json_array_insert_new(exports, 0, o);
 	}
 	cli_json_set(job->reply, "exports", exports);
-	cli_json_set(job->reply, "connections", connections);
-	cli_json_set(job->reply, "accepted", cli_json_u64(stats.accepted));
-	cli_json_set(job->reply, "refused", cli_json_u64(stats.refused));
-	cli_json_set(job->reply, "handshakes-failed", cli_json_u64(stats.handshakes_failed));
-	cli_json_set(job->reply, "cut", cli_json_u64(stats.cut));
-	cli_json_set(job->reply, "in-flight-bytes", cli_json_u64(stats.in_flight_bytes));
 	cli_json_set(job->reply, "quiesced", json_boolean(*job->holds > 0));
-	cli_json_set(job->reply, "requests", describe_counts(&stats));
+	job->s->front->describe(job->s, job->reply);
 	return QCOW_OK;
 }
 
@@ -132,7 +93,7 @@ static enum qcow_status do_status(struct job *job)
 static enum qcow_status do_quiesce(struct job *job)
 {
 	struct serve *s = job->s;
-	qk_nbd_server_quiesce(s->server);
+	s->front->quiesce(s);
 	++*job->holds;
 	for (struct serve_image *i = s->images; i != NULL; i = i->next)
 		if (i->writable)
@@ -145,7 +106,7 @@ static enum qcow_status do_resume(struct job *job)
 	if (*job->holds == 0)
 		return QK_FAIL(&job->err, QCOW_E_INVAL, "this client holds nothing back");
 	--*job->holds;
-	qk_nbd_server_resume(job->s->server);
+	job->s->front->resume(job->s);
 	return QCOW_OK;
 }
 
@@ -191,7 +152,7 @@ static enum qcow_status create_snapshot(struct job *job, struct serve_image *ima
 		return QK_FAIL(&job->err, QCOW_E_INVAL,
 			"a snapshot of a temporary overlay cannot be exported");
 	QK_TRY(qcow_snapshot_create(image->shared->image, &options, &job->err));
-	if (exports || (cli_flag(job->s->args, "snapshots") && !image->operand.temporary))
+	if (exports || (serve_shows(job->s, "snapshots") && !image->operand.temporary))
 		return serve_add_snapshots(job->s, image, &job->err);
 	return QCOW_OK;
 }
@@ -273,7 +234,7 @@ static enum qcow_status resize(struct job *job, struct serve_image *image)
 		if (e->image != image || !e->is_whole)
 			continue;
 		qk_view_set_size(e->view, size);
-		QK_TRY(qk_nbd_export_resized(job->s->server, e->name, size, &job->err));
+		QK_TRY(job->s->front->resized(job->s, e->name, size, &job->err));
 	}
 	return QCOW_OK;
 }
@@ -364,13 +325,13 @@ static enum qcow_status change_image(
 	QK_TRY(find_image(job, &image));
 	if (!image->writable)
 		return QK_FAIL(&job->err, QCOW_E_READONLY, "the image is served read-only");
-	qk_nbd_server_quiesce(job->s->server);
+	job->s->front->quiesce(job->s);
 	serve_close_readers(job->s, image);
 	enum qcow_status status = change(job, image);
 	struct qcow_error ignored = QCOW_ERROR_INIT;
 	enum qcow_status shown = serve_refresh_bitmaps(
 		job->s, image, status == QCOW_OK ? &job->err : &ignored);
-	qk_nbd_server_resume(job->s->server);
+	job->s->front->resume(job->s);
 	return status != QCOW_OK ? status : shown;
 }
 

@@ -16,7 +16,6 @@
 #include "cli/serve.h"
 
 enum {
-	DRAIN_MS = 10000,
 	ROWS = 128
 };
 
@@ -118,7 +117,7 @@ int serve_loop(struct serve *s)
 	while (!s->stops && turn(s, signals))
 		;
 	serve_tell_manager("STOPPING=1");
-	qk_nbd_server_stop(s->server, DRAIN_MS);
+	s->front->stop(s);
 	int rc = flush_images(s);
 	if (s->child != 0) {
 		(void)kill(s->child, SIGTERM);

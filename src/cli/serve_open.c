@@ -19,6 +19,11 @@ struct adding {
 	struct qcow_error *err;
 };
 
+bool serve_shows(const struct serve *s, const char *option)
+{
+	return s->front->shows_all || cli_flag(s->args, option);
+}
+
 /* ---- bitmaps ---- */
 
 struct names {
@@ -110,8 +115,7 @@ enum qcow_status serve_refresh_bitmaps(
 			continue;
 		status = qk_view_set_bitmaps(e->view, names.name, names.n, err);
 		if (status == QCOW_OK)
-			status = qk_nbd_export_bitmaps(
-				s->server, e->name, names.name, names.n, err);
+			status = s->front->set_bitmaps(s, e->name, names.name, names.n, err);
 	}
 	names_release(&names);
 	return status;
@@ -141,17 +145,14 @@ static enum qcow_status offer(struct adding *a, struct serve_export *e,
 {
 	struct serve *s = a->s;
 	struct qk_nbd_export export = {.name = e->name,
-		.description = cli_arg(s->args, "description"),
 		.size = view->size,
 		.read_only = read_only,
-		.multi_conn = s->max_clients != 1,
-		.has_depth = !s->cli->qemu || cli_flag(s->args, "allocation-depth"),
 		.bitmaps = view->bitmaps,
 		.n_bitmaps = view->n_bitmaps};
 	QK_TRY(qk_view_new(a->shared, view, &e->view, a->err));
 	export.ops = qk_view_ops(e->view);
 	export.ctx = e->view;
-	enum qcow_status status = qk_nbd_export_add(s->server, &export, a->err);
+	enum qcow_status status = s->front->add(s, &export, a->err);
 	if (status != QCOW_OK)
 		export.ops->close(e->view);
 	return status;
@@ -213,7 +214,8 @@ static enum qcow_status add_partitions(struct adding *a, const char *name, struc
 	for (unsigned i = 0; i < parts->n; i++) {
 		QK_AUTO_FREE char *own = NULL;
 		const struct qk_part *p = &parts->part[i];
-		if (asprintf(&own, "%s/p%u", name, p->number) < 0)
+		own = a->s->front->name(name, SERVE_PARTITION, NULL, p->number);
+		if (own == NULL)
 			return QK_FAIL_NOMEM(a->err);
 		if (serve_find(a->s, own) == NULL)
 			QK_TRY(add_export(a, own,
@@ -236,7 +238,7 @@ static enum qcow_status add_disk(struct adding *a, const char *name)
 			(unsigned long long)view.off, (unsigned long long)view.size);
 	view.size -= view.off;
 	QK_TRY(add_export(a, name, view, view.off == 0));
-	return cli_flag(a->s->args, "partitions") ? add_partitions(a, name, image) : QCOW_OK;
+	return serve_shows(a->s, "partitions") ? add_partitions(a, name, image) : QCOW_OK;
 }
 
 static enum qcow_status add_layers(struct adding *a, const char *name)
@@ -245,7 +247,8 @@ static enum qcow_status add_layers(struct adding *a, const char *name)
 	for (struct qcow_image *layer = qcow_backing(a->shared->image); layer != NULL;
 		layer = qcow_backing(layer)) {
 		QK_AUTO_FREE char *own = NULL;
-		if (asprintf(&own, "%s~%u", name, ++depth) < 0)
+		own = a->s->front->name(name, SERVE_LAYER, NULL, ++depth);
+		if (own == NULL)
 			return QK_FAIL_NOMEM(a->err);
 		QK_TRY(add_export(a, own,
 			(struct qk_view_options){.depth = depth, .size = qcow_size(layer)}, false));
@@ -308,7 +311,8 @@ static enum qcow_status add_snapshot(
 	QK_AUTO_FREE char *own = NULL, *key = NULL;
 	struct adding of = {
 		.s = a->s, .owner = a->owner, .snapshot = name, .snapshot_id = id, .err = a->err};
-	if (asprintf(&own, "%s@%s", o->name, name) < 0 || asprintf(&key, "snapshot.id=%s", id) < 0)
+	own = a->s->front->name(o->name, SERVE_SNAPSHOT, name, 0);
+	if (own == NULL || asprintf(&key, "snapshot.id=%s", id) < 0)
 		return QK_FAIL_NOMEM(a->err);
 	if (serve_find(a->s, own) != NULL)
 		return QCOW_OK; /* names are not unique: the first is meant */
@@ -391,9 +395,9 @@ static enum qcow_status open_operand(
 	struct adding a = {
 		.s = s, .owner = image, .image = image, .shared = image->shared, .err = err};
 	status = add_disk(&a, o->name);
-	if (status == QCOW_OK && cli_flag(s->args, "layers"))
+	if (status == QCOW_OK && serve_shows(s, "layers"))
 		status = add_layers(&a, o->name);
-	if (status == QCOW_OK && cli_flag(s->args, "snapshots") && !o->temporary)
+	if (status == QCOW_OK && serve_shows(s, "snapshots") && !o->temporary)
 		status = add_snapshots(&a, o);
 	return status;
 }
@@ -463,7 +467,7 @@ enum qcow_status serve_try_open(
 			at = &e->next;
 			continue;
 		}
-		(void)!qk_nbd_export_remove(s->server, e->name, true, NULL);
+		(void)!s->front->remove(s, e->name, true, NULL);
 		*at = e->next;
 		free_export(e);
 	}
@@ -474,7 +478,7 @@ enum qcow_status serve_try_open(
 enum qcow_status serve_remove(
 	struct serve *s, struct serve_export *export, bool hard, struct qcow_error *err)
 {
-	QK_TRY(qk_nbd_export_remove(s->server, export->name, hard, err));
+	QK_TRY(s->front->remove(s, export->name, hard, err));
 	struct serve_export **at = &s->exports;
 	while (*at != export)
 		at = &(*at)->next;
