@@ -133,6 +133,16 @@ struct cli_option {
 		.letter = 'p', .name = "progress", .arg = "FD", .flags = CLI_OPT_ARG_OPTIONAL,   \
 		.help = "show progress; =FD: for programs, a line DONE TOTAL to that descriptor" \
 	}
+#define CLI_OPT_PROGRESS_QCOW                                                                    \
+	{                                                                                        \
+		.letter = 'p', .name = "progress", .arg = "FD",                                  \
+		.flags = CLI_OPT_ARG_OPTIONAL | CLI_OPT_QCOW,                                    \
+		.help = "show progress; =FD: for programs, a line DONE TOTAL to that descriptor" \
+	}
+#define CLI_OPT_DRY_RUN(text)                                            \
+	{                                                                \
+		.name = "dry-run", .flags = CLI_OPT_QCOW, .help = (text) \
+	}
 #define CLI_OPT_CACHE                                                       \
 	{                                                                   \
 		.letter = 't', .name = "cache", .arg = "CACHE",             \

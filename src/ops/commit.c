@@ -16,9 +16,7 @@
 #include <qcowkit/manage.h>
 
 #include "base/err.h"
-#include "base/mem.h"
 #include "base/num.h"
-#include "ops/copy.h"
 #include "ops/pipe.h"
 
 #define CHUNK_BYTES QK_MIB(1)
@@ -26,9 +24,9 @@
 #define ZERO_BYTES QK_GIB(1)
 
 struct piece {
+	uint8_t *bytes; /* a chunk */
 	uint64_t off, len;
 	bool is_data, is_zero; /* neither: nothing to do */
-	uint8_t *bytes;
 };
 
 struct commit {
@@ -126,14 +124,6 @@ static enum qcow_status work(void *ctx, void *item, unsigned worker, struct qcow
 	return qcow_pread(c->image, p->bytes, (size_t)p->len, p->off, err);
 }
 
-static enum qcow_status place(void *ctx, void *item, struct qcow_error *err)
-{
-	(void)ctx;
-	(void)item;
-	(void)err;
-	return QCOW_OK;
-}
-
 static enum qcow_status store(void *ctx, void *item, unsigned worker, struct qcow_error *err)
 {
 	struct commit *c = ctx;
@@ -157,28 +147,15 @@ static uint64_t done(void *ctx, void *item)
 
 static enum qcow_status run_pipe(struct commit *c, struct qcow_error *err)
 {
-	static const struct qk_pipe_stages stages = {next, work, place, store, done};
-	unsigned n_workers = qk_copy_workers(c->options->n_workers);
-	unsigned n = n_workers * 2;
-	QK_AUTO_FREE struct piece *pieces = qk_calloc(n, sizeof(*pieces));
-	QK_AUTO_FREE uint8_t *bytes = qk_malloc_aligned(4096, n * CHUNK_BYTES);
-	void *items[2 * QK_PIPE_MAX_WORKERS];
-	if (pieces == NULL || bytes == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (unsigned i = 0; i < n; i++) {
-		items[i] = &pieces[i];
-		pieces[i].bytes = bytes + i * CHUNK_BYTES;
-	}
-	return qk_pipe_run(&(struct qk_pipe_job){.stages = &stages,
-				   .ctx = c,
-				   .items = items,
-				   .n_items = n,
-				   .n_workers = n_workers,
-				   .any_order = true,
-				   .rate_bytes_per_sec = c->options->rate_bytes_per_sec,
-				   .total = c->size,
-				   .progress = c->options->progress},
-		err);
+	static const struct qk_pipe_stages stages = {next, work, NULL, store, done};
+	const struct qk_pipe_job job = {.stages = &stages,
+		.ctx = c,
+		.n_workers = qk_pipe_workers(c->options->n_workers),
+		.any_order = true,
+		.rate_bytes_per_sec = c->options->rate_bytes_per_sec,
+		.total = c->size,
+		.progress = c->options->progress};
+	return qk_pipe_run_pieces(&job, sizeof(struct piece), CHUNK_BYTES, err);
 }
 
 static enum qcow_status grow_base(struct commit *c, struct qcow_error *err)

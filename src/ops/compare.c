@@ -9,11 +9,9 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/err.h"
-#include "base/mem.h"
 #include "base/num.h"
 #include "ops/pipe.h"
 
@@ -39,9 +37,9 @@ struct outcome {
 };
 
 struct piece {
+	uint8_t *bytes; /* a chunk for each side, one behind the other */
 	uint64_t off, len;
 	bool reads[2]; /* the side's bytes; one that is not read is zeros */
-	uint8_t *bytes[2];
 };
 
 struct compare {
@@ -171,18 +169,23 @@ static size_t first_difference(const uint8_t *p, const uint8_t *other, size_t n)
 	return i;
 }
 
+static uint8_t *side_bytes(const struct piece *p, unsigned which)
+{
+	return p->bytes + which * CHUNK_BYTES;
+}
+
 /* A chunk may be of many clusters, and the first that cannot be read is what is told; what differs before it is. */
 static enum qcow_status read_piece(
 	struct compare *c, struct piece *p, unsigned which, struct qcow_error *err)
 {
-	return qcow_pread(c->sides[which].image, p->bytes[which], (size_t)p->len, p->off, err);
+	return qcow_pread(c->sides[which].image, side_bytes(p, which), (size_t)p->len, p->off, err);
 }
 
 static enum qcow_status judge(struct compare *c, const struct piece *p)
 {
 	unsigned which = p->reads[0] ? 0 : 1;
-	const uint8_t *bytes = p->bytes[which];
-	const uint8_t *other = p->reads[0] && p->reads[1] ? p->bytes[1] : NULL;
+	const uint8_t *bytes = side_bytes(p, which);
+	const uint8_t *other = p->reads[0] && p->reads[1] ? side_bytes(p, 1) : NULL;
 	size_t n = (size_t)p->len;
 	if (other != NULL ? memcmp(bytes, other, n) == 0 : qk_is_zero(bytes, n))
 		return QCOW_OK;
@@ -222,20 +225,6 @@ static enum qcow_status work(void *ctx, void *item, unsigned worker, struct qcow
 	return QCOW_OK;
 }
 
-static enum qcow_status place(void *ctx, void *item, struct qcow_error *err)
-{
-	(void)ctx;
-	(void)item;
-	(void)err;
-	return QCOW_OK;
-}
-
-static enum qcow_status store(void *ctx, void *item, unsigned worker, struct qcow_error *err)
-{
-	(void)worker;
-	return place(ctx, item, err);
-}
-
 static uint64_t done(void *ctx, void *item)
 {
 	const struct piece *p = item;
@@ -245,37 +234,15 @@ static uint64_t done(void *ctx, void *item)
 
 /* ---- the call ---- */
 
-static unsigned count_workers(unsigned wanted)
-{
-	long n = sysconf(_SC_NPROCESSORS_ONLN);
-	if (wanted != 0)
-		return wanted;
-	return (unsigned)qk_max(2, qk_min(n > 0 ? (uint64_t)n : 2, QK_PIPE_MAX_WORKERS));
-}
-
 static enum qcow_status run_pipe(struct compare *c, struct qcow_error *err)
 {
-	static const struct qk_pipe_stages stages = {next, work, place, store, done};
-	unsigned n_workers = count_workers(c->options->n_workers);
-	unsigned n = n_workers * 2;
-	QK_AUTO_FREE struct piece *pieces = qk_calloc(n, sizeof(*pieces));
-	QK_AUTO_FREE uint8_t *bytes = qk_malloc((uint64_t)n * 2, CHUNK_BYTES);
-	void *items[2 * QK_PIPE_MAX_WORKERS];
-	if (pieces == NULL || bytes == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (unsigned i = 0; i < n; i++) {
-		items[i] = &pieces[i];
-		for (unsigned k = 0; k < 2; k++)
-			pieces[i].bytes[k] = bytes + (2 * (size_t)i + k) * CHUNK_BYTES;
-	}
-	return qk_pipe_run(&(struct qk_pipe_job){.stages = &stages,
-				   .ctx = c,
-				   .items = items,
-				   .n_items = n,
-				   .n_workers = n_workers,
-				   .total = c->longest,
-				   .progress = c->options->progress},
-		err);
+	static const struct qk_pipe_stages stages = {.next = next, .work = work, .done = done};
+	const struct qk_pipe_job job = {.stages = &stages,
+		.ctx = c,
+		.n_workers = qk_pipe_workers(c->options->n_workers),
+		.total = c->longest,
+		.progress = c->options->progress};
+	return qk_pipe_run_pieces(&job, sizeof(struct piece), 2 * CHUNK_BYTES, err);
 }
 
 /* The disk's size as it is compared. */

@@ -9,7 +9,6 @@
 
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/num.h"
@@ -18,19 +17,6 @@
 #define CHUNKS_BYTES QK_MIB(32)
 /* One shared run at most: the progress moves on, and a refusal is met early. */
 #define CLONE_RUN_BYTES QK_GIB(1)
-
-/* One reads while the other writes. More than processors cost wake-ups and gain nothing: the page cache
- * reads ahead and writes behind. */
-#define LEAST_WORKERS 2
-
-unsigned qk_copy_workers(unsigned wanted)
-{
-	if (wanted == 0) {
-		long n = sysconf(_SC_NPROCESSORS_ONLN);
-		wanted = n < LEAST_WORKERS ? LEAST_WORKERS : (unsigned)n;
-	}
-	return wanted > QK_PIPE_MAX_WORKERS ? QK_PIPE_MAX_WORKERS : wanted;
-}
 
 /* ---- cutting: one thread at a time ---- */
 
@@ -301,7 +287,7 @@ enum qcow_status qk_copy_run(struct qk_copy *copy, struct qcow_error *err)
 {
 	struct run run = {.copy = copy};
 	copy->at = 0;
-	enum qcow_status status = init_workers(&run, qk_copy_workers(copy->n_workers), err);
+	enum qcow_status status = init_workers(&run, qk_pipe_workers(copy->n_workers), err);
 	if (status == QCOW_OK)
 		status = init_chunks(&run, err);
 	if (status == QCOW_OK) {

@@ -40,7 +40,4 @@ struct qk_copy {
  * 32 MiB of chunks (one chunk a worker where they are larger) and two clusters a worker. */
 enum qcow_status qk_copy_run(struct qk_copy *copy, struct qcow_error *err);
 
-/* 0 = the number of processors, at least 2; at most QK_PIPE_MAX_WORKERS. */
-unsigned qk_copy_workers(unsigned wanted);
-
 #endif

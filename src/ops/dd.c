@@ -9,17 +9,16 @@
 
 #include "base/bytes.h"
 #include "base/err.h"
-#include "base/mem.h"
 #include "base/num.h"
-#include "ops/copy.h"
 #include "ops/pipe.h"
+#include "ops/source.h"
 
 #define CHUNK_BYTES	 QK_MIB(1)
 #define MAX_SPARSE_BYTES QK_MIB(64) /* a block has to be seen whole to be left out */
 
 struct piece {
+	uint8_t *bytes; /* a chunk */
 	uint64_t off, len; /* in the source's range */
-	uint8_t *bytes;
 	uint64_t bytes_written;
 	bool is_skipped; /* known to be zeros, and left out */
 };
@@ -85,14 +84,6 @@ static enum qcow_status work(void *ctx, void *item, unsigned worker, struct qcow
 	return QCOW_OK;
 }
 
-static enum qcow_status place(void *ctx, void *item, struct qcow_error *err)
-{
-	(void)ctx;
-	(void)item;
-	(void)err;
-	return QCOW_OK;
-}
-
 static bool is_left_out(const struct dd *d, const struct piece *p, uint64_t at)
 {
 	return d->options->sparse &&
@@ -128,27 +119,15 @@ static uint64_t done(void *ctx, void *item)
 
 static enum qcow_status run_pipe(struct dd *d, struct qcow_error *err)
 {
-	static const struct qk_pipe_stages stages = {next, work, place, store, done};
-	unsigned n_workers = d->chunk > CHUNK_BYTES ? 1 : qk_copy_workers(d->options->n_workers);
-	unsigned n = n_workers * 2;
-	QK_AUTO_FREE struct piece *pieces = qk_calloc(n, sizeof(*pieces));
-	QK_AUTO_FREE uint8_t *bytes = qk_malloc_aligned(4096, n * d->chunk);
-	void *items[2 * QK_PIPE_MAX_WORKERS];
-	if (pieces == NULL || bytes == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (unsigned i = 0; i < n; i++) {
-		items[i] = &pieces[i];
-		pieces[i].bytes = bytes + i * d->chunk;
-	}
-	return qk_pipe_run(&(struct qk_pipe_job){.stages = &stages,
-				   .ctx = d,
-				   .items = items,
-				   .n_items = n,
-				   .n_workers = n_workers,
-				   .any_order = true,
-				   .total = d->options->len,
-				   .progress = d->options->progress},
-		err);
+	static const struct qk_pipe_stages stages = {next, work, NULL, store, done};
+	unsigned wanted = d->chunk > CHUNK_BYTES ? 1 : d->options->n_workers;
+	const struct qk_pipe_job job = {.stages = &stages,
+		.ctx = d,
+		.n_workers = qk_pipe_workers(wanted),
+		.any_order = true,
+		.total = d->options->len,
+		.progress = d->options->progress};
+	return qk_pipe_run_pieces(&job, sizeof(struct piece), (size_t)d->chunk, err);
 }
 
 static enum qcow_status check(struct qcow_image *source, struct qcow_image *target,

@@ -18,8 +18,11 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "base/err.h"
 #include "base/mem.h"
 #include "base/num.h"
 
@@ -61,6 +64,10 @@ struct thread {
 	pthread_t id;
 };
 
+/* One reads while the other writes. More than processors cost wake-ups and gain nothing: the page cache
+ * reads ahead and writes behind. */
+#define LEAST_WORKERS 2
+#define BUFFER_ALIGN  4096
 /* 512 KiB: the stages keep their buffers on the heap, and RLIMIT_AS may be small. */
 #define STACK_BYTES ((size_t)512 << 10)
 /* How long a wait for the rate may last before the cancel callback is asked again. */
@@ -198,7 +205,7 @@ static void place(struct pipe *p, struct slot *slot)
 	p->placing = true;
 	slot->state = SLOT_PLACING;
 	enum qcow_status status = slot->status;
-	if (status == QCOW_OK) {
+	if (status == QCOW_OK && job->stages->place != NULL) {
 		(void)pthread_mutex_unlock(&p->lock);
 		status = job->stages->place(job->ctx, slot->item, &slot->err);
 		(void)pthread_mutex_lock(&p->lock);
@@ -214,11 +221,14 @@ static void store(struct pipe *p, struct slot *slot, unsigned worker)
 {
 	const struct qk_pipe_job *job = p->job;
 	slot->state = SLOT_STORING;
-	(void)pthread_mutex_unlock(&p->lock);
-	enum qcow_status status = job->stages->store(job->ctx, slot->item, worker, &slot->err);
-	(void)pthread_mutex_lock(&p->lock);
-	if (status != QCOW_OK)
-		fail(p, slot->seq, status, &slot->err);
+	if (job->stages->store != NULL) {
+		(void)pthread_mutex_unlock(&p->lock);
+		enum qcow_status status = job->stages->store(
+			job->ctx, slot->item, worker, &slot->err);
+		(void)pthread_mutex_lock(&p->lock);
+		if (status != QCOW_OK)
+			fail(p, slot->seq, status, &slot->err);
+	}
 	retire(p, slot);
 }
 
@@ -333,4 +343,35 @@ enum qcow_status qk_pipe_run(const struct qk_pipe_job *job, struct qcow_error *e
 	if (p.status != QCOW_OK && err != NULL)
 		*err = p.err;
 	return p.status;
+}
+
+enum qcow_status qk_pipe_run_pieces(const struct qk_pipe_job *job, size_t item_bytes,
+	size_t buffer_bytes, struct qcow_error *err)
+{
+	struct qk_pipe_job whole = *job;
+	void *items[2 * QK_PIPE_MAX_WORKERS];
+	unsigned n = 2 * job->n_workers;
+	size_t stride = (buffer_bytes + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
+	QK_AUTO_FREE uint8_t *pieces = qk_calloc(n, item_bytes);
+	QK_AUTO_FREE uint8_t *buffers = qk_malloc_aligned(BUFFER_ALIGN, (uint64_t)n * stride);
+	QK_ASSERT(P1, job->n_workers <= QK_PIPE_MAX_WORKERS && item_bytes >= sizeof(buffers));
+	if (pieces == NULL || buffers == NULL)
+		return QK_FAIL_NOMEM(err);
+	for (unsigned i = 0; i < n; i++) {
+		uint8_t *buffer = buffers + i * stride;
+		items[i] = pieces + i * item_bytes;
+		memcpy(items[i], &buffer, sizeof(buffer));
+	}
+	whole.items = items;
+	whole.n_items = n;
+	return qk_pipe_run(&whole, err);
+}
+
+unsigned qk_pipe_workers(unsigned wanted)
+{
+	if (wanted == 0) {
+		long n = sysconf(_SC_NPROCESSORS_ONLN);
+		wanted = n < LEAST_WORKERS ? LEAST_WORKERS : (unsigned)n;
+	}
+	return wanted > QK_PIPE_MAX_WORKERS ? QK_PIPE_MAX_WORKERS : wanted;
 }

@@ -17,7 +17,8 @@
 
 #define QK_PIPE_MAX_WORKERS 16
 
-/* The four stages. `worker` is 0 … n_workers - 1, for scratch memory that a thread keeps. */
+/* The four stages; place and store may be NULL: nothing to do. `worker` is 0 … n_workers - 1, for scratch memory that
+ * a thread keeps. */
 struct qk_pipe_stages {
 	/* Describe the next piece in `item`, or set *end. *cost_bytes counts against the rate. */
 	enum qcow_status (*next)(
@@ -33,7 +34,7 @@ struct qk_pipe_stages {
 struct qk_pipe_job {
 	const struct qk_pipe_stages *stages;
 	void *ctx;
-	void **items; /* one a slot */
+	void **items; /* one a slot; of qk_pipe_run_pieces: unused */
 	unsigned n_items; /* at least one */
 	unsigned n_workers; /* 1 to QK_PIPE_MAX_WORKERS; fewer run where threads cannot be made */
 	bool any_order; /* place pieces as they become ready; place may then run on several at once */
@@ -48,5 +49,15 @@ struct qk_pipe_job {
  * cancel callback says so; QCOW_E_NOMEM; what the stages return.
  */
 enum qcow_status qk_pipe_run(const struct qk_pipe_job *job, struct qcow_error *err);
+
+/*
+ * The same with two items a worker that are made here: item_bytes each, zero but for their first member, which is a
+ * uint8_t *, to buffer_bytes of their own, aligned for O_DIRECT.
+ */
+enum qcow_status qk_pipe_run_pieces(const struct qk_pipe_job *job, size_t item_bytes,
+	size_t buffer_bytes, struct qcow_error *err);
+
+/* 0 = the number of processors, at least 2; at most QK_PIPE_MAX_WORKERS. */
+unsigned qk_pipe_workers(unsigned wanted);
 
 #endif

@@ -18,9 +18,7 @@
 
 #include "base/bytes.h"
 #include "base/err.h"
-#include "base/mem.h"
 #include "base/num.h"
-#include "ops/copy.h"
 #include "ops/pipe.h"
 
 #define CHUNK_BYTES QK_KIB(512)
@@ -44,9 +42,11 @@ struct view {
 };
 
 struct piece {
-	uint64_t off, len;
-	uint8_t *was, *will; /* old and new content, as long as a chunk */
+	uint8_t *
+		was; /* the old content, room for a chunk; the new stands behind it, then the acts */
+	uint8_t *will;
 	uint8_t *acts; /* enum act, one a unit */
+	uint64_t off, len;
 	uint64_t bytes_copied, bytes_zeroed;
 };
 
@@ -170,8 +170,9 @@ static enum qcow_status next(
 	*end = r->at >= r->size;
 	if (*end)
 		return QCOW_OK;
-	*p = (struct piece){
-		.off = r->at, .was = p->was, .will = p->will, .acts = p->acts, .len = 0};
+	*p = (struct piece){.off = r->at, .was = p->was};
+	p->will = p->was + r->chunk;
+	p->acts = p->will + r->chunk;
 	QK_TRY(pass_dull(r, r->at, &passed, err));
 	if (passed != r->at) {
 		/* nothing is to be done: the length is for the progress */
@@ -229,14 +230,6 @@ static enum qcow_status work(void *ctx, void *item, unsigned worker, struct qcow
 	return QCOW_OK;
 }
 
-static enum qcow_status place(void *ctx, void *item, struct qcow_error *err)
-{
-	(void)ctx;
-	(void)item;
-	(void)err;
-	return QCOW_OK;
-}
-
 /* [at, at + n) of the piece. */
 static enum qcow_status carry_out(struct rebase *r, const struct piece *p, uint64_t at, uint64_t n,
 	enum act act, struct qcow_error *err)
@@ -285,31 +278,15 @@ static uint64_t done(void *ctx, void *item)
 
 static enum qcow_status run_pipe(struct rebase *r, struct qcow_error *err)
 {
-	static const struct qk_pipe_stages stages = {next, work, place, store, done};
-	unsigned n_workers = qk_copy_workers(r->options->n_workers);
-	unsigned n = n_workers * 2;
+	static const struct qk_pipe_stages stages = {next, work, NULL, store, done};
+	const struct qk_pipe_job job = {.stages = &stages,
+		.ctx = r,
+		.n_workers = qk_pipe_workers(r->options->n_workers),
+		.any_order = true,
+		.total = r->size,
+		.progress = r->options->progress};
 	size_t n_acts = (size_t)(r->chunk / r->unit);
-	size_t slot = (size_t)r->chunk * 2 + n_acts;
-	QK_AUTO_FREE struct piece *pieces = qk_calloc(n, sizeof(*pieces));
-	QK_AUTO_FREE uint8_t *bytes = qk_malloc(n, slot);
-	void *items[2 * QK_PIPE_MAX_WORKERS];
-	if (pieces == NULL || bytes == NULL)
-		return QK_FAIL_NOMEM(err);
-	for (unsigned i = 0; i < n; i++) {
-		items[i] = &pieces[i];
-		pieces[i].was = bytes + (size_t)i * slot;
-		pieces[i].will = pieces[i].was + r->chunk;
-		pieces[i].acts = pieces[i].will + r->chunk;
-	}
-	return qk_pipe_run(&(struct qk_pipe_job){.stages = &stages,
-				   .ctx = r,
-				   .items = items,
-				   .n_items = n,
-				   .n_workers = n_workers,
-				   .any_order = true,
-				   .total = r->size,
-				   .progress = r->options->progress},
-		err);
+	return qk_pipe_run_pieces(&job, sizeof(struct piece), (size_t)r->chunk * 2 + n_acts, err);
 }
 
 static void set_up(struct rebase *r)
