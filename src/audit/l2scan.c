@@ -102,8 +102,12 @@ static void count_cluster(struct qk_l2scan *s, const struct place *at, const str
 
 	if (s->want_stats && at->ref->n_active != 0)
 		note_allocated(&s->stats, at->ref->n_active, e->host_off.v, g->cluster_size);
-	if (g->data_file)
+	if (g->data_file) {
+		/* nothing else refers to it, and no refcount counts it: as if it were one */
+		if (at->ref->n_active != 0 && !e->copied && e->finding == 0)
+			report_entry(s, at, QCOW_FINDING_COPIED_MISSING, at->raw | QK_FLAG_COPIED);
 		return;
+	}
 	if (e->host_off.v >= qk_audit_end(s->a)) {
 		report_entry(s, at, QCOW_FINDING_L2_ENTRY_BEYOND_FILE, at->raw);
 		return;
@@ -231,6 +235,8 @@ void qk_l2scan_explain(struct qk_l2scan *s, const struct qk_l2ref *ref, const ui
 {
 	const struct qk_geometry *g = s->a->geometry;
 
+	if (g->data_file)
+		return; /* their offsets are no clusters of the census */
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
 		struct place at = {.ref = ref, .table = table, .index = i};
 		qk_l2_load(g, table, i, &at.raw, &at.bitmap);

@@ -330,13 +330,36 @@ static enum qcow_status copied_l1(void *ctx, const struct qk_refs_entry *e, stru
 	return judge_copied(ctx, QCOW_REPAIR_L1_ENTRY, e->off, e->raw, err);
 }
 
+/* In a data file a cluster has one reference for ever, and lies where the guest has it: in no window of the census. */
+static enum qcow_status copied_in_data_file(
+	struct qk_plan *p, const struct qk_l2ref *ref, const uint8_t *table, struct qcow_error *err)
+{
+	for (uint32_t i = 0; table != NULL && p->census.lo == 0 && i < p->g.l2_entries; i++) {
+		struct qk_entry was = qk_entry_load(p, ref, table, i);
+		struct qk_l2_entry d = qk_l2_decode(
+			&p->g, was.raw, was.bitmap, qk_entry_guest(p, ref, i, &was));
+		if (d.finding != 0 || d.type == QK_L2_COMPRESSED || d.host_off.v == 0 || d.copied)
+			continue;
+		struct qk_change change = {.off = was.off,
+			.was = was.raw,
+			.now = was.raw | QK_FLAG_COPIED,
+			.phase = QCOW_REPAIR_COPIED,
+			.kind = QCOW_REPAIR_L2_ENTRY,
+			.finding = QCOW_FINDING_COPIED_MISSING};
+		QK_TRY(qk_plan_change(p, &change, err));
+	}
+	return QCOW_OK;
+}
+
 static enum qcow_status copied_l2(
 	void *ctx, const struct qk_l2ref *ref, const uint8_t *table, struct qcow_error *err)
 {
 	const struct copied *c = ctx;
 
-	if (ref->n_active == 0 || c->p->g.data_file)
+	if (ref->n_active == 0)
 		return QCOW_OK;
+	if (c->p->g.data_file)
+		return copied_in_data_file(c->p, ref, table, err);
 	for (uint32_t i = 0; table != NULL && i < c->p->g.l2_entries; i++) {
 		struct qk_entry e = qk_entry_load(c->p, ref, table, i);
 		if ((e.raw & QK_FLAG_COMPRESSED) != 0 || (e.raw & QK_OFFSET_MASK) == 0 ||
