@@ -133,8 +133,8 @@ const struct cli_command cli_cmd_ctl = {
 	.synopsis = "SOCKET [COMMAND [KEY=VALUE]…]",
 	.about = "Commands: status, quiesce, resume, stop, export-add (name=, file=, format=, "
 		 "snapshot=, read-only),\n"
-		 "export-remove (name=, hard), snapshot-create and snapshot-delete (export=, "
-		 "name=), bitmap-add\n"
+		 "export-remove (name=, hard), snapshot-create, snapshot-delete and snapshot-apply "
+		 "(export=, name=), bitmap-add\n"
 		 "(export=, bitmap=, granularity=, disabled), bitmap-remove, -clear, -enable, "
 		 "-disable (export=,\n"
 		 "bitmap=), bitmap-merge (export=, bitmap=, source=), resize (export=, size=, "

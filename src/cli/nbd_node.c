@@ -33,16 +33,9 @@ static enum qcow_status take(
 	return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
 }
 
-/* --object tls-creds-…,id=… */
-static enum qcow_status take_tls(
-	struct cli *cli, const json_t *spec, struct qk_nbd_address *a, struct qcow_error *err)
+enum qcow_status cli_nbd_use_creds(
+	struct cli *cli, const char *id, struct qk_nbd_address *a, struct qcow_error *err)
 {
-	const char *id = NULL;
-	QK_TRY(cli_spec_string(spec, "tls-creds", &id, err));
-	if (json_object_get(spec, "tls-hostname") != NULL)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "'tls-hostname' is not built in");
-	if (id == NULL)
-		return QCOW_OK;
 	const struct cli_tls *tls = cli_tls_find(cli, id);
 	if (tls == NULL)
 		return QK_FAIL(err, QCOW_E_KEY, "No TLS credentials with id '%s'", id);
@@ -64,6 +57,17 @@ static enum qcow_status take_tls(
 	bool is_lost = (!tls->is_psk && a->tls_dir == NULL) ||
 		       (tls->username != NULL && a->tls_username == NULL);
 	return is_lost ? QK_FAIL_NOMEM(err) : QCOW_OK;
+}
+
+/* --object tls-creds-…,id=… */
+static enum qcow_status take_tls(
+	struct cli *cli, const json_t *spec, struct qk_nbd_address *a, struct qcow_error *err)
+{
+	const char *id = NULL;
+	QK_TRY(cli_spec_string(spec, "tls-creds", &id, err));
+	if (json_object_get(spec, "tls-hostname") != NULL)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "'tls-hostname' is not built in");
+	return id != NULL ? cli_nbd_use_creds(cli, id, a, err) : QCOW_OK;
 }
 
 static enum qcow_status take_members(

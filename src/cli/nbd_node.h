@@ -12,6 +12,11 @@
 enum qcow_status cli_nbd_open(struct cli *cli, const json_t *spec, unsigned flags,
 	struct qcow_store **out, struct qcow_error *err) QK_MUST_USE;
 
+struct qk_nbd_address;
+/* Speak TLS there with the credentials of this id. QCOW_E_KEY (none, or a server's), QCOW_E_NOMEM. */
+enum qcow_status cli_nbd_use_creds(struct cli *cli, const char *id, struct qk_nbd_address *address,
+	struct qcow_error *err) QK_MUST_USE;
+
 /* The same for an address alone. */
 enum qcow_status cli_nbd_open_name(const char *name, unsigned flags, struct qcow_store **out,
 	struct qcow_error *err) QK_MUST_USE;

@@ -46,6 +46,10 @@ struct serve_front {
 		struct serve *s, const char *name, bool hard, struct qcow_error *err);
 	enum qcow_status (*resized)(
 		struct serve *s, const char *name, uint64_t new_size, struct qcow_error *err);
+	/* Let nobody use it until wake (qk_nbd_export_rest); NULL: cannot be. */
+	enum qcow_status (*rest)(
+		struct serve *s, const char *name, bool hard, struct qcow_error *err);
+	void (*wake)(struct serve *s, const char *name);
 	enum qcow_status (*set_bitmaps)(struct serve *s, const char *name, const char *const *names,
 		unsigned n, struct qcow_error *err);
 	void (*quiesce)(struct serve *s);
@@ -104,6 +108,8 @@ struct serve {
 	unsigned n_listeners;
 	unsigned max_clients; /* 0: any number, and the server accepts by itself */
 	unsigned n_clients; /* given to the server, where it is limited */
+	bool rests; /* out of descriptors: nobody is accepted for a moment */
+	bool told_so; /* and it was said */
 	struct serve_socket socket, ctl_socket;
 	char *temporary_folder; /* of a socket that --run made */
 	char *uri; /* of the first export */
@@ -152,6 +158,9 @@ int serve_listen_unix(struct serve *s, const char *path, mode_t mode, struct ser
 void serve_unlink_socket(struct serve_socket *made);
 /* Give a client of a listener to the server. */
 void serve_accept(struct serve *s, int listener);
+/* accept4 of a listener of ours, close-on-exec. -1: nobody came; where the host has no more descriptors, nobody is asked for
+ * until `rests` is over. */
+int serve_take_client(struct serve *s, int listener);
 void serve_unlisten(struct serve *s);
 
 /* serve_process.c. */
@@ -177,6 +186,8 @@ struct pollfd;
 size_t serve_ctl_polls(struct serve *s, struct pollfd *fds, size_t room);
 /* Look at what came of those rows. */
 void serve_ctl_handle(struct serve *s, const struct pollfd *fds, size_t n);
+/* Its clients go, and what they held back goes on. */
+void serve_ctl_drop(struct serve *s);
 void serve_ctl_close(struct serve *s);
 
 /* serve_do.c. Carry out one request. The answer is the caller's. *holds: quiesces that this client has not ended. */

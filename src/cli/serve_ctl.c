@@ -35,7 +35,7 @@ bool serve_ctl_open(struct serve *s, const char *path)
 size_t serve_ctl_polls(struct serve *s, struct pollfd *fds, size_t room)
 {
 	size_t n = 0;
-	if (s->ctl_listener >= 0 && room > 0)
+	if (s->ctl_listener >= 0 && room > 0 && !s->rests)
 		fds[n++] = (struct pollfd){.fd = s->ctl_listener, .events = POLLIN};
 	for (struct serve_client *c = s->clients; c != NULL && n < room; c = c->next)
 		fds[n++] = (struct pollfd){.fd = c->fd, .events = POLLIN};
@@ -46,7 +46,7 @@ static void accept_client(struct serve *s)
 {
 	const struct timeval patience = {.tv_sec = 5};
 	unsigned n = 0;
-	int fd = accept4(s->ctl_listener, NULL, NULL, SOCK_CLOEXEC);
+	int fd = serve_take_client(s, s->ctl_listener);
 	for (struct serve_client *c = s->clients; c != NULL; c = c->next)
 		n++;
 	struct serve_client *c = fd >= 0 && n < CLIENTS ? qk_calloc(1, sizeof(*c)) : NULL;
@@ -146,10 +146,15 @@ void serve_ctl_handle(struct serve *s, const struct pollfd *fds, size_t n)
 	}
 }
 
-void serve_ctl_close(struct serve *s)
+void serve_ctl_drop(struct serve *s)
 {
 	while (s->clients != NULL)
 		drop_client(s, s->clients);
+}
+
+void serve_ctl_close(struct serve *s)
+{
+	serve_ctl_drop(s);
 	if (s->ctl_listener >= 0)
 		(void)close(s->ctl_listener);
 	serve_unlink_socket(&s->ctl_socket);

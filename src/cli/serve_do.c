@@ -216,6 +216,50 @@ static enum qcow_status delete_snapshot(struct job *job, struct serve_image *ima
 		image->shared->image, &name, 1, QCOW_SNAPSHOT_NAME_OR_ID, NULL, &job->err);
 }
 
+/* The image's disk has this size now. */
+static enum qcow_status show_size(struct job *job, struct serve_image *image, uint64_t size)
+{
+	for (struct serve_export *e = job->s->exports; e != NULL; e = e->next) {
+		if (e->image != image || !e->is_whole)
+			continue;
+		qk_view_set_size(e->view, size);
+		QK_TRY(job->s->front->resized(job->s, e->name, size, &job->err));
+	}
+	return QCOW_OK;
+}
+
+/* A disk does not turn into another one under those who use it: nobody may. With `hard` they are cut off. */
+static enum qcow_status rest_all(struct job *job, struct serve_image *image)
+{
+	for (struct serve_export *e = job->s->exports; e != NULL; e = e->next) {
+		if (e->image == image && !e->is_whole)
+			return QK_FAIL(&job->err, QCOW_E_INVAL,
+				"export '%s' shows a part of the disk", e->name);
+		if (e->image == image)
+			QK_TRY(job->s->front->rest(
+				job->s, e->name, is_set(job, "hard"), &job->err));
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status apply_snapshot(struct job *job, struct serve_image *image)
+{
+	const char *name = NULL;
+	QK_TRY(want_string(job, "name", &name));
+	if (job->s->front->rest == NULL)
+		return QK_FAIL(&job->err, QCOW_E_NOTSUP, "not of a disk that is mounted");
+	enum qcow_status status = rest_all(job, image);
+	if (status == QCOW_OK)
+		status = qcow_snapshot_apply(
+			image->shared->image, name, QCOW_SNAPSHOT_NAME_OR_ID, NULL, &job->err);
+	if (status == QCOW_OK)
+		status = show_size(job, image, qcow_size(image->shared->image));
+	for (const struct serve_export *e = job->s->exports; e != NULL; e = e->next)
+		if (e->image == image)
+			job->s->front->wake(job->s, e->name);
+	return status;
+}
+
 static enum qcow_status resize(struct job *job, struct serve_image *image)
 {
 	struct qcow_resize_options options = QCOW_RESIZE_OPTIONS_INIT;
@@ -230,13 +274,7 @@ static enum qcow_status resize(struct job *job, struct serve_image *image)
 			return QK_FAIL(&job->err, QCOW_E_INVAL,
 				"export '%s' shows a part of the disk, which would end", e->name);
 	QK_TRY(qcow_resize(image->shared->image, size, &options, &job->err));
-	for (struct serve_export *e = job->s->exports; e != NULL; e = e->next) {
-		if (e->image != image || !e->is_whole)
-			continue;
-		qk_view_set_size(e->view, size);
-		QK_TRY(job->s->front->resized(job->s, e->name, size, &job->err));
-	}
-	return QCOW_OK;
+	return show_size(job, image, size);
 }
 
 static enum qcow_status edit_bitmap(
@@ -308,6 +346,7 @@ static const struct {
 	{"export-remove", do_export_remove, NULL},
 	{"snapshot-create", NULL, create_snapshot},
 	{"snapshot-delete", NULL, delete_snapshot},
+	{"snapshot-apply", NULL, apply_snapshot},
 	{"bitmap-add", NULL, add_bitmap},
 	{"bitmap-remove", NULL, remove_bitmap},
 	{"bitmap-clear", NULL, clear_bitmap},

@@ -3,8 +3,10 @@
  * serve_list: `qemu-nbd -L`: what another server exports, in QEMU's words.
  */
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "cli/nbd_node.h"
 #include "cli/serve.h"
 
 #ifdef QK_LIBNBD
@@ -77,13 +79,19 @@ int serve_list(struct serve *s)
 		.export_name = (char *)(uintptr_t) ""};
 	if (s->args->n_operands > 0)
 		return cli_usage(s->cli, "List mode is incompatible with a file name");
-	if (cli_arg(s->args, "tls-creds") != NULL) {
-		cli_error(s->cli, "-L with --tls-creds is not built in");
+	const char *creds = cli_arg(s->args, "tls-creds");
+	enum qcow_status status = creds != NULL ? cli_nbd_use_creds(s->cli, creds, &address, &err)
+						: QCOW_OK;
+	if (status == QCOW_OK)
+		status = qk_nbd_list(&address, print_count, print_export, NULL, &err);
+	free(address.tls_dir);
+	free(address.tls_psk_file);
+	free(address.tls_username);
+	if (status == QCOW_E_KEY) {
+		cli_error(s->cli, "%s", err.message);
 		return 1;
 	}
-	if (qk_nbd_list(&address, print_count, print_export, NULL, &err) == QCOW_OK)
-		return 0;
-	return cli_fail(s->cli, &err, "Failed to list");
+	return status == QCOW_OK ? 0 : cli_fail(s->cli, &err, "Failed to list");
 }
 
 #else

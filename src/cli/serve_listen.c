@@ -306,9 +306,22 @@ bool serve_listen(struct serve *s)
 	return ok;
 }
 
-void serve_accept(struct serve *s, int listener)
+int serve_take_client(struct serve *s, int listener)
 {
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
+		if (!s->told_so)
+			cli_more(s->cli, "cannot accept clients: %s", strerror(errno));
+		s->told_so = s->rests = true;
+	} else if (fd >= 0) {
+		s->told_so = false;
+	}
+	return fd;
+}
+
+void serve_accept(struct serve *s, int listener)
+{
+	int fd = serve_take_client(s, listener);
 	if (fd < 0)
 		return;
 	s->n_clients++;

@@ -16,6 +16,7 @@
 #include "cli/serve.h"
 
 enum {
+	REST_MS = 100, /* without descriptors for clients */
 	ROWS = 128
 };
 
@@ -78,13 +79,15 @@ static bool turn(struct serve *s, int signals)
 {
 	struct pollfd fds[ROWS] = {
 		{.fd = signals, .events = POLLIN}, {.fd = s->wake, .events = POLLIN}};
-	size_t n = 2, n_accept = may_accept(s) ? s->n_listeners : 0;
+	size_t n = 2, n_accept = may_accept(s) && !s->rests ? s->n_listeners : 0;
 	uint64_t ignored = 0;
 	for (size_t i = 0; i < n_accept; i++)
 		fds[n++] = (struct pollfd){.fd = s->listeners[i], .events = POLLIN};
 	size_t n_ctl = serve_ctl_polls(s, fds + n, ROWS - n);
-	if (poll(fds, (nfds_t)(n + n_ctl), -1) < 0)
+	int n_events = poll(fds, (nfds_t)(n + n_ctl), s->rests ? REST_MS : -1);
+	if (n_events < 0)
 		return errno == EINTR;
+	s->rests = false;
 	if (fds[1].revents != 0)
 		(void)!read(s->wake, &ignored, sizeof(ignored));
 	take_signals(s, signals);
@@ -117,6 +120,7 @@ int serve_loop(struct serve *s)
 	while (!s->stops && turn(s, signals))
 		;
 	serve_tell_manager("STOPPING=1");
+	serve_ctl_drop(s); /* a quiesce would last longer than the draining */
 	s->front->stop(s);
 	int rc = flush_images(s);
 	if (s->child != 0) {

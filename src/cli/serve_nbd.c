@@ -26,6 +26,16 @@ static enum qcow_status resized(
 	return qk_nbd_export_resized(s->server, name, new_size, err);
 }
 
+static enum qcow_status rest(struct serve *s, const char *name, bool hard, struct qcow_error *err)
+{
+	return qk_nbd_export_rest(s->server, name, hard, err);
+}
+
+static void wake(struct serve *s, const char *name)
+{
+	qk_nbd_export_wake(s->server, name);
+}
+
 static enum qcow_status set_bitmaps(struct serve *s, const char *name, const char *const *names,
 	unsigned n, struct qcow_error *err)
 {
@@ -111,6 +121,8 @@ const struct serve_front serve_front_nbd = {
 	.add = add,
 	.remove = remove_export,
 	.resized = resized,
+	.rest = rest,
+	.wake = wake,
 	.set_bitmaps = set_bitmaps,
 	.quiesce = quiesce,
 	.resume = resume,

@@ -62,6 +62,11 @@ struct qk_libnbd {
 	QK_LIBNBD_CALLS(QK_LIBNBD_MEMBER)
 };
 
+struct qk_nbd_address;
+/* TLS as the address has it. False: lib->get_error() says why. open.c. */
+bool qk_nbd_set_tls(
+	const struct qk_libnbd *lib, struct nbd_handle *nbd, const struct qk_nbd_address *address);
+
 /* The library, which stays until the process ends. QCOW_E_UNSUPPORTED: it is not there. */
 enum qcow_status qk_libnbd_load(const struct qk_libnbd **out, struct qcow_error *err)
 	__attribute__((warn_unused_result));

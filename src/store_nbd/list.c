@@ -90,7 +90,7 @@ static enum qcow_status ask_all(const struct qk_libnbd *lib, struct nbd_handle *
 	const struct qk_nbd_address *a, struct listing *l, struct qcow_error *err)
 {
 	nbd_list_callback list = {.callback = on_export, .user_data = l};
-	int r = lib->set_opt_mode(nbd, true);
+	int r = qk_nbd_set_tls(lib, nbd, a) ? lib->set_opt_mode(nbd, true) : -1;
 	if (r == 0)
 		r = a->path != NULL ? lib->connect_unix(nbd, a->path)
 				    : lib->connect_tcp(nbd, a->host, a->port);

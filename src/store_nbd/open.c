@@ -44,7 +44,7 @@ static enum qcow_status fail_connect(
 	return QK_FAIL(err, status, "no NBD connection: %s", why);
 }
 
-static bool set_tls(
+bool qk_nbd_set_tls(
 	const struct qk_libnbd *lib, struct nbd_handle *nbd, const struct qk_nbd_address *a)
 {
 	if (!a->tls)
@@ -61,7 +61,7 @@ static enum qcow_status reach(
 {
 	const struct qk_libnbd *lib = wire->lib;
 	struct nbd_handle *nbd = wire->nbd;
-	if (!set_tls(lib, nbd, a) || lib->set_export_name(nbd, a->export_name) != 0 ||
+	if (!qk_nbd_set_tls(lib, nbd, a) || lib->set_export_name(nbd, a->export_name) != 0 ||
 		lib->add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
 		lib->set_pread_initialize(nbd, false) != 0)
 		return QK_FAIL(err, QCOW_E_INVAL, "%s", said(lib));

@@ -436,7 +436,7 @@ def failures_are_told_and_end_nothing(bed):
             reply = c.request(kind, 0, n, payload=bytes(n) if kind == WRITE else b"")
             check("%s %d" % (mode, kind), reply.error, EIO)
             if mode != "simple":
-                check("its text", reply.message, "the disk of the test is broken")
+                check("its text, which names no files", reply.message, "the disk of the server failed")
         if mode != "simple":
             check("status", c.error(STATUS, 0, 4096), EIO)
 

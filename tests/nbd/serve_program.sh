@@ -206,6 +206,10 @@ if "$QCOW" serve "${server_creds[@]}" -r disk.qcow2 --run true 2>err; then
 	tls="nbds+unix://alice@/?socket=$s&tls-psk-file=$work/psk/keys.psk"
 	prints a_client_with_the_key 67108864 nbdinfo --size "$tls"
 	says a_client_without_tls 1 '*TLS*' nbdinfo --size "$uri"
+	run "$QCOW_QEMU_NBD" -L -k "$s" --object "tls-creds-psk,id=t,dir=$work/psk,endpoint=client,username=alice" --tls-creds t
+	[[ $(<err) == *libnbd.so* || $(<err) == *"needs libnbd"* || $(head -n 3 out) == "exports available: 1
+ export: ''
+  size:  67108864" ]] && ok exports_are_listed_by_tls || bad exports_are_listed_by_tls "$(shown)"
 	expect qemu_with_the_key 0 "$QEMU_IMG" info --object "tls-creds-psk,id=t,dir=$work/psk,endpoint=client,username=alice" \
 		--image-opts "driver=nbd,path=$s,tls-creds=t"
 	run "$QCOW" info "$tls"
@@ -249,6 +253,16 @@ print(s["requests"]["write"]["requests"], s["requests"]["write"]["bytes"] == 655
 printf '{"command": "quiesce"}\n{"command": "status"}\n{"command": "resume"}\n' >lines
 "$QCOW" ctl "$ctl" <lines >out 2>err && grep -q '"quiesced": true' out && ok lines_are_one_after_the_other ||
 	bad lines_are_one_after_the_other "$(shown)"
+mkfifo hold
+"$QCOW" ctl "$ctl" <hold >held 2>&1 &
+holder=$!
+exec 8>hold
+printf '{"command": "quiesce"}\n{"command": "status"}\n' >&8
+for i in {1..400}; do grep -q '"quiesced": true' held && break; sleep 0.05; done
+expect a_snapshot_while_somebody_holds 0 "$QCOW" ctl "$ctl" snapshot-create name=third
+expect and_goes_again 0 "$QCOW" ctl "$ctl" snapshot-delete name=third
+exec 8>&-
+wait "$holder"
 (echo '{"command": "quiesce"}'; sleep 0.3) | "$QCOW" ctl "$ctl"
 prints who_goes_away_holds_nothing_back 83886080 timeout 60 nbdinfo --size "$uri"
 expect and_clients_go_on 0 timeout 60 "$QEMU_IO" -f raw -c 'write -P 5 30M 64k' "$uri"
@@ -263,6 +277,101 @@ i = json.load(open("out"))
 b = i["format-specific"]["data"]["bitmaps"]
 assert [s["name"] for s in i["snapshots"]] == ["first"] and i["virtual-size"] == 80 << 20, i
 assert [x["name"] for x in b] == ["other"] and not b[0]["flags"], b' && ok what_was_told_is_stored || bad what_was_told_is_stored "$(shown)"
+
+# ---- a snapshot comes back; a hold at the end; no descriptors; damage ----
+create back.qcow2 8M
+io -c 'write -P 1 0 1M' back.qcow2
+"$QEMU_IMG" snapshot -c small back.qcow2
+start --snapshots back.qcow2
+do_ctl resize size=12M
+expect back_is_written 0 "$QEMU_IO" -f raw -c 'write -P 2 0 64k' -c 'write -P 3 9M 64k' "$uri"
+cat >stay.py <<'PY'
+import os, socket, struct, sys, time
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
+s.settimeout(60)
+n = 0
+while n < 28:
+    n += len(s.recv(28 - n))
+for what in sys.argv[2:]:
+    if what == "write":
+        s.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 1, 7, 0, 512) + bytes(512))
+print("here", flush=True)
+print("gone" if s.recv(1) == b"" else "answered", flush=True)
+PY
+python3 stay.py "$s" >stayed &
+stays=$!
+for i in {1..400}; do [[ -s stayed ]] && break; sleep 0.05; done
+says no_disk_turns_into_another_under_a_client 1 "*export '' has clients*" "$QCOW" ctl "$ctl" snapshot-apply name=small
+says nor_into_one_that_is_not_there 1 '*' "$QCOW" ctl "$ctl" snapshot-apply name=none hard
+wait "$stays"
+[[ $(<stayed) == $'here\ngone' ]] && ok hard_cuts_it_off || bad hard_cuts_it_off "$(<stayed)"
+do_ctl snapshot-apply name=small
+prints it_has_its_old_size 8388608 nbdinfo --size "$uri"
+expect and_its_old_bytes 0 "$QEMU_IO" -f raw -c 'read -P 1 0 1M' -c 'write -P 4 0 64k' "$uri"
+mkfifo hold2
+"$QCOW" ctl "$ctl" <hold2 >held 2>&1 &
+holder=$!
+exec 8>hold2
+printf '{"command": "quiesce"}\n{"command": "status"}\n' >&8
+for i in {1..400}; do grep -q '"quiesced": true' held && break; sleep 0.05; done
+python3 stay.py "$s" write >held_back &
+stays=$!
+for i in {1..400}; do [[ -s held_back ]] && break; sleep 0.05; done
+SECONDS=0
+end_server
+((SECONDS < 8)) && ok a_hold_does_not_hold_up_the_end || bad a_hold_does_not_hold_up_the_end "$SECONDS s"
+exec 8>&-
+wait "$holder" "$stays"
+[[ $(<held_back) == $'here\nanswered' ]] && ok and_who_was_held_back_is_answered || bad and_who_was_held_back_is_answered "$(<held_back)"
+sound back.qcow2 'after a snapshot was applied'
+(ulimit -n 40; exec "$QCOW" serve -t -e 100 -k "$s" --pid-file few -r back.qcow2 2>few.err) &
+server=$!
+for i in {1..400}; do [[ -s few ]] && break; sleep 0.05; done
+cat >crowd.py <<'PY'
+import os, socket, sys, time
+def ticks():
+    with open("/proc/%s/stat" % sys.argv[2]) as f:
+        return sum(int(x) for x in f.read().rsplit(")", 1)[1].split()[11:13])
+crowd = []
+for _ in range(60):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(sys.argv[1])
+    crowd.append(s)
+time.sleep(0.3)
+before = ticks()
+time.sleep(1)
+used = (ticks() - before) / os.sysconf("SC_CLK_TCK")
+for s in crowd:
+    s.close()
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(60)
+s.connect(sys.argv[1])
+print("idle" if used < 0.5 else "busy %.2f s" % used, len(s.recv(18)))
+PY
+prints without_descriptors_it_rests 'idle 18' python3 crowd.py "$s" "$(<few)"
+n=$(grep -c 'cannot accept clients: Too many open files' few.err)
+((n > 0 && n < 5)) && ok and_says_so_now_and_then || bad and_says_so_now_and_then "$(<few.err)"
+end_server
+create hurt.qcow2 1M
+io -c 'write -P 1 0 64k' hurt.qcow2
+python3 - hurt.qcow2 <<'PY'
+import struct, sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(40)
+    f.seek(struct.unpack(">Q", f.read(8))[0])
+    f.seek(struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00)
+    f.write(struct.pack(">Q", 0x8000000000000200))  # no cluster begins there
+PY
+"$QCOW" serve -t -r -k "$s" --pid-file hurt.pid hurt.qcow2 2>hurt.err &
+server=$!
+for i in {1..400}; do [[ -s hurt.pid ]] && break; sleep 0.05; done
+run "$QEMU_IO" -r -f raw -c 'read 0 512' "$uri"
+[[ $(<out)$(<err) == *'read failed: Input/output error'* ]] && ok damage_is_told_of || bad damage_is_told_of "$(shown)"
+for i in {1..100}; do grep -q 'a request of client' hurt.err && break; sleep 0.05; done
+grep -q 'a request of client .* failed: ' hurt.err && ok the_log_has_the_reason || bad the_log_has_the_reason "$(<hurt.err)"
+end_server
 
 # ---- several images, and what is refused ----
 for name in x y z; do

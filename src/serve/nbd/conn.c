@@ -291,7 +291,7 @@ void qk_nbd_conn_ready(struct qk_nbd_conn *conn, struct qk_nbd_job *done)
 		struct qk_nbd_job *job = done;
 		done = job->next;
 		conn->n_jobs--;
-		qk_nbd_loop_count(conn, &job->rq, job->error != QK_NBD_OK);
+		qk_nbd_loop_count_job(conn, job);
 		if (phase_of(conn) == QK_NBD_PHASE_DEAD)
 			qk_nbd_job_free(job);
 		else

@@ -156,6 +156,8 @@ struct qk_nbd_loop {
 	} counts[QK_NBD_COUNTS];
 	_Atomic uint64_t at_once, failed_handshakes, cut;
 	uint64_t accept_again; /* monotonic ns: out of descriptors until then; 0: not */
+	bool told_so; /* and it was said */
+	uint64_t told_at; /* monotonic ns: a request that failed was told of */
 };
 
 /* ---- pool.c ---- */
@@ -208,6 +210,8 @@ enum qcow_status qk_nbd_loop_watch(struct qk_nbd_loop *loop, int fd, uint32_t ev
 /* The connection has more to do as soon as the others had their turn. */
 void qk_nbd_loop_again(struct qk_nbd_conn *conn);
 void qk_nbd_loop_count(struct qk_nbd_conn *conn, const struct qk_nbd_request *rq, bool failed);
+/* The same for a job, and why it failed goes to the log; not oftener than once a second from each loop. */
+void qk_nbd_loop_count_job(struct qk_nbd_conn *conn, const struct qk_nbd_job *job);
 
 /* ---- conn.c: one connection; the loop's thread ---- */
 

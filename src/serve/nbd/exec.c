@@ -106,8 +106,43 @@ void qk_nbd_fail(struct qk_nbd_job *job, uint32_t error, const char *message)
 	}
 }
 
+/* Texts for whoever may be at the other end: no names of files. */
+static const char *text_of(enum qcow_status status)
+{
+	switch (status) {
+	case QCOW_E_NOSPC:
+		return "the host has no space left";
+	case QCOW_E_READONLY:
+		return "the disk is read-only";
+	case QCOW_E_NOMEM:
+		return "the server has no memory left";
+	case QCOW_E_NOTSUP:
+		return "the disk cannot do that";
+	case QCOW_E_RANGE:
+		return "the disk ends before that";
+	case QCOW_E_INVAL:
+		return "the disk does not take that";
+	case QCOW_E_NOENT:
+		return "what is asked about is not there any more";
+	case QCOW_E_CORRUPT:
+		return "the image is damaged there";
+	default:
+		return "the disk of the server failed";
+	}
+}
+
+void qk_nbd_fail_status(
+	struct qk_nbd_job *job, enum qcow_status status, const struct qcow_error *err)
+{
+	free(job->why);
+	job->why = err->message[0] != '\0' ? qk_strndup(err->message, strlen(err->message)) : NULL;
+	qk_nbd_fail(job, qk_nbd_error_of(&job->rq, status), text_of(status));
+}
+
 void qk_nbd_job_release(struct qk_nbd_job *job)
 {
+	free(job->why);
+	job->why = NULL;
 	qk_nbd_buf_free(&job->more);
 }
 
@@ -292,7 +327,7 @@ void qk_nbd_execute(struct qk_nbd_job *job)
 	else
 		status = execute_change(job, &err);
 	if (status != QCOW_OK)
-		qk_nbd_fail(job, qk_nbd_error_of(&job->rq, status), err.message);
+		qk_nbd_fail_status(job, status, &err);
 	else if (job->rq.type != QK_NBD_CMD_READ)
 		succeed(job);
 }

@@ -14,8 +14,11 @@ struct qk_nbd_conn;
 
 /* Runs that one reply to a read is cut into; what comes later is data. */
 #define QK_NBD_READ_CHUNKS 16U
-/* Descriptors of one reply to BLOCK_STATUS, of each context. */
+/* Descriptors of one reply to BLOCK_STATUS, of each context: at most so many, of all so many bytes. The whole reply, with a head
+ * for each of the contexts that there may be, is QK_NBD_STATUS_ROOM at most. */
 #define QK_NBD_STATUS_EXTENTS 2048U
+#define QK_NBD_STATUS_BYTES   ((size_t)64 << 10)
+#define QK_NBD_STATUS_ROOM    ((size_t)88 << 10)
 
 /* The reply is iov[0 … n_iov), which points into the job: `head`, `more` and `data`. */
 struct qk_nbd_job {
@@ -34,6 +37,7 @@ struct qk_nbd_job {
 	size_t iov_at; /* bytes of iov[i_iov] that were sent */
 	int i_iov;
 	struct qk_nbd_buf more;
+	char *why; /* a failure in the library's words, which name files: for the log alone; NULL: none */
 	uint8_t head[64];
 };
 
@@ -45,6 +49,10 @@ bool qk_nbd_execute_now(struct qk_nbd_job *job);
 
 /* The reply to a failure; message may be NULL. */
 void qk_nbd_fail(struct qk_nbd_job *job, uint32_t error, const char *message);
+
+/* The reply to a call that failed: the client hears the kind of failure, `why` keeps err's message. */
+void qk_nbd_fail_status(
+	struct qk_nbd_job *job, enum qcow_status status, const struct qcow_error *err);
 
 void qk_nbd_job_release(struct qk_nbd_job *job);
 

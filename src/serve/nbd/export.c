@@ -187,7 +187,7 @@ struct qk_nbd_node *qk_nbd_node_get(struct qk_nbd_registry *r, struct qk_nbd_nod
 static void put_locked(struct qk_nbd_registry *r, struct qk_nbd_node *node)
 {
 	bool is_last = --node->n_refs == 0;
-	if (node->is_removed)
+	if (node->is_removed || node->is_resting)
 		pthread_cond_broadcast(&r->closed);
 	pthread_mutex_unlock(&r->lock);
 	if (!is_last)
@@ -222,7 +222,7 @@ bool qk_nbd_node_attach(struct qk_nbd_registry *r, struct qk_nbd_node *node)
 {
 	pthread_mutex_lock(&r->lock);
 	bool is_full = node->max_connections != 0 && node->n_connections >= node->max_connections;
-	bool is_attached = !is_full && !node->is_removed;
+	bool is_attached = !is_full && !node->is_removed && !node->is_resting;
 	if (is_attached) {
 		node->n_connections++;
 		node->n_refs++;
@@ -263,6 +263,24 @@ void qk_nbd_node_put_wait(struct qk_nbd_registry *r, struct qk_nbd_node *node)
 	while (node->n_refs != 1)
 		pthread_cond_wait(&r->closed, &r->lock);
 	put_locked(r, node);
+}
+
+bool qk_nbd_node_rest(struct qk_nbd_registry *r, struct qk_nbd_node *node, bool hard)
+{
+	pthread_mutex_lock(&r->lock);
+	bool may = hard || node->n_connections == 0;
+	if (may)
+		node->is_resting = true;
+	pthread_mutex_unlock(&r->lock);
+	return may;
+}
+
+void qk_nbd_node_rest_wait(struct qk_nbd_registry *r, struct qk_nbd_node *node)
+{
+	pthread_mutex_lock(&r->lock);
+	while (node->n_connections != 0)
+		pthread_cond_wait(&r->closed, &r->lock);
+	pthread_mutex_unlock(&r->lock);
 }
 
 enum qcow_status qk_nbd_node_set_bitmaps(struct qk_nbd_registry *r, struct qk_nbd_node *node,

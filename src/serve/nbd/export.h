@@ -27,7 +27,7 @@ struct qk_nbd_node {
 	char **bitmaps;
 	unsigned n_bitmaps;
 	unsigned n_refs, n_connections;
-	_Atomic bool is_removed;
+	_Atomic bool is_removed, is_resting; /* resting: nobody may come, and who is there is cut */
 	/* Calls by a loop itself were slow: until then (monotonic ns) they are a worker's. */
 	_Atomic uint64_t slow_until;
 };
@@ -63,6 +63,11 @@ struct qk_nbd_node *qk_nbd_registry_take(
 	struct qk_nbd_registry *r, const char *name, bool refuse_used, bool *is_used);
 /* Put the last but connections' reference, and wait until the node is closed. */
 void qk_nbd_node_put_wait(struct qk_nbd_registry *r, struct qk_nbd_node *node);
+
+/* Nobody may attach to it from here on. With `hard` the caller lets its connections be closed, and qk_nbd_node_rest_wait
+ * returns when they are. false, and nothing was done: it has some. */
+bool qk_nbd_node_rest(struct qk_nbd_registry *r, struct qk_nbd_node *node, bool hard);
+void qk_nbd_node_rest_wait(struct qk_nbd_registry *r, struct qk_nbd_node *node);
 
 enum qcow_status qk_nbd_node_set_bitmaps(struct qk_nbd_registry *r, struct qk_nbd_node *node,
 	const char *const *bitmaps, unsigned n_bitmaps, struct qcow_error *err);

@@ -155,7 +155,7 @@ static uint32_t option_info(struct qk_nbd_handshake *h, uint32_t option, struct 
 	type = QK_NBD_REP_ACK;
 	if (option == QK_NBD_OPT_GO && !enter(h, node, rq.wants_block_size)) {
 		type = QK_NBD_REP_ERR_POLICY;
-		*message = "this export has as many clients as it may have";
+		*message = "this export takes no more clients now";
 	} else {
 		reply_infos(h, option, &rq, node, out);
 	}

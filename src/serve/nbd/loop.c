@@ -5,6 +5,7 @@
 #include "serve/nbd/core.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -18,6 +19,8 @@
 #define EVENTS	64
 #define TICK_MS 100
 #define TICK_NS (UINT64_C(1000000) * TICK_MS)
+/* Failures are told of as seldom as this. */
+#define TELL_NS UINT64_C(1000000000)
 
 uint64_t qk_nbd_now(void)
 {
@@ -120,6 +123,18 @@ void qk_nbd_loop_count(struct qk_nbd_conn *conn, const struct qk_nbd_request *rq
 		atomic_fetch_add_explicit(&loop->counts[kind].errors, 1, memory_order_relaxed);
 	else
 		atomic_fetch_add_explicit(&loop->counts[kind].bytes, rq->len, memory_order_relaxed);
+}
+
+void qk_nbd_loop_count_job(struct qk_nbd_conn *conn, const struct qk_nbd_job *job)
+{
+	struct qk_nbd_loop *loop = conn->loop;
+	qk_nbd_loop_count(conn, &job->rq, job->error != QK_NBD_OK);
+	uint64_t now = job->why != NULL ? qk_nbd_now() : 0;
+	if (now == 0 || (loop->told_at != 0 && now - loop->told_at < TELL_NS))
+		return;
+	loop->told_at = now;
+	qk_nbd_log(loop->server, QK_NBD_LOG_WARNING,
+		"a request of client %" PRIu64 " (%s) failed: %s", conn->id, conn->peer, job->why);
 }
 
 static void add_conn(struct qk_nbd_loop *loop, struct qk_nbd_conn *conn)
@@ -232,12 +247,13 @@ static void run_arrivals(struct qk_nbd_loop *loop, struct qk_nbd_conn *conn)
 	}
 }
 
-/* Exports were taken away: their connections end, and handshakes forget them. */
+/* Exports were taken away, or rest: their connections end, and handshakes forget those that are gone. */
 static void purge(struct qk_nbd_loop *loop)
 {
 	for (struct qk_nbd_conn *conn = loop->conns; conn != NULL; conn = conn->next) {
 		struct qk_nbd_session *session = &conn->session;
-		if (session->node != NULL && atomic_load(&session->node->is_removed))
+		if (session->node != NULL && (atomic_load(&session->node->is_removed) ||
+						     atomic_load(&session->node->is_resting)))
 			qk_nbd_conn_close(conn, NULL);
 		else if (session->node == NULL && session->meta_node != NULL &&
 			 atomic_load(&session->meta_node->is_removed))
@@ -280,7 +296,10 @@ static void watch_listeners(struct qk_nbd_loop *loop, uint32_t events)
 /* Out of descriptors or memory: leave those who knock alone for a moment. */
 static void rest(struct qk_nbd_loop *loop)
 {
-	qk_nbd_log(loop->server, QK_NBD_LOG_WARNING, "cannot accept a client: %s", strerror(errno));
+	if (!loop->told_so)
+		qk_nbd_log(loop->server, QK_NBD_LOG_WARNING, "cannot accept clients: %s",
+			strerror(errno));
+	loop->told_so = true;
 	watch_listeners(loop, 0);
 	loop->accept_again = qk_nbd_now() + TICK_NS;
 	loop->is_timed = true;
@@ -296,6 +315,8 @@ static void accept_clients(struct qk_nbd_loop *loop, const struct qk_nbd_listene
 			rest(loop);
 		if (fd < 0 && (is_short || errno == EAGAIN))
 			return;
+		if (fd >= 0)
+			loop->told_so = false;
 		if (fd >= 0 && qk_nbd_server_connect(loop->server, fd, fd, NULL) != QCOW_OK)
 			close(fd);
 	}

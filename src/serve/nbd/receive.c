@@ -118,7 +118,7 @@ static bool run_here(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
 static void launch(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
 {
 	if (run_here(conn, job)) {
-		qk_nbd_loop_count(conn, &job->rq, job->error != QK_NBD_OK);
+		qk_nbd_loop_count_job(conn, job);
 		qk_nbd_send_job(conn, job);
 	} else {
 		conn->n_jobs++;
@@ -140,14 +140,17 @@ static struct qk_nbd_job *new_job(
 		n = 0;
 	else if (rq->type == QK_NBD_CMD_READ)
 		n = (size_t)rq->len;
-	if (!qk_nbd_budget_take(conn, sizeof(struct qk_nbd_job) + n))
+	uint64_t bytes = sizeof(struct qk_nbd_job) + n;
+	if (rq->type == QK_NBD_CMD_BLOCK_STATUS)
+		bytes += QK_NBD_STATUS_ROOM;
+	if (!qk_nbd_budget_take(conn, bytes))
 		return NULL;
 	struct qk_nbd_job *job = qk_nbd_job_new(conn, rq);
 	if (job == NULL) {
-		qk_nbd_budget_give(conn, sizeof(*job) + n);
+		qk_nbd_budget_give(conn, bytes);
 		return NULL;
 	}
-	job->charged = sizeof(*job) + n;
+	job->charged = bytes;
 	job->error = j->error;
 	job->message = j->message;
 	if (n != 0 && !qk_nbd_job_data(job, n)) {

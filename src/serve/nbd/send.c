@@ -29,6 +29,7 @@ struct qk_nbd_job *qk_nbd_job_new(struct qk_nbd_conn *conn, const struct qk_nbd_
 	job->n_iov = job->i_iov = 0;
 	job->iov_at = 0;
 	job->more = (struct qk_nbd_buf){0};
+	job->why = NULL;
 	return job;
 }
 

@@ -278,6 +278,29 @@ static struct qk_nbd_node *find(struct qk_nbd_server *server, const char *name)
 		&server->registry, (struct qk_span){(const uint8_t *)name, strlen(name)});
 }
 
+enum qcow_status qk_nbd_export_rest(
+	struct qk_nbd_server *server, const char *name, bool hard, struct qcow_error *err)
+{
+	struct qk_nbd_node *node = find(server, name);
+	if (node == NULL)
+		return no_export(name, err);
+	bool rests = qk_nbd_node_rest(&server->registry, node, hard);
+	if (rests) {
+		purge_all(server);
+		qk_nbd_node_rest_wait(&server->registry, node);
+	}
+	qk_nbd_node_put(&server->registry, node);
+	return rests ? QCOW_OK : QK_FAIL(err, QCOW_E_LOCKED, "export '%s' has clients", name);
+}
+
+void qk_nbd_export_wake(struct qk_nbd_server *server, const char *name)
+{
+	struct qk_nbd_node *node = find(server, name);
+	if (node != NULL)
+		atomic_store(&node->is_resting, false);
+	qk_nbd_node_put(&server->registry, node);
+}
+
 enum qcow_status qk_nbd_export_resized(
 	struct qk_nbd_server *server, const char *name, uint64_t new_size, struct qcow_error *err)
 {

@@ -28,8 +28,8 @@ struct qk_nbd_server;
 
 /*
  * What an export shows. Offsets are bytes into the export; ranges lie within `size`, lengths are not 0. Calls come from any
- * number of threads at once. A failure's message goes to the client where the protocol has room for it, its status decides
- * the error value (QCOW_E_NOSPC: ENOSPC; QCOW_E_READONLY: EPERM; QCOW_E_NOTSUP of zero with QCOW_IO_FAST: ENOTSUP;
+ * number of threads at once. A failure's message goes to the log, for it may name files; its status decides what
+ * the client is told, and the error value (QCOW_E_NOSPC: ENOSPC; QCOW_E_READONLY: EPERM; QCOW_E_NOTSUP of zero with QCOW_IO_FAST: ENOTSUP;
  * QCOW_E_INVAL, QCOW_E_RANGE: EINVAL; QCOW_E_NOMEM: ENOMEM; the rest EIO).
  * `pread` is required. What is NULL is not offered to clients.
  */
@@ -157,6 +157,12 @@ enum qcow_status qk_nbd_export_add(struct qk_nbd_server *server, const struct qk
  * Not from a callback of the server. */
 enum qcow_status qk_nbd_export_remove(struct qk_nbd_server *server, const char *name, bool hard,
 	struct qcow_error *err) QCOW_MUST_USE;
+
+/* No client may enter it until `wake`. With `hard` those that are there are cut, and the call returns when their last request is
+ * done. Else QCOW_E_LOCKED while a client is connected. QCOW_E_NOENT. Not from a callback of the server. */
+enum qcow_status qk_nbd_export_rest(struct qk_nbd_server *server, const char *name, bool hard,
+	struct qcow_error *err) QCOW_MUST_USE;
+void qk_nbd_export_wake(struct qk_nbd_server *server, const char *name);
 
 /* The size changed: clients that come from now on see it, for others requests past the smaller of both fail.
  * QCOW_E_NOENT. */

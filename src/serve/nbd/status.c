@@ -100,13 +100,21 @@ static enum qcow_status next_descriptor(const struct asked *a, uint64_t off, uin
 	return QCOW_OK;
 }
 
+static size_t most_extents(const struct qk_nbd_job *job)
+{
+	size_t bytes = job->session->mode == QK_NBD_EXTENDED ? 16 : 8;
+	size_t n = QK_NBD_STATUS_BYTES / (bytes * job->session->n_contexts);
+	bool is_one = (job->rq.flags & QK_NBD_CMD_FLAG_REQ_ONE) != 0;
+	return is_one ? 1 : qk_min(n, QK_NBD_STATUS_EXTENTS);
+}
+
 static enum qcow_status put_descriptors(
 	const struct asked *a, struct qk_nbd_buf *out, uint32_t *n, struct qcow_error *err)
 {
 	const struct qk_nbd_request *rq = &a->job->rq;
 	bool is_extended = a->job->session->mode == QK_NBD_EXTENDED;
 	uint64_t off = rq->off, end = rq->off + rq->len;
-	unsigned max = (rq->flags & QK_NBD_CMD_FLAG_REQ_ONE) != 0 ? 1 : QK_NBD_STATUS_EXTENTS;
+	size_t max = most_extents(a->job);
 	for (*n = 0; off < end && *n < max; (*n)++) {
 		struct descriptor d;
 		enum qcow_status status = next_descriptor(a, off, end, &d, err);
@@ -199,7 +207,7 @@ void qk_nbd_execute_status(struct qk_nbd_job *job)
 		status = QK_FAIL_NOMEM(&err);
 	if (status != QCOW_OK) {
 		job->more.bad = false;
-		qk_nbd_fail(job, qk_nbd_error_of(&job->rq, status), err.message);
+		qk_nbd_fail_status(job, status, &err);
 		return;
 	}
 	job->error = QK_NBD_OK;
