@@ -19,6 +19,7 @@
 
 #include <stdatomic.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "cli/cli.h"
 #include "serve/nbd/server.h"
@@ -109,7 +110,7 @@ struct serve {
 	unsigned max_clients; /* 0: any number, and the server accepts by itself */
 	unsigned n_clients; /* given to the server, where it is limited */
 	bool rests; /* out of descriptors: nobody is accepted for a moment */
-	bool told_so; /* and it was said */
+	time_t told_at; /* and it was said then; 0: never */
 	struct serve_socket socket, ctl_socket;
 	char *temporary_folder; /* of a socket that --run made */
 	char *uri; /* of the first export */

@@ -17,6 +17,7 @@
 
 enum {
 	BACKLOG = 128,
+	TELL_SECONDS = 10, /* between complaints of one kind */
 	FIRST_INHERITED = 3 /* sd_listen_fds(3) */
 };
 
@@ -310,11 +311,14 @@ int serve_take_client(struct serve *s, int listener)
 {
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
-		if (!s->told_so)
-			cli_more(s->cli, "cannot accept clients: %s", strerror(errno));
-		s->told_so = s->rests = true;
-	} else if (fd >= 0) {
-		s->told_so = false;
+		int error = errno;
+		time_t now = time(NULL);
+		bool is_due = s->told_at == 0 || now - s->told_at >= TELL_SECONDS;
+		s->rests = true;
+		if (is_due) {
+			cli_more(s->cli, "cannot accept clients: %s", strerror(error));
+			s->told_at = now;
+		}
 	}
 	return fd;
 }

@@ -156,7 +156,7 @@ struct qk_nbd_loop {
 	} counts[QK_NBD_COUNTS];
 	_Atomic uint64_t at_once, failed_handshakes, cut;
 	uint64_t accept_again; /* monotonic ns: out of descriptors until then; 0: not */
-	bool told_so; /* and it was said */
+	uint64_t told_short_at; /* and it was said then */
 	uint64_t told_at; /* monotonic ns: a request that failed was told of */
 };
 

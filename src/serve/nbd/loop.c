@@ -296,12 +296,14 @@ static void watch_listeners(struct qk_nbd_loop *loop, uint32_t events)
 /* Out of descriptors or memory: leave those who knock alone for a moment. */
 static void rest(struct qk_nbd_loop *loop)
 {
-	if (!loop->told_so)
+	uint64_t now = qk_nbd_now();
+	if (loop->told_short_at == 0 || now - loop->told_short_at >= 10 * TELL_NS) {
 		qk_nbd_log(loop->server, QK_NBD_LOG_WARNING, "cannot accept clients: %s",
 			strerror(errno));
-	loop->told_so = true;
+		loop->told_short_at = now;
+	}
 	watch_listeners(loop, 0);
-	loop->accept_again = qk_nbd_now() + TICK_NS;
+	loop->accept_again = now + TICK_NS;
 	loop->is_timed = true;
 }
 
@@ -315,8 +317,6 @@ static void accept_clients(struct qk_nbd_loop *loop, const struct qk_nbd_listene
 			rest(loop);
 		if (fd < 0 && (is_short || errno == EAGAIN))
 			return;
-		if (fd >= 0)
-			loop->told_so = false;
 		if (fd >= 0 && qk_nbd_server_connect(loop->server, fd, fd, NULL) != QCOW_OK)
 			close(fd);
 	}
