@@ -17,6 +17,7 @@ ERR = {n: 0x80000000 + i for i, n in enumerate(
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 12, 22, 28, 75, 95, 108
+MODES = ("simple", "structured", "extended")
 NONE, DATA, HOLE, BLOCK_STATUS, BLOCK_STATUS_EXT, ERROR, ERROR_OFFSET = 0, 1, 2, 5, 6, 0x8001, 0x8002
 
 
@@ -26,6 +27,21 @@ class Closed(Exception):
 
 class Broken(Exception):
     """The server sent what the protocol forbids."""
+
+
+def check(what, got, want):
+    if got != want:
+        raise AssertionError("%s: %.200r, expected %.200r" % (what, got, want))
+
+
+def check_closed(what, client, data=None):
+    try:
+        if data is not None:
+            client.send(data)
+    except Closed:
+        return
+    if not client.is_closed():
+        raise AssertionError("%s: the connection is still open" % what)
 
 
 def string(s):
@@ -56,6 +72,9 @@ class Client:
         self.structured = self.extended = False
         self.cookie = 1000
         self.pending = {}
+        self.partial = {}  # replies of which more chunks are to come
+        self.asked = {}  # contexts that the payloads of requests name
+        self.size = None
         self.contexts = {}
 
     # bytes
@@ -162,19 +181,22 @@ class Client:
             head = struct.pack(">IHHQQQ", EXT_REQUEST if magic is None else magic, flags, kind, cookie, off, length)
         else:
             head = struct.pack(">IHHQQI", REQUEST if magic is None else magic, flags, kind, cookie, off, length)
-        self.pending[cookie] = (kind, off, length)
+        if kind == STATUS and flags & PAYLOAD_LEN and len(payload) >= 8:  # the payload says what the length is, and the contexts
+            self.pending[cookie] = (kind, off, struct.unpack(">Q", payload[:8])[0], flags)
+            self.asked[cookie] = {i for i, in struct.iter_unpack(">I", payload[8:len(payload) & ~3])}
+        else:
+            self.pending[cookie] = (kind, off, length, flags)
         self.send(head + payload)
         return cookie
 
     def read_reply(self):
         """The next reply that is whole: (cookie, Reply)."""
-        replies = {}
         while True:
             magic = struct.unpack(">I", self.recv(4))[0]
             if magic == SIMPLE:
                 error, cookie = struct.unpack(">IQ", self.recv(12))
-                kind, off, length = self.pending.pop(cookie)
-                if self.extended or (self.structured and kind == READ):
+                kind, off, length, _ = self.pending.pop(cookie)
+                if self.extended or (self.structured and (kind == READ or (kind == STATUS and not error))):
                     raise Broken("a simple reply")
                 reply = Reply()
                 reply.error = error
@@ -189,14 +211,17 @@ class Client:
                 flags, kind, cookie, n = struct.unpack(">HHQI", self.recv(16))
             else:
                 raise Broken("a reply with magic %x" % magic)
-            reply = replies.setdefault(cookie, Reply())
+            reply = self.partial.setdefault(cookie, Reply())
             self.take_chunk(reply, self.pending[cookie], kind, self.recv(n))
             if flags & 1:
-                self.finish(reply, self.pending.pop(cookie))
+                del self.partial[cookie]
+                self.finish(reply, self.pending.pop(cookie), self.asked.pop(cookie, None))
                 return cookie, reply
+            if kind == NONE:
+                raise Broken("a chunk of no type that is not the last")
 
     def take_chunk(self, reply, request, kind, body):
-        command, off, length = request
+        command, off, length, flags = request
         reply.chunks.append(kind)
         if kind in (DATA, HOLE):
             at = struct.unpack(">Q", body[:8])[0]
@@ -205,6 +230,8 @@ class Client:
                 raise Broken("content [%d, +%d) for [%d, +%d)" % (at, n, off, length))
             if reply.data is None:
                 reply.data, reply.covered = bytearray(length), []
+            if flags & DF and reply.covered:
+                raise Broken("pieces of what may not be fragmented")
             reply.data[at - off:at - off + n] = body[8:] if kind == DATA else bytes(n)
             reply.covered.append((at, n))
             reply.holes += n if kind == HOLE else 0
@@ -220,17 +247,26 @@ class Client:
                     raise Broken("a wrong count of extents")
             if context in reply.status or not extents or any(n == 0 for n, _ in extents):
                 raise Broken("a status chunk that is empty or repeated")
+            total = sum(n for n, _ in extents)
+            if flags & REQ_ONE and (len(extents) != 1 or total > length):
+                raise Broken("REQ_ONE: %r" % extents)
+            if total - extents[-1][0] >= length or (self.size is not None and off + total > self.size):
+                raise Broken("extents of %d bytes at %d" % (total, off))
             reply.status[context] = extents
         elif kind & 0x8000:
             reply.error, n = struct.unpack(">IH", body[:6])
             reply.message = body[6:6 + n].decode()
             if reply.error == 0 or n > 4096 or 6 + n > len(body):
                 raise Broken("an error chunk")
+            if kind == ERROR_OFFSET and not off <= struct.unpack(">Q", body[6 + n:])[0] < off + length:
+                raise Broken("an error at an offset that was not asked for")
         elif kind != NONE or body:
             raise Broken("a chunk of type %x" % kind)
 
-    def finish(self, reply, request):
-        command, off, length = request
+    def finish(self, reply, request, asked):
+        command, off, length, _ = request
+        if command == STATUS and not reply.error and set(reply.status) != (set(self.contexts.values()) if asked is None else asked):
+            raise Broken("the status of contexts %r" % list(reply.status))
         if command == READ and not reply.error and length:
             at = off
             for begin, n in sorted(reply.covered):
