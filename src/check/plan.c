@@ -94,7 +94,7 @@ bool qk_plan_is_empty(const struct qk_plan *p)
 
 /* ---- windows ---- */
 
-static enum qcow_status count(struct qk_plan *p, uint64_t lo, struct qcow_error *err)
+enum qcow_status qk_plan_count(struct qk_plan *p, uint64_t lo, struct qcow_error *err)
 {
 	qk_census_begin(&p->census, lo, p->n_clusters, false);
 	QK_TRY(qk_refs_count(&p->refs, err));
@@ -133,14 +133,16 @@ static enum qcow_status plan_names(struct qk_plan *p, struct qcow_error *err)
 	if (p->found[QCOW_FINDING_METADATA_OVERLAP] == 0)
 		return QCOW_OK;
 	for (uint64_t lo = 0; lo < p->n_clusters && !p->changes.is_full; lo = p->census.hi) {
-		QK_TRY(count(p, lo, err));
-		if (!p->new_refcounts && refcounts_overlap(p)) {
+		p->refs.without_refcounts = false;
+		QK_TRY(qk_plan_count(p, lo, err));
+		if (refcounts_overlap(p)) {
 			/* a refcount block that an L1 entry names is seldom a table, too */
 			QK_TRY(qk_plan_find_bogus(p, err));
 			p->new_refcounts = true;
-			p->refs.without_refcounts = true;
-			QK_TRY(count(p, lo, err));
 		}
+		p->refs.without_refcounts = p->new_refcounts;
+		if (p->new_refcounts)
+			QK_TRY(qk_plan_count(p, lo, err));
 		QK_TRY(qk_plan_table_conflicts(p, &changed, err));
 		QK_ASSERT(J1, p->census.hi > lo);
 	}
@@ -152,11 +154,11 @@ static enum qcow_status plan_window(struct qk_plan *p, uint64_t lo, struct qcow_
 {
 	bool changed = false;
 
-	QK_TRY(count(p, lo, err));
+	QK_TRY(qk_plan_count(p, lo, err));
 	if (p->mode == QCOW_REPAIR_ALL) {
 		QK_TRY(qk_plan_entry_conflicts(p, &changed, err));
 		if (changed)
-			QK_TRY(count(p, lo, err));
+			QK_TRY(qk_plan_count(p, lo, err));
 	}
 	/* COPIED where the stored refcount stays 0 would be worse than none */
 	if (p->mode == QCOW_REPAIR_ALL || p->found[QCOW_FINDING_REFCOUNT_TOO_LOW] == 0)

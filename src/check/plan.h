@@ -107,6 +107,9 @@ void qk_plan_sector0(const struct qk_plan *p, uint8_t sector[QK_SECTOR]);
 
 /* ---- between the files of plan ---- */
 
+/* Count the references to the clusters of the file from `lo` on, as many as the census holds. */
+enum qcow_status qk_plan_count(struct qk_plan *p, uint64_t lo, struct qcow_error *err) QK_MUST_USE;
+
 /* One change. */
 enum qcow_status qk_plan_change(
 	struct qk_plan *p, const struct qk_change *change, struct qcow_error *err) QK_MUST_USE;

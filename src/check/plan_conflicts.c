@@ -229,7 +229,8 @@ enum qcow_status qk_plan_table_conflicts(struct qk_plan *p, bool *changed, struc
 	uint32_t n = p->changes.n;
 
 	p->n_over = 0;
-	if (!any_overlap(p))
+	/* what shares a cluster with the refcount structure alone shares none once that is left out */
+	if (!any_overlap(p) && p->bogus.n == 0)
 		return QCOW_OK;
 	QK_TRY(qk_plan_find_bogus(p, err));
 	QK_TRY(qk_refs_visit(&p->refs, &tables, err));

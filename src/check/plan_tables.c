@@ -78,6 +78,28 @@ static void judge_l1(struct qk_plan *p)
 		p->new_l1 = true;
 }
 
+/* Where more of the L1 table than the disk needs lies on what something else needs, its length is wrong: what such entries
+ * would name, or put out, is nobody's. */
+static enum qcow_status cut_l1(struct qk_plan *p, struct qcow_error *err)
+{
+	uint64_t needed = qk_geometry_l1_entries(&p->g, p->header.size);
+	uint64_t claimed = p->header.l1_off + qk_audit_l1_claimed_bytes(&p->audit);
+	uint64_t first = qk_div_up(p->header.l1_off + needed * 8, p->g.cluster_size);
+	uint64_t end = qk_min(qk_div_up(claimed, p->g.cluster_size), p->n_clusters);
+
+	if (p->found[QCOW_FINDING_METADATA_OVERLAP] == 0 || p->header.l1_entries <= needed)
+		return QCOW_OK;
+	for (uint64_t c = first; c < end; c++) {
+		if (c < p->census.lo || c >= p->census.hi || c == first)
+			QK_TRY(qk_plan_count(p, c, err));
+		if ((qk_census_get(&p->census, c) & QK_CENSUS_WIDE(QK_CENSUS_OVERLAP)) == 0)
+			continue;
+		p->header.l1_entries = (uint32_t)needed;
+		return load(p, err);
+	}
+	return QCOW_OK;
+}
+
 /* ---- snapshots ---- */
 
 static bool skipped(const struct qk_plan *p, uint32_t i)
@@ -317,6 +339,7 @@ enum qcow_status qk_plan_tables(struct qk_plan *p, struct qcow_error *err)
 	QK_TRY(load(p, err));
 	if (p->mode == QCOW_REPAIR_LEAKS)
 		return QCOW_OK;
+	QK_TRY(cut_l1(p, err));
 	do {
 		before = state_of(p);
 		judge_l1(p);
