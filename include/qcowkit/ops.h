@@ -15,7 +15,8 @@ extern "C" {
 
 struct qcow_convert_options {
 	uint32_t struct_size;
-	struct qcow_image *const *sources; /* concatenated, each from the next sector of 512 bytes on */
+	struct qcow_image *const
+		*sources; /* concatenated, each from the next sector of 512 bytes on */
 	unsigned n_sources;
 	const char *format; /* "qcow2", "raw" or "luks" */
 	/* qcow2 and luks: how to make the target. virtual_size 0 = the end of the last source; where that is raw, the end
@@ -23,11 +24,11 @@ struct qcow_convert_options {
 	struct qcow_create_options create;
 	bool whole_sectors; /* the target ends with a sector of 512 bytes in any case, as QEMU's do */
 	bool compress; /* into target_image by its own method and level */
-	int level;	    /* of the codec, -1 = the default */
+	int level; /* of the codec, -1 = the default */
 	uint64_t sparse_bytes; /* -S: runs of zeros of at least this many bytes are not stored;
 				  0 = store everything, UINT64_MAX = the default of 4 KiB */
 	bool target_is_zero; /* --target-is-zero: the target reads as zeros, nothing needs zeroing */
-	bool keep_target;   /* -n: the target exists, is at least as long, and is not emptied (raw, luks) */
+	bool keep_target; /* -n: the target exists, is at least as long, and is not emptied (raw, luks) */
 	/* -n onto a qcow2 image: written through this, which is open for writing and stays the caller's; `target` is then
 	 * NULL, `create` is not looked at but for its size, and `backing` is what lies below the image. Published
 	 * and flushed at the end. */
@@ -35,9 +36,9 @@ struct qcow_convert_options {
 	/* -B: the new image gets this backing chain; ranges whose answer comes from it are not copied.
 	 * Only the first source's layers above it are. Stays the caller's. */
 	struct qcow_image *backing;
-	bool salvage;	    /* unreadable ranges become zeros and are counted */
-	bool out_of_order;  /* -W: targets that allow it are written in any order (raw) */
-	bool no_clone;	    /* never share blocks by reflink */
+	bool salvage; /* unreadable ranges become zeros and are counted */
+	bool out_of_order; /* -W: targets that allow it are written in any order (raw) */
+	bool no_clone; /* never share blocks by reflink */
 	unsigned n_workers; /* -m: 1 to 16; 0 = the number of processors, 2 to 16 */
 	uint64_t rate_bytes_per_sec; /* -r: 0 = unlimited */
 	/* runs on the calling thread or a worker's, like the progress: one at a time */
@@ -65,10 +66,10 @@ static inline struct qcow_convert_options qcow_convert_options_init(void)
 }
 #define QCOW_CONVERT_OPTIONS_INIT qcow_convert_options_init()
 #else
-#define QCOW_CONVERT_OPTIONS_INIT                                                                  \
-	{                                                                                          \
-		.struct_size = sizeof(struct qcow_convert_options), .format = "qcow2",             \
-		.create = QCOW_CREATE_OPTIONS_INIT, .level = -1, .sparse_bytes = UINT64_MAX        \
+#define QCOW_CONVERT_OPTIONS_INIT                                                           \
+	{                                                                                   \
+		.struct_size = sizeof(struct qcow_convert_options), .format = "qcow2",      \
+		.create = QCOW_CREATE_OPTIONS_INIT, .level = -1, .sparse_bytes = UINT64_MAX \
 	}
 #endif
 
@@ -119,9 +120,9 @@ static inline struct qcow_compare_options qcow_compare_options_init(void)
 }
 #define QCOW_COMPARE_OPTIONS_INIT qcow_compare_options_init()
 #else
-#define QCOW_COMPARE_OPTIONS_INIT                                                                  \
-	{                                                                                          \
-		.struct_size = sizeof(struct qcow_compare_options)                                 \
+#define QCOW_COMPARE_OPTIONS_INIT                                  \
+	{                                                          \
+		.struct_size = sizeof(struct qcow_compare_options) \
 	}
 #endif
 
@@ -136,8 +137,8 @@ struct qcow_compare_result {
 /*
  * Do two images hold the same disk? What both maps know to be zeros is not read; where one disk is longer, the
  * rest of it must read as zeros. The answer, and which failure is told, are the same for every number of workers: what
- * comes first on the disk. *result is filled on failure too. Errors of qcow_map and qcow_pread, QCOW_E_INVAL,
- * QCOW_E_NOMEM, QCOW_E_CANCELLED.
+ * comes first on the disk. *result is filled on failure too. `options`
+ * NULL: the defaults. Errors of qcow_map and qcow_pread, QCOW_E_INVAL, QCOW_E_NOMEM, QCOW_E_CANCELLED.
  */
 QCOW_EXPORT enum qcow_status qcow_compare(struct qcow_image *a, struct qcow_image *b,
 	const struct qcow_compare_options *options, struct qcow_compare_result *result,
@@ -148,7 +149,7 @@ QCOW_EXPORT enum qcow_status qcow_compare(struct qcow_image *a, struct qcow_imag
 struct qcow_rebase_options {
 	uint32_t struct_size;
 	struct qcow_image *backing; /* the new chain, open; stays the caller's. NULL: none */
-	const char *backing_name;   /* to record for it; NULL: none */
+	const char *backing_name; /* to record for it; NULL: none */
 	const char *backing_format; /* as in struct qcow_backing_options */
 	bool compress; /* what is copied, in whole clusters */
 	bool dry_run; /* only count; the image need not be open for writing */
@@ -191,7 +192,7 @@ QCOW_EXPORT enum qcow_status qcow_rebase(struct qcow_image *image,
 
 struct qcow_commit_options {
 	uint32_t struct_size;
-	bool keep;    /* do not empty the image afterwards */
+	bool keep; /* do not empty the image afterwards */
 	bool dry_run; /* only count; nothing need be open for writing */
 	uint64_t rate_bytes_per_sec; /* of what is copied; 0 = unlimited */
 	unsigned n_workers; /* 1 to 16; 0 = the number of processors, 2 to 16 */
@@ -223,7 +224,7 @@ struct qcow_commit_result {
  * beside what the image reads is of no use afterwards, nor are other images that lie on the base.
  * Both are open for writing (the base by struct qcow_resolved.writable), and nobody else writes either meanwhile.
  * Where the call fails, is cancelled or the machine stops, the image reads the same as before, from wherever.
- * Errors of qcow_map, qcow_pread, qcow_pwrite, qcow_resize and qcow_empty, QCOW_E_INVAL, QCOW_E_CANCELLED.
+ * `options` NULL: the defaults. Errors of qcow_map, qcow_pread, qcow_pwrite, qcow_resize and qcow_empty, QCOW_E_INVAL, QCOW_E_CANCELLED.
  */
 QCOW_EXPORT enum qcow_status qcow_commit(struct qcow_image *image, struct qcow_image *base,
 	const struct qcow_commit_options *options, struct qcow_commit_result *result,
@@ -233,7 +234,8 @@ QCOW_EXPORT enum qcow_status qcow_commit(struct qcow_image *image, struct qcow_i
 
 struct qcow_dd_options {
 	uint32_t struct_size;
-	uint64_t source_off, target_off, len; /* bytes; the source may be read to the end of its last sector of 512 */
+	uint64_t source_off, target_off,
+		len; /* bytes; the source may be read to the end of its last sector of 512 */
 	uint64_t block_bytes; /* what `sparse` judges */
 	bool sparse; /* blocks of zeros, counted from source_off, are not written: the target keeps what it has there */
 	unsigned n_workers; /* 1 to 16; 0 = the number of processors, 2 to 16 */
@@ -249,8 +251,8 @@ static inline struct qcow_dd_options qcow_dd_options_init(void)
 }
 #define QCOW_DD_OPTIONS_INIT qcow_dd_options_init()
 #else
-#define QCOW_DD_OPTIONS_INIT                                                        \
-	{                                                                           \
+#define QCOW_DD_OPTIONS_INIT                                                      \
+	{                                                                         \
 		.struct_size = sizeof(struct qcow_dd_options), .block_bytes = 512 \
 	}
 #endif
@@ -271,9 +273,9 @@ QCOW_EXPORT enum qcow_status qcow_dd(struct qcow_image *source, struct qcow_imag
 /* ---- measure ---- */
 
 struct qcow_measure_result {
-	uint64_t required;	  /* bytes of the file that convert would write, at most */
+	uint64_t required; /* bytes of the file that convert would write, at most */
 	uint64_t fully_allocated; /* … if every guest cluster were allocated */
-	uint64_t bitmaps;	  /* additional bytes for the source's bitmaps */
+	uint64_t bitmaps; /* additional bytes for the source's bitmaps */
 	bool has_bitmaps;
 };
 

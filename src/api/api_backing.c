@@ -4,21 +4,15 @@
  */
 #include <qcowkit/manage.h>
 
-#include "api/options.h"
 #include "base/err.h"
+#include "base/options.h"
 #include "engine/control.h"
 #include "engine/empty.h"
 #include "engine/header_store.h"
 #include "engine/image.h"
 
-static enum qcow_status take_options(const struct qcow_backing_options *in,
-	struct qcow_backing_options *out, struct qcow_error *err)
-{
-	static const struct qcow_backing_options defaults = QCOW_BACKING_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {"backing options", "QCOW_BACKING_OPTIONS_INIT",
-		&defaults, sizeof(defaults), offsetof(struct qcow_backing_options, dry_run)};
-	return qk_options_take(&kind, in, out, err);
-}
+QK_TAKE_OPTIONS(
+	take_options, qcow_backing_options, "backing options", QCOW_BACKING_OPTIONS_INIT, dry_run)
 
 static enum qcow_status check_options(const struct qcow_backing_options *o, struct qcow_error *err)
 {

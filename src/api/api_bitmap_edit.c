@@ -4,18 +4,11 @@
  */
 #include <qcowkit/manage.h>
 
-#include "api/options.h"
+#include "base/options.h"
 #include "engine/bitmap_edit.h"
 
-static enum qcow_status take_options(const struct qcow_bitmap_edit_options *in,
-	struct qcow_bitmap_edit_options *out, struct qcow_error *err)
-{
-	static const struct qcow_bitmap_edit_options defaults = QCOW_BITMAP_EDIT_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {"bitmap options",
-		"QCOW_BITMAP_EDIT_OPTIONS_INIT", &defaults, sizeof(defaults),
-		offsetof(struct qcow_bitmap_edit_options, progress)};
-	return qk_options_take(&kind, in, out, err);
-}
+QK_TAKE_OPTIONS(take_options, qcow_bitmap_edit_options, "bitmap options",
+	QCOW_BITMAP_EDIT_OPTIONS_INIT, progress)
 
 enum qcow_status qcow_bitmap_edit(struct qcow_image *image,
 	const struct qcow_bitmap_action *actions, size_t n_actions,

@@ -8,21 +8,23 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "base/options.h"
 #include "engine/build.h"
 
 /* A caller of an older version gives a shorter struct: the rest has its defaults. */
-static enum qcow_status take_options(const struct qcow_create_options *in,
+QK_TAKE_OPTIONS(
+	take_options, qcow_create_options, "create options", QCOW_CREATE_OPTIONS_INIT, progress)
+QK_TAKE_OPTIONS(
+	take_bitmap, qcow_bitmap_options, "bitmap options", QCOW_BITMAP_OPTIONS_INIT, is_auto)
+
+/* There is no image of default size. */
+static enum qcow_status take_create(const struct qcow_create_options *in,
 	struct qcow_create_options *out, struct qcow_error *err)
 {
-	static const struct qcow_create_options defaults = QCOW_CREATE_OPTIONS_INIT;
-
-	if (in == NULL || in->struct_size < offsetof(struct qcow_create_options, progress))
+	if (in == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
-			"the options are NULL or not initialised by QCOW_CREATE_OPTIONS_INIT");
-	*out = defaults;
-	size_t n = in->struct_size < sizeof(*out) ? in->struct_size : sizeof(*out);
-	memcpy(out, in, n);
-	return QCOW_OK;
+			"the options are NULL: initialise them with QCOW_CREATE_OPTIONS_INIT");
+	return take_options(in, out, err);
 }
 
 enum qcow_status qcow_create_validate(
@@ -30,7 +32,7 @@ enum qcow_status qcow_create_validate(
 {
 	struct qcow_create_options o;
 
-	QK_TRY(take_options(options, &o, err));
+	QK_TRY(take_create(options, &o, err));
 	return qk_build_options_validate(&o, err);
 }
 
@@ -41,7 +43,7 @@ enum qcow_status qcow_luks_header_bytes(
 
 	if (bytes == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_luks_header_bytes: an argument is NULL");
-	QK_TRY(take_options(options, &o, err));
+	QK_TRY(take_create(options, &o, err));
 	return qk_build_crypt_bytes(&o, bytes, err);
 }
 
@@ -53,7 +55,7 @@ enum qcow_status qcow_builder_new(struct qcow_store *store, struct qcow_store *d
 
 	if (store == NULL || out == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_builder_new: an argument is NULL");
-	QK_TRY(take_options(options, &o, err));
+	QK_TRY(take_create(options, &o, err));
 	/* how far a builder is only its caller knows */
 	o.progress.report = NULL;
 	return qk_build_new(store, data_store, &o, out, err);
@@ -67,7 +69,7 @@ enum qcow_status qcow_create(struct qcow_store *store, struct qcow_store *data_s
 
 	if (store == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_create: the store is NULL");
-	QK_TRY(take_options(options, &o, err));
+	QK_TRY(take_create(options, &o, err));
 	QK_TRY(qk_build_new(store, data_store, &o, &builder, err));
 	return qk_build_finish(builder, err);
 }
@@ -125,12 +127,13 @@ enum qcow_status qcow_builder_zero(
 enum qcow_status qcow_builder_bitmap(struct qcow_builder *builder,
 	const struct qcow_bitmap_options *options, struct qcow_error *err)
 {
-	if (builder == NULL || options == NULL || options->name == NULL ||
-		options->struct_size != sizeof(*options))
-		return QK_FAIL(err, QCOW_E_INVAL,
-			"qcow_builder_bitmap: an argument is NULL, or not initialised by "
-			"QCOW_BITMAP_OPTIONS_INIT");
-	return note(builder, qk_build_bitmap_begin(builder, options, err));
+	struct qcow_bitmap_options o;
+
+	QK_TRY(take_bitmap(options, &o, err));
+	if (builder == NULL || o.name == NULL)
+		return QK_FAIL(
+			err, QCOW_E_INVAL, "qcow_builder_bitmap: the builder or the name is NULL");
+	return note(builder, qk_build_bitmap_begin(builder, &o, err));
 }
 
 enum qcow_status qcow_builder_bitmap_dirty(

@@ -2,7 +2,7 @@
 /*
  * api_check: qcow_check and qcow_walk: an open image as audit wants to see it.
  */
-#include "api/options.h"
+#include "base/options.h"
 #include "audit/walk.h"
 #include "check/judge.h"
 #include "engine/image.h"
@@ -23,14 +23,8 @@ static enum qcow_status audit_init(struct qk_audit *a, struct qk_header *header,
 	return QCOW_OK;
 }
 
-static enum qcow_status take_options(
-	const struct qcow_check_options *in, struct qcow_check_options *out, struct qcow_error *err)
-{
-	static const struct qcow_check_options defaults = QCOW_CHECK_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {"check options", "QCOW_CHECK_OPTIONS_INIT",
-		&defaults, sizeof(defaults), offsetof(struct qcow_check_options, memory_bytes)};
-	return qk_options_take(&kind, in, out, err);
-}
+QK_TAKE_OPTIONS(
+	take_options, qcow_check_options, "check options", QCOW_CHECK_OPTIONS_INIT, memory_bytes)
 
 enum qcow_status qcow_check(struct qcow_image *image, const struct qcow_check_options *options,
 	struct qcow_check_result *result, struct qcow_error *err)

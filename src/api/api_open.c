@@ -5,7 +5,7 @@
  */
 #include <qcowkit/qcowkit.h>
 
-#include "api/options.h"
+#include "base/options.h"
 #include "engine/chain.h"
 
 #define KNOWN_FLAGS                                                                   \
@@ -26,14 +26,7 @@ const char *qcow_version(void)
 	return QCOW_VERSION_TEXT;
 }
 
-static enum qcow_status take_options(
-	const struct qcow_open_options *in, struct qcow_open_options *out, struct qcow_error *err)
-{
-	static const struct qcow_open_options defaults = QCOW_OPEN_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {"open options", "QCOW_OPEN_OPTIONS_INIT",
-		&defaults, sizeof(defaults), offsetof(struct qcow_open_options, format)};
-	return qk_options_take(&kind, in, out, err);
-}
+QK_TAKE_OPTIONS(take_options, qcow_open_options, "open options", QCOW_OPEN_OPTIONS_INIT, format)
 
 static enum qcow_status check_options(const struct qcow_open_options *o, struct qcow_error *err)
 {

@@ -6,22 +6,12 @@
 
 #include <stddef.h>
 
-#include "api/options.h"
+#include "base/options.h"
 #include "check/repair.h"
 #include "check/undo.h"
 
-static enum qcow_status take_options(const struct qcow_repair_options *in,
-	struct qcow_repair_options *out, struct qcow_error *err)
-{
-	static const struct qcow_repair_options defaults = QCOW_REPAIR_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {"repair options", "QCOW_REPAIR_OPTIONS_INIT",
-		&defaults, sizeof(defaults), offsetof(struct qcow_repair_options, memory_bytes)};
-
-	QK_TRY(qk_options_take(&kind, in, out, err));
-	if (out->mode != QCOW_REPAIR_LEAKS && out->mode != QCOW_REPAIR_ALL)
-		return QK_FAIL(err, QCOW_E_INVAL, "mode %d of a repair", (int)out->mode);
-	return QCOW_OK;
-}
+QK_TAKE_OPTIONS(
+	take_options, qcow_repair_options, "repair options", QCOW_REPAIR_OPTIONS_INIT, memory_bytes)
 
 enum qcow_status qcow_repair(struct qcow_store *store, const struct qcow_repair_options *options,
 	struct qcow_repair_result *result, struct qcow_error *err)
@@ -32,6 +22,8 @@ enum qcow_status qcow_repair(struct qcow_store *store, const struct qcow_repair_
 	if (store == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_repair needs a store");
 	QK_TRY(take_options(options, &taken, err));
+	if (taken.mode != QCOW_REPAIR_LEAKS && taken.mode != QCOW_REPAIR_ALL)
+		return QK_FAIL(err, QCOW_E_INVAL, "mode %d of a repair", (int)taken.mode);
 	return qk_repair(store, &taken, result != NULL ? result : &none, err);
 }
 

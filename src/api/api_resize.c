@@ -4,21 +4,13 @@
  */
 #include <qcowkit/manage.h>
 
-#include "api/options.h"
+#include "api/pass.h"
+#include "base/options.h"
 #include "engine/image.h"
 #include "engine/resize.h"
 
-static enum qcow_status take_options(const struct qcow_resize_options *in,
-	struct qcow_resize_options *out, struct qcow_error *err)
-{
-	static const struct qcow_resize_options defaults = QCOW_RESIZE_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {.what = "resize options",
-		.init = "QCOW_RESIZE_OPTIONS_INIT",
-		.defaults = &defaults,
-		.size = sizeof(defaults),
-		.least = offsetof(struct qcow_resize_options, progress)};
-	return qk_options_take(&kind, in, out, err);
-}
+QK_TAKE_OPTIONS(
+	take_options, qcow_resize_options, "resize options", QCOW_RESIZE_OPTIONS_INIT, progress)
 
 enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,
 	const struct qcow_resize_options *options, struct qcow_error *err)
@@ -27,7 +19,7 @@ enum qcow_status qcow_resize(struct qcow_image *image, uint64_t size,
 	if (image == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "no image");
 	QK_TRY(take_options(options, &taken, err));
-	QK_TRY(qk_options_may_change(image, taken.dry_run, err));
+	QK_TRY(qk_may_change(image, taken.dry_run, err));
 	if ((unsigned)taken.preallocation > QCOW_PREALLOC_FULL)
 		return QK_FAIL(err, QCOW_E_INVAL, "preallocation %d is not known",
 			(int)taken.preallocation);

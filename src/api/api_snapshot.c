@@ -8,21 +8,13 @@
 #include <string.h>
 #include <time.h>
 
-#include "api/options.h"
+#include "base/options.h"
 #include "engine/snapshot.h"
 
 #define ID_BYTES 127 /* other programs cut what is longer */
 
-static enum qcow_status take_options(const struct qcow_snapshot_create_options *in,
-	struct qcow_snapshot_create_options *out, struct qcow_error *err)
-{
-	static const struct qcow_snapshot_create_options defaults =
-		QCOW_SNAPSHOT_CREATE_OPTIONS_INIT;
-	static const struct qk_options_kind kind = {"snapshot options",
-		"QCOW_SNAPSHOT_CREATE_OPTIONS_INIT", &defaults, sizeof(defaults),
-		offsetof(struct qcow_snapshot_create_options, progress)};
-	return qk_options_take(&kind, in, out, err);
-}
+QK_TAKE_OPTIONS(take_options, qcow_snapshot_create_options, "snapshot options",
+	QCOW_SNAPSHOT_CREATE_OPTIONS_INIT, progress)
 
 static enum qcow_status check_length(
 	const char *what, const char *text, size_t most, struct qcow_error *err)

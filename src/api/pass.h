@@ -6,9 +6,20 @@
 #ifndef QK_API_PASS_H
 #define QK_API_PASS_H
 
+#include "base/err.h"
 #include "engine/gate.h"
 #include "engine/image.h"
 #include "engine/rw.h"
+
+/* For a call that changes the image, unless it is a dry run: QCOW_E_READONLY. */
+static inline enum qcow_status qk_may_change(
+	const struct qcow_image *image, bool is_dry, struct qcow_error *err)
+{
+	if (image->rw != NULL || is_dry)
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
+		qcow_store_name(image->store));
+}
 
 static inline unsigned qk_pass_enter(const struct qcow_image *image)
 {

@@ -17,6 +17,7 @@
 
 #include "base/err.h"
 #include "base/num.h"
+#include "base/options.h"
 #include "ops/pipe.h"
 
 #define CHUNK_BYTES QK_MIB(1)
@@ -182,17 +183,19 @@ static enum qcow_status run(struct commit *c, struct qcow_error *err)
 	return c->options->keep ? QCOW_OK : qcow_empty(c->image, err);
 }
 
+QK_TAKE_OPTIONS(
+	take_options, qcow_commit_options, "commit options", QCOW_COMMIT_OPTIONS_INIT, progress)
+
 enum qcow_status qcow_commit(struct qcow_image *image, struct qcow_image *base,
 	const struct qcow_commit_options *options, struct qcow_commit_result *result,
 	struct qcow_error *err)
 {
-	struct commit c = {.options = options, .image = image, .base = base};
-	if (image == NULL || base == NULL || options == NULL || result == NULL ||
-		options->struct_size != sizeof(*options) ||
-		options->n_workers > QK_PIPE_MAX_WORKERS)
+	struct qcow_commit_options o;
+	struct commit c = {.options = &o, .image = image, .base = base};
+	QK_TRY(take_options(options, &o, err));
+	if (image == NULL || base == NULL || result == NULL || o.n_workers > QK_PIPE_MAX_WORKERS)
 		return QK_FAIL(err, QCOW_E_INVAL,
-			"qcow_commit: an argument is NULL, options are not initialised, or there "
-			"are over %d workers",
+			"qcow_commit: an argument is NULL, or there are over %d workers",
 			QK_PIPE_MAX_WORKERS);
 	*result = (struct qcow_commit_result){0};
 	enum qcow_status status = run(&c, err);

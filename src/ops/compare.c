@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "base/err.h"
 #include "base/num.h"
+#include "base/options.h"
 #include "ops/pipe.h"
 
 #define CHUNK_BYTES  ((size_t)QK_KIB(512))
@@ -272,25 +273,26 @@ static enum qcow_status take_outcome(
 	return first->err.status;
 }
 
+QK_TAKE_OPTIONS(
+	take_options, qcow_compare_options, "compare options", QCOW_COMPARE_OPTIONS_INIT, progress)
+
 enum qcow_status qcow_compare(struct qcow_image *a, struct qcow_image *b,
 	const struct qcow_compare_options *options, struct qcow_compare_result *result,
 	struct qcow_error *err)
 {
-	if (a == NULL || b == NULL || options == NULL || result == NULL ||
-		options->struct_size != sizeof(*options) ||
-		options->n_workers > QK_PIPE_MAX_WORKERS)
+	struct qcow_compare_options o;
+	QK_TRY(take_options(options, &o, err));
+	if (a == NULL || b == NULL || result == NULL || o.n_workers > QK_PIPE_MAX_WORKERS)
 		return QK_FAIL(err, QCOW_E_INVAL,
-			"qcow_compare: an argument is NULL, options are not initialised, or there "
-			"are over %d workers",
+			"qcow_compare: an argument is NULL, or there are over %d workers",
 			QK_PIPE_MAX_WORKERS);
-	*result = (struct qcow_compare_result){
-		.sizes = {shown_size(options, a), shown_size(options, b)}};
-	struct compare c = {.options = options,
+	*result = (struct qcow_compare_result){.sizes = {shown_size(&o, a), shown_size(&o, b)}};
+	struct compare c = {.options = &o,
 		.sides = {{.image = a, .size = result->sizes[0]},
 			{.image = b, .size = result->sizes[1]}}};
 	c.common = qk_min(result->sizes[0], result->sizes[1]);
 	c.longest = qk_max(result->sizes[0], result->sizes[1]);
-	if (options->strict && c.common != c.longest) {
+	if (o.strict && c.common != c.longest) {
 		result->difference = QCOW_DIFFERENCE_SIZE;
 		result->offset = c.common;
 		return QCOW_OK;

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/err.h"
 #include "base/num.h"
+#include "base/options.h"
 #include "ops/pipe.h"
 #include "ops/source.h"
 
@@ -130,16 +131,17 @@ static enum qcow_status run_pipe(struct dd *d, struct qcow_error *err)
 	return qk_pipe_run_pieces(&job, sizeof(struct piece), (size_t)d->chunk, err);
 }
 
+QK_TAKE_OPTIONS(take_options, qcow_dd_options, "dd options", QCOW_DD_OPTIONS_INIT, progress)
+
 static enum qcow_status check(struct qcow_image *source, struct qcow_image *target,
 	const struct qcow_dd_options *o, const struct qcow_dd_result *result,
 	struct qcow_error *err)
 {
-	if (source == NULL || target == NULL || o == NULL || result == NULL ||
-		o->struct_size != sizeof(*o) || o->block_bytes == 0 ||
+	if (source == NULL || target == NULL || result == NULL || o->block_bytes == 0 ||
 		o->n_workers > QK_PIPE_MAX_WORKERS)
 		return QK_FAIL(err, QCOW_E_INVAL,
-			"qcow_dd: an argument is NULL, options are not initialised, or there are "
-			"over %d workers",
+			"qcow_dd: an argument is NULL, blocks have no bytes, or there are over %d "
+			"workers",
 			QK_PIPE_MAX_WORKERS);
 	if (o->sparse && o->block_bytes > MAX_SPARSE_BYTES)
 		return QK_FAIL(err, QCOW_E_INVAL,
@@ -160,10 +162,14 @@ enum qcow_status qcow_dd(struct qcow_image *source, struct qcow_image *target,
 	const struct qcow_dd_options *options, struct qcow_dd_result *result,
 	struct qcow_error *err)
 {
-	struct dd d = {.options = options, .source = source, .target = target};
-	QK_TRY(check(source, target, options, result, err));
+	struct qcow_dd_options o;
+	struct dd d = {.options = &o, .source = source, .target = target};
+	if (options == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_dd: the options are NULL");
+	QK_TRY(take_options(options, &o, err));
+	QK_TRY(check(source, target, &o, result, err));
 	/* without blocks to be judged pieces are what is quick to move */
-	d.unit = options->sparse ? options->block_bytes : CHUNK_BYTES;
+	d.unit = o.sparse ? o.block_bytes : CHUNK_BYTES;
 	d.chunk = d.unit < CHUNK_BYTES ? CHUNK_BYTES / d.unit * d.unit : d.unit;
 	*result = (struct qcow_dd_result){0};
 	enum qcow_status status = run_pipe(&d, err);

@@ -14,6 +14,7 @@
 
 #include "base/err.h"
 #include "base/num.h"
+#include "base/options.h"
 
 #define SECTOR_BYTES	     512U /* LUKS files hold whole ones */
 #define BITMAP_ENTRY_BYTES   24U /* of the bitmap directory, before the name */
@@ -172,19 +173,14 @@ static enum qcow_status measure_luks(const struct qcow_create_options *o,
 	return QCOW_OK;
 }
 
+QK_TAKE_OPTIONS(
+	take_options, qcow_create_options, "create options", QCOW_CREATE_OPTIONS_INIT, progress)
+
 static enum qcow_status read_options(struct qcow_image *source,
 	const struct qcow_create_options *in, struct qcow_create_options *out,
 	struct qcow_error *err)
 {
-	static const struct qcow_create_options defaults = QCOW_CREATE_OPTIONS_INIT;
-
-	*out = defaults;
-	if (in != NULL && in->struct_size > sizeof(*out))
-		return QK_FAIL(err, QCOW_E_INVAL,
-			"the options are those of a later version of the library");
-	if (in != NULL)
-		memcpy(out, in, in->struct_size);
-	out->struct_size = sizeof(*out);
+	QK_TRY(take_options(in, out, err));
 	if (source != NULL)
 		out->virtual_size = qcow_size(source);
 	/* how large it becomes does not depend on the passphrase */

@@ -19,6 +19,7 @@
 #include "base/bytes.h"
 #include "base/err.h"
 #include "base/num.h"
+#include "base/options.h"
 #include "ops/pipe.h"
 
 #define CHUNK_BYTES QK_KIB(512)
@@ -304,15 +305,16 @@ static void set_up(struct rebase *r)
 		r->views[NEW].size = qcow_size(r->options->backing);
 }
 
+QK_TAKE_OPTIONS(
+	take_options, qcow_rebase_options, "rebase options", QCOW_REBASE_OPTIONS_INIT, progress)
+
 static enum qcow_status check(struct qcow_image *image, const struct qcow_rebase_options *o,
 	const struct qcow_rebase_result *result, struct qcow_error *err)
 {
 	struct qcow_info info;
-	if (image == NULL || o == NULL || result == NULL || o->struct_size != sizeof(*o) ||
-		o->n_workers > QK_PIPE_MAX_WORKERS)
+	if (image == NULL || result == NULL || o->n_workers > QK_PIPE_MAX_WORKERS)
 		return QK_FAIL(err, QCOW_E_INVAL,
-			"qcow_rebase: an argument is NULL, options are not initialised, or there "
-			"are over %d workers",
+			"qcow_rebase: an argument is NULL, or there are over %d workers",
 			QK_PIPE_MAX_WORKERS);
 	qcow_get_info(image, &info);
 	if (strcmp(info.format, "qcow2") != 0)
@@ -326,18 +328,22 @@ static enum qcow_status check(struct qcow_image *image, const struct qcow_rebase
 enum qcow_status qcow_rebase(struct qcow_image *image, const struct qcow_rebase_options *options,
 	struct qcow_rebase_result *result, struct qcow_error *err)
 {
-	struct rebase r = {.options = options, .image = image};
-	QK_TRY(check(image, options, result, err));
+	struct qcow_rebase_options o;
+	struct rebase r = {.options = &o, .image = image};
+	if (options == NULL)
+		return QK_FAIL(err, QCOW_E_INVAL, "qcow_rebase: the options are NULL");
+	QK_TRY(take_options(options, &o, err));
+	QK_TRY(check(image, &o, result, err));
 	*result = (struct qcow_rebase_result){0};
 	struct qcow_backing_options record = QCOW_BACKING_OPTIONS_INIT;
-	record.name = options->backing_name;
-	record.format = options->backing_format;
+	record.name = o.backing_name;
+	record.format = o.backing_format;
 	record.dry_run = true;
-	if (!options->dry_run)
+	if (!o.dry_run)
 		QK_TRY(qcow_set_backing(image, &record, err));
 	set_up(&r);
 	QK_TRY(run_pipe(&r, err));
 	*result = r.result;
-	record.dry_run = options->dry_run;
+	record.dry_run = o.dry_run;
 	return record.dry_run ? QCOW_OK : qcow_set_backing(image, &record, err);
 }

@@ -15,6 +15,7 @@
 
 #include "base/err.h"
 #include "base/num.h"
+#include "base/options.h"
 
 #define MAGIC_BYTES 4
 
@@ -271,22 +272,14 @@ static enum qcow_status judge(struct vet *vet, struct qcow_error *err)
 	return QCOW_OK;
 }
 
-static enum qcow_status take_options(
-	const struct qcow_vet_options *in, struct qcow_vet_options *out, struct qcow_error *err)
-{
-	static const struct qcow_vet_options defaults = QCOW_VET_OPTIONS_INIT;
+QK_TAKE_OPTIONS(take_options, qcow_vet_options, "vet options", QCOW_VET_OPTIONS_INIT, progress)
 
-	*out = defaults;
-	if (in != NULL && in->struct_size > sizeof(*out))
-		return QK_FAIL(err, QCOW_E_INVAL,
-			"the options are those of a later version of the library");
-	if (in != NULL)
-		memcpy(out, in, in->struct_size);
-	if (out->format == NULL ||
-		(strcmp(out->format, "qcow2") != 0 && strcmp(out->format, "raw") != 0))
-		return QK_FAIL(err, QCOW_E_INVAL, "images of format '%s' cannot be vetted",
-			out->format != NULL ? out->format : "(none)");
-	return QCOW_OK;
+static enum qcow_status check_options(const struct qcow_vet_options *o, struct qcow_error *err)
+{
+	if (o->format != NULL && (strcmp(o->format, "qcow2") == 0 || strcmp(o->format, "raw") == 0))
+		return QCOW_OK;
+	return QK_FAIL(err, QCOW_E_INVAL, "images of format '%s' cannot be vetted",
+		o->format != NULL ? o->format : "(none)");
 }
 
 static enum qcow_status open_and_judge(
@@ -319,6 +312,8 @@ enum qcow_status qcow_vet(struct qcow_store *store, const struct qcow_vet_option
 		return QK_FAIL(err, QCOW_E_INVAL, "qcow_vet: an argument is NULL");
 	}
 	enum qcow_status status = take_options(options, &o, err);
+	if (status == QCOW_OK)
+		status = check_options(&o, err);
 	if (status != QCOW_OK) {
 		qcow_store_close(store);
 		return status;

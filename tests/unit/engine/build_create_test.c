@@ -355,6 +355,17 @@ static void options_that_do_not_go_together_are_refused_by_name(void **state)
 	REFUSED(QCOW_E_LIMIT, "L1", o.virtual_size = 1ULL << 40; o.cluster_size = 512);
 	REFUSED(QCOW_E_LIMIT, "", o.cluster_size = 512; o.backing_name = name + 600);
 	REFUSED(QCOW_E_INVAL, "INIT", o.struct_size = 4);
+	struct {
+		struct qcow_create_options o;
+		uint64_t later; /* of a version to come */
+	} longer = {.o = QCOW_CREATE_OPTIONS_INIT, .later = 1};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	longer.o.struct_size = sizeof(longer);
+	longer.o.virtual_size = 65536;
+	assert_status(qcow_create_validate(&longer.o, &err), QCOW_E_UNSUPPORTED, err);
+	assert_status(qcow_create_validate(NULL, &err), QCOW_E_INVAL, err);
+	longer.later = 0;
+	assert_status(qcow_create_validate(&longer.o, &err), QCOW_OK, err);
 }
 
 int main(void)

@@ -286,6 +286,10 @@ static void what_makes_no_sense_is_refused(void **state)
 	(void)state;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_commit_options o = QCOW_COMMIT_OPTIONS_INIT;
+	struct {
+		struct qcow_commit_options o;
+		uint64_t later; /* of a version to come */
+	} longer = {.o = QCOW_COMMIT_OPTIONS_INIT, .later = 1};
 	struct qcow_commit_result result;
 	struct qcow_image *base = NULL;
 	struct disks d;
@@ -294,7 +298,14 @@ static void what_makes_no_sense_is_refused(void **state)
 	struct qcow_image *image = open_for(&lab, &rows[0], &base);
 	assert_status(qcow_commit(image, image, &o, &result, &err), QCOW_E_INVAL, err);
 	assert_status(qcow_commit(base, image, &o, &result, &err), QCOW_E_INVAL, err);
-	assert_status(qcow_commit(image, base, NULL, &result, &err), QCOW_E_INVAL, err);
+	o.struct_size = 4;
+	assert_status(qcow_commit(image, base, &o, &result, &err), QCOW_E_INVAL, err);
+	longer.o.struct_size = sizeof(longer);
+	assert_status(qcow_commit(image, base, &longer.o, &result, &err), QCOW_E_UNSUPPORTED, err);
+	longer.later = 0;
+	longer.o.dry_run = true;
+	assert_status(qcow_commit(image, base, &longer.o, &result, &err), QCOW_OK, err);
+	o.struct_size = sizeof(o);
 	qcow_close(image);
 	image = lab_open(&lab, lab.files, OVERLAY, 1u << OVERLAY, &err);
 	assert_status(

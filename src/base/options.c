@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-#include "api/options.h"
+#include "base/options.h"
 
 #include <string.h>
-
-#include "engine/image.h"
 
 enum qcow_status qk_options_take(
 	const struct qk_options_kind *kind, const void *in, void *out, struct qcow_error *err)
@@ -21,20 +19,11 @@ enum qcow_status qk_options_take(
 	for (size_t i = kind->size; i < n; i++)
 		if (bytes[i] != 0)
 			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-				"byte %zu of the %s asks for something that version %s does not "
+				"byte %zu of the %s asks for something that this version does not "
 				"know",
-				i, kind->what, QCOW_VERSION_TEXT);
+				i, kind->what);
 	memcpy(out, in, n < kind->size ? n : kind->size);
 	n = (uint32_t)kind->size;
 	memcpy(out, &n, sizeof(n));
 	return QCOW_OK;
-}
-
-enum qcow_status qk_options_may_change(
-	const struct qcow_image *image, bool is_dry, struct qcow_error *err)
-{
-	if (image->rw != NULL || is_dry)
-		return QCOW_OK;
-	return QK_FAIL(err, QCOW_E_READONLY, "'%s' is not open for writing",
-		qcow_store_name(image->store));
 }
