@@ -2,7 +2,7 @@
 /*
  * Try something on a disk, and take it back: rollback IMAGE
  *
- * Makes a snapshot, overwrites the first bytes of the disk, goes back to the snapshot, and deletes it. Each step is
+ * Makes a snapshot, with a note in the place of a machine's state, overwrites the first bytes of the disk, goes back to the snapshot, and deletes it. Each step is
  * whole and durable when its call returns.
  *
  *     cc rollback.c $(pkg-config --cflags --libs qcowkit) -o rollback
@@ -24,6 +24,9 @@ static enum qcow_status try_and_take_back(struct qcow_image *image, struct qcow_
 	if (status == QCOW_OK)
 		status = qcow_snapshot_judge(
 			image, QCOW_SNAPSHOT_CREATE, NULL, 0, QCOW_SNAPSHOT_ID, NULL, err);
+	/* a snapshot keeps what lies behind the disk: a machine's state, or a note of ours */
+	if (status == QCOW_OK)
+		status = qcow_write_vm_state(image, "before the trial", sizeof(now), 0, err);
 	if (status == QCOW_OK)
 		status = qcow_snapshot_create(image, &options, err);
 	if (status == QCOW_OK)

@@ -109,6 +109,11 @@ QCOW_EXPORT enum qcow_status qcow_snapshot_judge(struct qcow_image *image,
 QCOW_EXPORT enum qcow_status qcow_read_vm_state(struct qcow_image *image, void *buf, size_t len,
 	uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
 
+/* Write a machine's state, of which the next snapshot keeps a copy; nothing of the disk or of a bitmap changes. Alone with the
+ * image, and stable on return. QCOW_E_LIMIT (an L1 table over 32 MiB), as reading, errors of qcow_pwrite. */
+QCOW_EXPORT enum qcow_status qcow_write_vm_state(struct qcow_image *image, const void *buf,
+	size_t len, uint64_t off, struct qcow_error *err) QCOW_MUST_USE;
+
 /* ---- bitmaps ---- */
 
 enum qcow_bitmap_act {

@@ -13,6 +13,7 @@
 #include "engine/iov.h"
 #include "engine/map.h"
 #include "engine/read.h"
+#include "engine/vm_state.h"
 #include "engine/rw.h"
 
 static enum qcow_status check_range(
@@ -52,17 +53,9 @@ enum qcow_status qcow_pread_nowait(
 static enum qcow_status read_vm_state(
 	struct qcow_image *image, void *buf, size_t len, uint64_t off, struct qcow_error *err)
 {
-	const struct qk_geometry *g = &image->geometry;
-	uint64_t start = 0;
-	if (image->is_raw || g->data_file)
-		return QK_FAIL(err, QCOW_E_NOTSUP, "'%s' can hold no state of a machine",
-			qcow_store_name(image->store));
-	start = qk_geometry_l1_entries(g, image->size) * g->l2_span;
-	if (start > INT64_MAX || !qk_in_range(off, len, INT64_MAX - start))
-		return QK_FAIL_AT(err, QCOW_E_RANGE, 0, QCOW_NO_OFFSET, off,
-			"%zu bytes at %" PRIu64 " of the machine's state lie beyond all offsets",
-			len, off);
-	return qk_read_past(image, buf, len, start + off, err);
+	uint64_t guest = 0;
+	QK_TRY(qk_vm_state_place(image, off, len, &guest, err));
+	return qk_read_past(image, buf, len, guest, err);
 }
 
 enum qcow_status qcow_read_vm_state(

@@ -3,7 +3,7 @@
  * api_write: qcow_pwrite and its kin: argument checks, and the flush of QCOW_IO_FUA. All of them may run on one
  * image in any number of threads.
  */
-#include <qcowkit/qcowkit.h>
+#include <qcowkit/manage.h>
 
 #include <inttypes.h>
 
@@ -15,6 +15,7 @@
 #include "engine/iov.h"
 #include "engine/publish.h"
 #include "engine/rw.h"
+#include "engine/vm_state.h"
 #include "engine/write.h"
 #include "engine/zero.h"
 
@@ -144,4 +145,11 @@ enum qcow_status qcow_recover(struct qcow_image *image, struct qcow_error *err)
 	enum qcow_status status = qk_publish_recover(image->rw->publish, err);
 	qk_pass_leave(image, pass);
 	return status;
+}
+
+enum qcow_status qcow_write_vm_state(
+	struct qcow_image *image, const void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	QK_TRY(check_writable(image, err));
+	return len != 0 ? qk_vm_state_write(image, buf, len, off, err) : QCOW_OK;
 }

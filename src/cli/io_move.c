@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include <qcowkit/manage.h>
+
 #include "base/num.h"
 #include "cli/blkdebug.h"
 
@@ -229,7 +231,7 @@ static enum qcow_status move_write(struct io *io, const struct io_flags *flags,
 	uint64_t len = bytes->len, off = bytes->off;
 	unsigned how = engine_flags(io, flags), fua = how & (unsigned)QCOW_IO_FUA;
 	if (flags->vm_state)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "writing VM state is not built in");
+		return qcow_write_vm_state(io->image, bytes->buf, (size_t)len, off, err);
 	if (flags->compress)
 		return qcow_write_compressed(io->image, bytes->buf, (size_t)len, off, fua, err);
 	if (flags->zero)

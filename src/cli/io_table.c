@@ -143,7 +143,7 @@ const struct io_command io_commands[] = {
 		.summary = "read a range",
 		.about = READ_LETTERS " -s  the pattern begins that many bytes behind off\n"
 				      " -l  … and has that many bytes\n"
-				      " -b  VM state instead of the disk: not built in\n"
+				      " -b  VM state instead of the disk\n"
 				      " -a, -p  accepted, mean nothing here\n"},
 	{.name = "readv",
 		.min_args = 2,
@@ -213,7 +213,7 @@ const struct io_command io_commands[] = {
 		" -s  write the bytes of a file, again and again\n"
 		" -z  make the range read as zeros\n -u  with -z: clusters may be given up\n"
 		" -n  with -z: fail rather than write zeros as data\n"
-		" -c  as compressed clusters\n -b  VM state instead of the disk: not built in\n"
+		" -c  as compressed clusters\n -b  VM state instead of the disk\n"
 		" -p  accepted, means nothing here\n"},
 	{.name = "writev",
 		.min_args = 2,

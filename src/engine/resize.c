@@ -211,6 +211,8 @@ static enum qcow_status fill(struct qcow_image *image, uint64_t old_size,
 		.mode = rq->preallocation,
 		.progress = rq->progress};
 	QK_TRY(qk_resize_scrub(image, old_size, false, err));
+	if (rq->preallocation != QCOW_PREALLOC_OFF)
+		QK_TRY(qk_resize_allocate_tail(image, old_size, err));
 	if (qk_resize_data_is_named(image, rq))
 		return qk_resize_allocate(image, &request, err);
 	if (image->backing == NULL || image->backing->size <= old_size)

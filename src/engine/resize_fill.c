@@ -6,6 +6,7 @@
  *	a layer below is longer	      zero clusters over it; version 2: its data is overwritten with zeros
  *	preallocation=metadata	      entries with host clusters that read as zeros
  *	falloc, full		      … and whose blocks the host has, or has written
+ * The last cluster of the old disk, where its end lies inside, is preallocated too, with what it holds.
  * A data file has its zeros already (resize_file.c): entries are made alone.
  * Zeros of the host are no zeros when decrypted: of an encrypted image the entries have the zero flag too.
  */
@@ -16,8 +17,11 @@
 #include "base/mem.h"
 #include "engine/group.h"
 #include "engine/image.h"
+#include "engine/lookup.h"
+#include "engine/read.h"
 #include "engine/rw.h"
 #include "engine/table.h"
+#include "engine/write.h"
 #include "engine/zero.h"
 
 #define HIDE_BYTES (UINT64_C(1) << 30) /* between two looks at the caller */
@@ -115,6 +119,26 @@ static enum qcow_status allocate_group(struct qcow_image *image, const struct qk
 		status = allocate_some(&group, fill, &first, stop, near, err);
 	qk_group_unlock(&group);
 	return status;
+}
+
+enum qcow_status qk_resize_allocate_tail(
+	struct qcow_image *image, uint64_t old_size, struct qcow_error *err)
+{
+	uint64_t cluster_size = image->geometry.cluster_size;
+	uint64_t off = old_size - old_size % cluster_size;
+	uint64_t len = qk_min(cluster_size, image->size - off);
+	struct qk_run run;
+	if (off == old_size)
+		return QCOW_OK;
+	QK_TRY(qk_lookup(image, (qk_goff){off}, len, true, &run, err));
+	if (run.kind == QK_RUN_PLAIN && run.len == len)
+		return QCOW_OK;
+	uint8_t *whole QK_AUTO_FREE = qk_malloc(len, 1);
+	const struct iovec iov = {whole, (size_t)len};
+	if (whole == NULL)
+		return QK_FAIL_NOMEM(err);
+	QK_TRY(qk_read(image, whole, (size_t)len, off, err));
+	return qk_write(image, &iov, 1, off, err);
 }
 
 enum qcow_status qk_resize_allocate(

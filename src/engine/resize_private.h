@@ -41,6 +41,10 @@ struct qk_resize_fill {
 	enum qcow_preallocation mode; /* not OFF */
 	const struct qcow_progress *progress;
 };
+/* The cluster that the old end lies in has a host cluster that is written whole, with what it reads as; past the old end
+ * that is zeros already. Nothing where the end of a cluster is the old end. */
+enum qcow_status qk_resize_allocate_tail(
+	struct qcow_image *image, uint64_t old_size, struct qcow_error *err) QK_MUST_USE;
 enum qcow_status qk_resize_allocate(struct qcow_image *image, const struct qk_resize_fill *fill,
 	struct qcow_error *err) QK_MUST_USE;
 

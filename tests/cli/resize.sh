@@ -27,6 +27,16 @@ if [[ $rc == 0 ]] && ! grep -q failed out; then ok what_is_new_is_zero; else bad
 for mode in off metadata falloc full; do
 	resized "preallocation=$mode" a.qcow2 "$(($(size_of a.qcow2) + 100000))" --preallocation $mode a.qcow2 +100000
 done
+# the cluster that the old end lies in is preallocated too, with what it shows of the layer below
+"$QEMU_IMG" create -q -f raw below.raw 128k
+io -f raw -c 'write -P 1 0 128k' below.raw
+for mode in metadata falloc full; do
+	create -b below.raw -F raw tail.qcow2 31k
+	resized "tail preallocation=$mode" tail.qcow2 98304 --preallocation $mode tail.qcow2 96k
+	run "$QEMU_IO" -r -c 'read -P 1 0 31k' -c 'read -P 0 31k 65k' tail.qcow2
+	if [[ $rc == 0 && $(stat -c %s tail.qcow2) == 458752 ]] && ! grep -q failed out
+	then ok "tail_is_there=$mode"; else bad "tail_is_there=$mode" "$(stat -c %s tail.qcow2) $(shown)"; fi
+done
 truncate -s 1000 b.raw
 resized raw b.raw 3001 -f raw b.raw 3001
 resized raw_shrinks b.raw 11 -f raw b.raw --shrink 11
