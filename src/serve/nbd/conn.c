@@ -12,7 +12,6 @@
 #include <netdb.h>
 #include <stdio.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,11 +19,6 @@
 #include "base/err.h"
 
 #define MS_NS UINT64_C(1000000)
-/* What a client has to move in stall_ms: so much, and such a part of what it holds (see core.h). */
-#define PACE_LEAST ((uint64_t)16 << 10)
-#define PACE_PARTS 8
-/* A loop that works looks at its clients more often than this. */
-#define WATCHED_NS (200 * MS_NS)
 
 static enum qk_nbd_phase phase_of(const struct qk_nbd_conn *conn)
 {
@@ -255,7 +249,7 @@ void qk_nbd_conn_settle(struct qk_nbd_conn *conn)
 		return;
 	}
 	/* it waits for its own replies only, and they are out */
-	if (conn->is_paused && is_sent && conn->n_jobs == 0 && !conn->is_waiting)
+	if (conn->is_paused && is_sent && conn->n_jobs == 0)
 		qk_nbd_loop_again(conn);
 	if (!conn->is_paused && !conn->has_eof && qk_nbd_io_has_more(conn))
 		qk_nbd_loop_again(conn);
@@ -291,11 +285,10 @@ void qk_nbd_conn_ready(struct qk_nbd_conn *conn, struct qk_nbd_job *done)
 		struct qk_nbd_job *job = done;
 		done = job->next;
 		conn->n_jobs--;
-		qk_nbd_loop_count_job(conn, job);
 		if (phase_of(conn) == QK_NBD_PHASE_DEAD)
 			qk_nbd_job_free(job);
 		else
-			qk_nbd_send_job(conn, job);
+			qk_nbd_conn_deliver(conn, job);
 	}
 	if (phase_of(conn) == QK_NBD_PHASE_DEAD)
 		conn->loop->has_dead = true;
@@ -307,52 +300,16 @@ void qk_nbd_conn_ready(struct qk_nbd_conn *conn, struct qk_nbd_job *done)
 
 /* ---- limits and the end ---- */
 
-/* Is it the client that the request waits for, because so little of its payload was sent? */
-static bool is_short(const struct qk_nbd_conn *conn)
+/* It drains, and takes no reply for too long. */
+static bool is_stuck(struct qk_nbd_conn *conn, uint64_t now)
 {
-	size_t at_hand = conn->stash != NULL ? conn->n_stash - conn->stash_at : 0;
-	int n = 0;
-	if (!conn->is_waiting || at_hand >= qk_min(conn->awaited, PACE_LEAST))
-		return false;
-	if (ioctl(conn->in_fd, FIONREAD, &n) == 0)
-		at_hand += (size_t)n;
-	return at_hand < qk_min(conn->awaited, PACE_LEAST) && !qk_nbd_io_has_more(conn);
-}
-
-/* `moved` bytes went one way so far: was it too slow for too long? For each `need` of them it may take stall_ms; what was
- * faster is not saved up beyond `most_ns`. Time in which the loop itself was held up does not count. */
-static bool is_slow(struct qk_nbd_conn *conn, struct qk_nbd_pace *pace, uint64_t now,
-	uint64_t moved, uint64_t need)
-{
-	uint64_t stall_ms = conn->server->options.stall_ms;
-	unsigned n_waiting = atomic_load(&conn->server->budget.n_waiting);
-	uint64_t most_ns = stall_ms * MS_NS / qk_min(4U, 1 + n_waiting / 8);
-	if (need == 0 || pace->seen_at == 0) {
-		*pace = (struct qk_nbd_pace){need != 0 ? now : 0, moved, most_ns};
-		return false;
+	uint64_t sent = atomic_load(&conn->bytes_out);
+	bool is_watched = phase_of(conn) == QK_NBD_PHASE_DRAIN && conn->wants_out;
+	if (!is_watched || conn->stuck_at == 0 || sent != conn->stuck_bytes) {
+		conn->stuck_at = is_watched ? now : 0;
+		conn->stuck_bytes = sent;
 	}
-	uint64_t earned = stall_ms * qk_min(moved - pace->moved, need) / need * MS_NS;
-	uint64_t left = pace->left_ns + earned, spent = qk_min(now - pace->seen_at, WATCHED_NS);
-	*pace = (struct qk_nbd_pace){now, moved, qk_min(left - qk_min(left, spent), most_ns)};
-	return pace->left_ns == 0;
-}
-
-static void check_pace(struct qk_nbd_conn *conn, uint64_t now)
-{
-	bool is_pressed = atomic_load(&conn->server->budget.n_waiting) != 0;
-	uint64_t in = 0, out = 0;
-	if (is_pressed && conn->filling != NULL)
-		in = qk_max(PACE_LEAST, conn->filling->charged / PACE_PARTS);
-	else if (is_pressed && is_short(conn))
-		in = PACE_LEAST;
-	if (is_pressed && conn->wants_out && conn->tx_first != NULL)
-		out = qk_max(
-			PACE_LEAST, qk_max(conn->tx_bytes, conn->tx_first->charged) / PACE_PARTS);
-	else if (phase_of(conn) == QK_NBD_PHASE_DRAIN && conn->wants_out)
-		out = 1;
-	if (is_slow(conn, &conn->pace_in, now, atomic_load(&conn->bytes_in), in) ||
-		is_slow(conn, &conn->pace_out, now, atomic_load(&conn->bytes_out), out))
-		qk_nbd_conn_close(conn, "it is too slow while others wait");
+	return is_watched && now - conn->stuck_at >= conn->server->options.stall_ms * MS_NS;
 }
 
 void qk_nbd_conn_tick(struct qk_nbd_conn *conn, uint64_t now)
@@ -364,8 +321,8 @@ void qk_nbd_conn_tick(struct qk_nbd_conn *conn, uint64_t now)
 		qk_nbd_conn_close(conn, NULL);
 	else if (conn->deadline != 0 && now >= conn->deadline && phase_of(conn) <= QK_NBD_PHASE_TLS)
 		qk_nbd_conn_close(conn, "the handshake took too long");
-	else
-		check_pace(conn, now);
+	else if (is_stuck(conn, now))
+		qk_nbd_conn_close(conn, "it takes no replies");
 }
 
 void qk_nbd_conn_stop(struct qk_nbd_conn *conn)
@@ -414,7 +371,6 @@ void qk_nbd_conn_close(struct qk_nbd_conn *conn, const char *why)
 	bool is_clean = phase_of(conn) == QK_NBD_PHASE_DRAIN;
 	set_phase(conn, QK_NBD_PHASE_DEAD);
 	conn->loop->has_dead = true;
-	qk_nbd_budget_leave(conn);
 	qk_nbd_tls_free(conn->tls, is_clean);
 	conn->tls = NULL;
 	qk_nbd_job_free(conn->filling);

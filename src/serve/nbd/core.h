@@ -9,11 +9,10 @@
  * A connection belongs to one loop's thread for good: all its fields are that thread's, but those marked otherwise. Memory
  * that requests and replies hold is charged to the budget until the last byte was sent.
  *
- * While others wait for memory a client has to keep a pace (conn.c): of the payload of a write that comes in, and of the
- * replies that go out, an eighth of what is held, and 16 KiB at least, each stall_ms; or it is closed. So is who waits with a
- * write but does not send its payload. Where many wait, a halt may be as short as a quarter of stall_ms.
+ * Where others hold so much that a large request cannot be had in one piece, it is carried out in parts, with 128 KiB that each
+ * connection may always have (parts.c): a client that sends or takes nothing holds up nobody.
  *
- * Locks, none held when another is taken: qk_nbd_loop.lock, qk_nbd_pool.lock, qk_nbd_budget.lock, the registry's.
+ * Locks, none held when another is taken: qk_nbd_loop.lock, qk_nbd_pool.lock, the registry's.
  */
 #ifndef QK_SERVE_NBD_CORE_H
 #define QK_SERVE_NBD_CORE_H
@@ -37,23 +36,20 @@
 /* ---- budget.c: memory in flight ---- */
 
 struct qk_nbd_budget {
-	pthread_mutex_t lock;
-	uint64_t used, limit, conn_limit;
-	struct qk_nbd_conn *first, *last; /* who waits, in the order they came */
-	_Atomic unsigned n_waiting;
+	_Atomic uint64_t used;
+	uint64_t limit, conn_limit;
 };
 
-/* May `conn` hold `bytes` more? If not it is among those that wait, and its loop is told when to try again. A connection that
- * holds nothing gets a slab always. */
+/* May `conn` hold `bytes` more? Always, as long as it holds QK_NBD_SLAB_BYTES at most; a fair part of the rest beyond that. If not,
+ * it is asked again when it gave something back itself. */
 bool qk_nbd_budget_take(struct qk_nbd_conn *conn, uint64_t bytes);
 void qk_nbd_budget_give(struct qk_nbd_conn *conn, uint64_t bytes);
-/* It waits no more. */
-void qk_nbd_budget_leave(struct qk_nbd_conn *conn);
 
-/* How much longer a client may move less than it has to. */
-struct qk_nbd_pace {
-	uint64_t seen_at; /* monotonic ns; 0: it is not watched */
-	uint64_t moved, left_ns;
+/* A request that is carried out in parts. */
+struct qk_nbd_parts {
+	bool is_on, is_read;
+	struct qk_nbd_request rq;
+	uint64_t at; /* bytes of it that were begun */
 };
 
 /* ---- loop.c ---- */
@@ -97,12 +93,13 @@ struct qk_nbd_conn {
 	struct qk_nbd_session session; /* others may read it from TRANSMISSION on */
 	struct qk_nbd_tls *tls;
 	uint64_t deadline; /* monotonic ns; 0: none */
-	struct qk_nbd_pace pace_in, pace_out;
+	uint64_t stuck_at,
+		stuck_bytes; /* draining: no reply was taken since then (monotonic ns; 0: not watched) */
 	/* received */
 	uint8_t *stash; /* bytes [stash_at, n_stash) could not be parsed yet */
 	size_t stash_at, n_stash;
 	bool has_eof, is_paused; /* paused: no memory, or too much under way */
-	size_t awaited; /* is_waiting: of the request that waits, with its payload */
+	struct qk_nbd_parts parts;
 	uint32_t skip; /* payload that is thrown away */
 	struct qk_nbd_job *filling; /* its payload is coming in */
 	size_t fill_at;
@@ -121,9 +118,6 @@ struct qk_nbd_conn {
 	/* the loop's list of those that have more to do without an event */
 	struct qk_nbd_conn *next_again;
 	bool is_again;
-	/* under budget.lock */
-	struct qk_nbd_conn *next_waiting;
-	bool is_waiting;
 	_Atomic bool is_cut;
 	_Atomic uint64_t n_requests, bytes_in, bytes_out;
 };
@@ -146,7 +140,7 @@ struct qk_nbd_loop {
 	struct qk_nbd_conn *conns; /* all of them; only the loop's thread adds and removes */
 	_Atomic unsigned n_conns;
 	struct qk_nbd_conn *arrivals, *ready;
-	bool is_woken, is_retry, is_purge;
+	bool is_woken, is_purge;
 	bool is_timed, is_ending; /* the thread's: limits to watch; it has seen is_stopping */
 	bool has_dead;
 	uint64_t ticked_at;
@@ -237,6 +231,21 @@ void qk_nbd_conn_free(struct qk_nbd_conn *conn);
 void qk_nbd_conn_receive(struct qk_nbd_conn *conn);
 /* The same with what was received before, where it was paused or the others had their turn. */
 void qk_nbd_conn_parse(struct qk_nbd_conn *conn);
+
+/* The job is whole: carry it out here, or hand it to a worker. */
+void qk_nbd_conn_launch(struct qk_nbd_conn *conn, struct qk_nbd_job *job);
+/* A job was carried out: its reply goes out. */
+void qk_nbd_conn_deliver(struct qk_nbd_conn *conn, struct qk_nbd_job *job);
+
+/* ---- parts.c: one request at a time, and no other meanwhile ---- */
+
+/* false: it is none that can be parted, or the connection holds something. */
+bool qk_nbd_parts_begin(struct qk_nbd_conn *conn, const struct qk_nbd_request *rq);
+/* Payload of a write. Returns the bytes that were used. */
+size_t qk_nbd_parts_write(struct qk_nbd_conn *conn, const uint8_t *p, size_t n);
+/* The next part of a read, where the one before was sent. */
+void qk_nbd_parts_read(struct qk_nbd_conn *conn);
+void qk_nbd_parts_done(struct qk_nbd_conn *conn, struct qk_nbd_job *job);
 
 /* conn.c: one step of the handshake with [p, p + n); returns what was used, 0 where more is needed. */
 size_t qk_nbd_conn_shake(struct qk_nbd_conn *conn, const uint8_t *p, size_t n);

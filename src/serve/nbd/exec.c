@@ -54,7 +54,7 @@ static void add_iov(struct qk_nbd_job *job, void *p, size_t n)
 	job->iov[job->n_iov++] = (struct iovec){p, n};
 }
 
-static void succeed(struct qk_nbd_job *job)
+void qk_nbd_succeed(struct qk_nbd_job *job)
 {
 	job->error = QK_NBD_OK;
 	job->n_iov = 0;
@@ -316,7 +316,7 @@ void qk_nbd_execute(struct qk_nbd_job *job)
 		return;
 	}
 	if (job->rq.len == 0 && job->rq.type != QK_NBD_CMD_FLUSH) {
-		succeed(job);
+		qk_nbd_succeed(job);
 		return;
 	}
 	/* the disk may have shrunk since the client was told its size */
@@ -329,5 +329,5 @@ void qk_nbd_execute(struct qk_nbd_job *job)
 	if (status != QCOW_OK)
 		qk_nbd_fail_status(job, status, &err);
 	else if (job->rq.type != QK_NBD_CMD_READ)
-		succeed(job);
+		qk_nbd_succeed(job);
 }

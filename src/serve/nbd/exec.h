@@ -32,6 +32,7 @@ struct qk_nbd_job {
 	size_t n_data, data_cap;
 	uint64_t charged; /* bytes of the budget */
 	bool is_slab; /* no request, but replies in `data` */
+	bool is_part; /* of conn->parts */
 	int n_iov;
 	struct iovec iov[2 * QK_NBD_READ_CHUNKS];
 	size_t iov_at; /* bytes of iov[i_iov] that were sent */
@@ -46,6 +47,9 @@ void qk_nbd_execute(struct qk_nbd_job *job);
 
 /* A read, where its bytes are at hand: false, and nothing was done, where it would wait. */
 bool qk_nbd_execute_now(struct qk_nbd_job *job);
+
+/* The reply to a request that has none but that it was done. */
+void qk_nbd_succeed(struct qk_nbd_job *job);
 
 /* The reply to a failure; message may be NULL. */
 void qk_nbd_fail(struct qk_nbd_job *job, uint32_t error, const char *message);

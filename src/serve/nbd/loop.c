@@ -205,7 +205,7 @@ static void run_again(struct qk_nbd_loop *loop)
 /* What was put down for the loop by others. */
 struct mail {
 	struct qk_nbd_conn *arrivals, *ready;
-	bool is_retry, is_purge;
+	bool is_purge;
 };
 
 static struct mail take_mail(struct qk_nbd_loop *loop)
@@ -214,9 +214,9 @@ static struct mail take_mail(struct qk_nbd_loop *loop)
 	if (read(loop->event, &count, sizeof(count)) < 0)
 		count = 0;
 	pthread_mutex_lock(&loop->lock);
-	struct mail mail = {loop->arrivals, loop->ready, loop->is_retry, loop->is_purge};
+	struct mail mail = {loop->arrivals, loop->ready, loop->is_purge};
 	loop->arrivals = loop->ready = NULL;
-	loop->is_retry = loop->is_purge = loop->is_woken = false;
+	loop->is_purge = loop->is_woken = false;
 	pthread_mutex_unlock(&loop->lock);
 	return mail;
 }
@@ -261,15 +261,6 @@ static void purge(struct qk_nbd_loop *loop)
 	}
 }
 
-static void retry(struct qk_nbd_loop *loop)
-{
-	loop->is_timed = true;
-	for (struct qk_nbd_conn *conn = loop->conns; conn != NULL; conn = conn->next) {
-		if (conn->is_paused)
-			qk_nbd_loop_again(conn);
-	}
-}
-
 static void run_mail(struct qk_nbd_loop *loop)
 {
 	struct mail mail = take_mail(loop);
@@ -277,8 +268,6 @@ static void run_mail(struct qk_nbd_loop *loop)
 	run_ready(loop, mail.ready);
 	if (mail.is_purge)
 		purge(loop);
-	if (mail.is_retry)
-		retry(loop);
 }
 
 /* ---- clients that come ---- */
@@ -328,7 +317,7 @@ static void tick(struct qk_nbd_loop *loop, uint64_t now)
 {
 	struct qk_nbd_conn *next = NULL;
 	loop->ticked_at = now;
-	loop->is_timed = atomic_load(&loop->server->budget.n_waiting) != 0 || loop->is_ending;
+	loop->is_timed = loop->is_ending;
 	if (loop->accept_again != 0 && now >= loop->accept_again) {
 		loop->accept_again = 0;
 		watch_listeners(loop, EPOLLIN);

@@ -114,12 +114,20 @@ static bool run_here(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
 	return is_done;
 }
 
-/* The job is whole. */
-static void launch(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
+void qk_nbd_conn_deliver(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
+{
+	if (job->is_part) {
+		qk_nbd_parts_done(conn, job);
+		return;
+	}
+	qk_nbd_loop_count_job(conn, job);
+	qk_nbd_send_job(conn, job);
+}
+
+void qk_nbd_conn_launch(struct qk_nbd_conn *conn, struct qk_nbd_job *job)
 {
 	if (run_here(conn, job)) {
-		qk_nbd_loop_count_job(conn, job);
-		qk_nbd_send_job(conn, job);
+		qk_nbd_conn_deliver(conn, job);
 	} else {
 		conn->n_jobs++;
 		qk_nbd_pool_add(&conn->server->pool, job);
@@ -169,13 +177,13 @@ static bool start(struct qk_nbd_conn *conn, const struct qk_nbd_request *rq,
 		return false;
 	if (j->verdict == QK_NBD_REFUSE) {
 		conn->skip = j->payload - (uint32_t)payload.n;
-		launch(conn, job);
+		qk_nbd_conn_launch(conn, job);
 		return true;
 	}
 	if (payload.n != 0)
 		memcpy(job->data, payload.p, payload.n);
 	if (payload.n == j->payload) {
-		launch(conn, job);
+		qk_nbd_conn_launch(conn, job);
 	} else {
 		conn->filling = job;
 		conn->fill_at = payload.n;
@@ -209,12 +217,17 @@ static size_t request(struct qk_nbd_conn *conn, const uint8_t *p, size_t n)
 	if (j.verdict == QK_NBD_RUN && at_once(conn, &rq, p + head, n - head))
 		return head + j.payload;
 	size_t n_payload = qk_min(n - head, j.payload);
-	if (!start(conn, &rq, &j, (struct qk_span){p + head, n_payload})) {
-		conn->is_paused = true;
-		conn->awaited = head + j.payload;
-		return 0;
+	if (start(conn, &rq, &j, (struct qk_span){p + head, n_payload}))
+		return head + n_payload;
+	if (j.verdict == QK_NBD_RUN && qk_nbd_parts_begin(conn, &rq)) {
+		conn->is_paused =
+			conn->parts.is_read; /* begun as soon as the others had their turn */
+		return head;
 	}
-	return head + n_payload;
+	if (conn->charged == 0)
+		qk_nbd_conn_close(conn, "no memory");
+	conn->is_paused = true;
+	return 0;
 }
 
 static size_t skip(struct qk_nbd_conn *conn, size_t n)
@@ -240,7 +253,11 @@ static size_t take_in(struct qk_nbd_conn *conn, const uint8_t *p, size_t n)
 			return n;
 		if (conn->filling != NULL || phase == QK_NBD_PHASE_TLS)
 			break;
-		if (conn->skip != 0)
+		if (conn->parts.is_on && conn->parts.is_read)
+			break;
+		if (conn->parts.is_on)
+			used = qk_nbd_parts_write(conn, p + at, n - at);
+		else if (conn->skip != 0)
 			used = skip(conn, n - at);
 		else if (phase == QK_NBD_PHASE_HANDSHAKE)
 			used = qk_nbd_conn_shake(conn, p + at, n - at);
@@ -283,7 +300,12 @@ static void after(struct qk_nbd_conn *conn)
 void qk_nbd_conn_parse(struct qk_nbd_conn *conn)
 {
 	conn->is_paused = false;
-	if (conn->stash != NULL) {
+	if (conn->parts.is_on && conn->parts.is_read &&
+		atomic_load_explicit(&conn->phase, memory_order_relaxed) < QK_NBD_PHASE_DRAIN)
+		qk_nbd_parts_read(conn);
+	if (is_dead(conn))
+		return;
+	if (conn->stash != NULL && !conn->is_paused) {
 		uint8_t *p = conn->stash;
 		size_t at = conn->stash_at, n = conn->n_stash;
 		size_t used = take_in(conn, p + at, n - at);
@@ -306,7 +328,7 @@ static void filled(struct qk_nbd_conn *conn, size_t n)
 	if (conn->fill_at < job->n_data)
 		return;
 	conn->filling = NULL;
-	launch(conn, job);
+	qk_nbd_conn_launch(conn, job);
 }
 
 /* Received: `got` bytes, first into what is being filled, then into rx behind `n_old`. */

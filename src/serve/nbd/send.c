@@ -25,7 +25,7 @@ struct qk_nbd_job *qk_nbd_job_new(struct qk_nbd_conn *conn, const struct qk_nbd_
 	job->data = NULL;
 	job->n_data = job->data_cap = 0;
 	job->charged = 0;
-	job->is_slab = false;
+	job->is_slab = job->is_part = false;
 	job->n_iov = job->i_iov = 0;
 	job->iov_at = 0;
 	job->more = (struct qk_nbd_buf){0};

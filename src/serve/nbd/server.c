@@ -85,7 +85,6 @@ enum qcow_status qk_nbd_server_new(
 		free(server);
 		return status;
 	}
-	pthread_mutex_init(&server->budget.lock, NULL);
 	pthread_mutex_init(&server->pool.lock, NULL);
 	pthread_cond_init(&server->pool.work, NULL);
 	status = init_parts(server, err);
@@ -159,7 +158,6 @@ void qk_nbd_server_free(struct qk_nbd_server *server)
 	free(server->loops);
 	qk_nbd_registry_release(&server->registry);
 	qk_nbd_tls_config_free(server->tls);
-	pthread_mutex_destroy(&server->budget.lock);
 	pthread_mutex_destroy(&server->pool.lock);
 	pthread_cond_destroy(&server->pool.work);
 	free(server);
@@ -353,9 +351,7 @@ void qk_nbd_server_stats(struct qk_nbd_server *server, struct qk_nbd_stats *out)
 	*out = (struct qk_nbd_stats){.connections = atomic_load(&server->n_open),
 		.accepted = atomic_load(&server->n_accepted),
 		.refused = atomic_load(&server->n_refused)};
-	pthread_mutex_lock(&server->budget.lock);
-	out->in_flight_bytes = server->budget.used;
-	pthread_mutex_unlock(&server->budget.lock);
+	out->in_flight_bytes = atomic_load(&server->budget.used);
 	for (unsigned i = 0; i < server->n_loops; i++)
 		add_loop_stats(&server->loops[i], out);
 }

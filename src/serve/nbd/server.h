@@ -102,10 +102,10 @@ struct qk_nbd_options {
 	unsigned
 		handshake_ms; /* a client that is not in transmission by then is closed; 0 = 10,000 */
 	unsigned
-		stall_ms; /* while others wait for memory, who moves too little in so long (see core.h) is closed; 0 = 10,000 */
+		stall_ms; /* who has left, or is to leave, and takes none of its replies for so long is closed; 0 = 10,000 */
 	uint64_t
 		conn_bytes; /* requests and replies in flight of a connection; 0 = 32 MiB and a bit, the least */
-	uint64_t total_bytes; /* … of all; 0 = 128 MiB */
+	uint64_t total_bytes; /* … of all, beside 128 KiB that each may have; 0 = 128 MiB */
 	enum qk_nbd_tls_mode tls;
 	const char *tls_dir; /* server-cert.pem, server-key.pem, ca-cert.pem, perhaps ca-crl.pem */
 	bool tls_verify_peer; /* clients need a certificate signed by ca-cert.pem */
