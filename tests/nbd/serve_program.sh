@@ -3,41 +3,12 @@
 # `qcow serve` and the qemu-nbd personality with other people's clients: what they see of an image, sockets and processes,
 # and the control socket. QEMU's own tools look at the images afterwards.
 parts=$(realpath "$(dirname "$0")")/serve_parts.py
-. "$(dirname "$0")/../cli/lib.sh"
+. "$(dirname "$0")/lib.sh"
 QCOW_QEMU_NBD=${QCOW_QEMU_NBD:?names the personality}
 need_qemu
 for tool in nbdinfo nbdcopy python3; do
 	command -v "$tool" >/dev/null || skip_all "$tool is not there"
 done
-trap 'end_server; rm -rf "$work"' EXIT
-s=$work/s ctl=$work/ctl
-uri="nbd+unix:///?socket=$s"
-of() { echo "nbd+unix:///$1?socket=$s"; } # EXPORT
-# start [OPTION|FILE]…: in the background, at socket $s; says nothing if it works
-start() {
-	if ! "$QCOW" serve --fork -t -k "$s" --control "$ctl" --pid-file pid "$@" >start.out 2>&1 || [[ -s start.out ]]; then
-		bad "start $*" "$(<start.out)"
-	fi
-	server=$(<pid)
-}
-gone() { # PID: ends within some seconds
-	local i
-	for i in {1..400}; do
-		kill -0 "$1" 2>/dev/null || return 0
-		sleep 0.05
-	done
-	return 1
-}
-end_server() {
-	[[ -n ${server:-} ]] || return 0
-	kill "$server" 2>/dev/null
-	gone "$server" || bad "a server that ends at SIGTERM"
-	server=
-}
-sound() { # IMAGE: no leaks, no corruption
-	expect "$1 is sound ($2)" 0 "$QEMU_IMG" check -q "$1"
-}
-
 # ---- an image with everything in it ----
 create below.qcow2 64M
 io -c 'write -P 1 0 2M' below.qcow2
