@@ -129,7 +129,7 @@ static const struct cli_option options[] = {CLI_OPTIONS_END};
 
 const struct cli_command cli_cmd_ctl = {
 	.name = "ctl",
-	.summary = "Ask or tell a server of 'qcow serve --control' that runs",
+	.summary = "Ask or tell a 'qcow serve' or 'qcow mount' with --control that runs",
 	.synopsis = "SOCKET [COMMAND [KEY=VALUE]…]",
 	.about = "Commands: status, quiesce, resume, stop, export-add (name=, file=, format=, "
 		 "snapshot=, read-only),\n"

@@ -217,7 +217,9 @@ static int run(struct cli *cli, const struct cli_args *args)
 		.args = args,
 		.front = &serve_front_nbd,
 		.ready_fd = -1,
-		.ctl_listener = -1};
+		.ctl_listener = -1,
+		.lock = PTHREAD_MUTEX_INITIALIZER,
+		.released = PTHREAD_COND_INITIALIZER};
 	int exit_code = 1;
 	s.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (s.wake < 0) {

@@ -20,6 +20,7 @@ extern const struct cli_command cli_cmd_info;
 extern const struct cli_command cli_cmd_io;
 extern const struct cli_command cli_cmd_map;
 extern const struct cli_command cli_cmd_measure;
+extern const struct cli_command cli_cmd_mount;
 extern const struct cli_command cli_cmd_rebase;
 extern const struct cli_command cli_cmd_resize;
 extern const struct cli_command cli_cmd_sanitize;
@@ -44,6 +45,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_io,
 	&cli_cmd_map,
 	&cli_cmd_measure,
+	&cli_cmd_mount,
 	&cli_cmd_rebase,
 	&cli_cmd_resize,
 	&cli_cmd_sanitize,

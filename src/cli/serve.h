@@ -12,11 +12,13 @@
  *   serve_do.c       what the lines ask for
  *   serve_list.c     -L of qemu-nbd's personality
  *
- * Threads: everything here runs on the main thread; the server's threads only write to `wake`.
+ * Threads: everything here runs on the main thread; the server's threads only write to `wake`, and those of a file system call
+ * serve_resize.
  */
 #ifndef QK_CLI_SERVE_H
 #define QK_CLI_SERVE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/types.h>
 #include <time.h>
@@ -32,15 +34,22 @@ enum {
 struct serve;
 
 /* What of an image is shown beside its disk. */
-enum serve_part {
-	SERVE_SNAPSHOT = 1,
-	SERVE_LAYER,
-	SERVE_PARTITION
+struct serve_part {
+	enum {
+		SERVE_SNAPSHOT = 1,
+		SERVE_LAYER,
+		SERVE_PARTITION
+	} kind;
+	const char *name, *id; /* of a snapshot */
+	unsigned
+		number; /* of a layer, from 1 on, a partition; of a snapshot in the table, from 1 on */
 };
 
 /* Who shows the exports: the NBD server, or the file system of `qcow mount`. The calls are those of serve/nbd/server.h. */
 struct serve_front {
-	bool shows_all; /* snapshots, layers and partitions, without --snapshots … */
+	/* Snapshots, layers and partitions without --snapshots …, what cannot be shown is left out and said so, and no
+	 * other image is opened. */
+	bool shows_all;
 	enum qcow_status (*add)(
 		struct serve *s, const struct qk_nbd_export *export, struct qcow_error *err);
 	enum qcow_status (*remove)(
@@ -58,11 +67,12 @@ struct serve_front {
 	void (*stop)(struct serve *s);
 	/* Into the answer of the command status. */
 	void (*describe)(struct serve *s, json_t *reply);
-	/* How a part of the image that export `base` shows is called: snapshot `text`, layer or partition `number`.
-	 * NULL: out of memory. Free it. */
-	char *(*name)(const char *base, enum serve_part part, const char *text, unsigned number);
+	/* How a part of the image that export `base` shows is called. NULL: out of memory. Free it. */
+	char *(*name)(struct serve *s, const char *base, const struct serve_part *part);
 };
 extern const struct serve_front serve_front_nbd;
+/* What a counter says, for `describe`. */
+json_t *serve_describe_counter(const struct qk_nbd_counter *counter);
 
 /* What to open. */
 struct serve_operand {
@@ -126,6 +136,11 @@ struct serve {
 	int ctl_listener; /* or -1 */
 	struct serve_client *clients; /* of the control socket */
 	bool stops;
+	struct qk_fuse *fuse; /* of the front that is one */
+	/* what is asked for at the control socket, and what comes by the file system: one at a time */
+	pthread_mutex_t lock;
+	pthread_cond_t released; /* n_holds is 0 */
+	unsigned n_holds; /* quiesces of all clients */
 };
 
 /* serve_open.c. Open an image and add its exports. False: reported. */
@@ -193,6 +208,11 @@ void serve_ctl_close(struct serve *s);
 
 /* serve_do.c. Carry out one request. The answer is the caller's. *holds: quiesces that this client has not ended. */
 json_t *serve_do(struct serve *s, const json_t *request, unsigned *holds);
+/* End n quiesces. */
+void serve_release(struct serve *s, unsigned n);
+/* From any thread that is in no export: an export's image gets another size, as by "resize". Waits for quiesces to end. */
+enum qcow_status serve_resize(
+	struct serve *s, const char *export, uint64_t size, struct qcow_error *err) QK_MUST_USE;
 
 /* serve_list.c. Print what another server exports: the exit code. */
 int serve_list(struct serve *s);

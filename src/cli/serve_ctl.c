@@ -68,8 +68,7 @@ static void drop_client(struct serve *s, struct serve_client *gone)
 	while (*at != gone)
 		at = &(*at)->next;
 	*at = gone->next;
-	for (; gone->holds > 0; gone->holds--)
-		s->front->resume(s);
+	serve_release(s, gone->holds);
 	(void)close(gone->fd);
 	free(gone);
 }

@@ -95,10 +95,28 @@ static enum qcow_status do_quiesce(struct job *job)
 	struct serve *s = job->s;
 	s->front->quiesce(s);
 	++*job->holds;
+	s->n_holds++;
 	for (struct serve_image *i = s->images; i != NULL; i = i->next)
 		if (i->writable)
 			QK_TRY(qcow_flush(i->shared->image, &job->err));
 	return QCOW_OK;
+}
+
+/* s->lock is held. */
+static void release(struct serve *s, unsigned n)
+{
+	for (; n > 0; n--) {
+		s->n_holds--;
+		s->front->resume(s);
+	}
+	(void)pthread_cond_broadcast(&s->released);
+}
+
+void serve_release(struct serve *s, unsigned n)
+{
+	(void)pthread_mutex_lock(&s->lock);
+	release(s, n);
+	(void)pthread_mutex_unlock(&s->lock);
 }
 
 static enum qcow_status do_resume(struct job *job)
@@ -106,7 +124,7 @@ static enum qcow_status do_resume(struct job *job)
 	if (*job->holds == 0)
 		return QK_FAIL(&job->err, QCOW_E_INVAL, "this client holds nothing back");
 	--*job->holds;
-	job->s->front->resume(job->s);
+	release(job->s, 1);
 	return QCOW_OK;
 }
 
@@ -122,6 +140,8 @@ static enum qcow_status do_export_add(struct job *job)
 		.format = json_string_value(json_object_get(job->request, "format")),
 		.snapshot = json_string_value(json_object_get(job->request, "snapshot")),
 		.read_only = is_set(job, "read-only")};
+	if (job->s->front->shows_all)
+		return QK_FAIL(&job->err, QCOW_E_UNSUPPORTED, "one image is shown and no other");
 	QK_TRY(want_string(job, "name", &operand.name));
 	QK_TRY(want_string(job, "file", &operand.text));
 	if (serve_find(job->s, operand.name) != NULL)
@@ -384,14 +404,34 @@ json_t *serve_do(struct serve *s, const json_t *request, unsigned *holds)
 	const char *name = json_string_value(json_object_get(request, "command"));
 	enum qcow_status status = QK_FAIL(
 		&job.err, QCOW_E_INVAL, "unknown command '%s'", name != NULL ? name : "");
+	(void)pthread_mutex_lock(&s->lock);
 	for (size_t i = 0; name != NULL && i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (strcmp(commands[i].name, name) == 0)
 			status = commands[i].act != NULL ? commands[i].act(&job)
 							 : change_image(&job, commands[i].change);
+	(void)pthread_mutex_unlock(&s->lock);
 	cli_json_set(job.reply, "ok", json_boolean(status == QCOW_OK));
 	if (status != QCOW_OK)
 		cli_json_set(job.reply, "error",
 			cli_json_string(job.err.message[0] != '\0' ? job.err.message
 								   : qcow_status_text(status)));
 	return job.reply;
+}
+
+enum qcow_status serve_resize(
+	struct serve *s, const char *export, uint64_t size, struct qcow_error *err)
+{
+	json_t *request = json_object();
+	struct job job = {.s = s, .request = request, .err = QCOW_ERROR_INIT};
+	cli_json_set(request, "export", cli_json_string(export));
+	cli_json_set(request, "size", cli_json_u64(size));
+	(void)pthread_mutex_lock(&s->lock);
+	while (s->n_holds > 0)
+		(void)pthread_cond_wait(&s->released, &s->lock);
+	enum qcow_status status = change_image(&job, resize);
+	(void)pthread_mutex_unlock(&s->lock);
+	json_decref(request);
+	if (status != QCOW_OK && err != NULL)
+		*err = job.err;
+	return status;
 }

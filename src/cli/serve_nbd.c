@@ -61,12 +61,13 @@ static void stop(struct serve *s)
 	qk_nbd_server_stop(s->server, DRAIN_MS);
 }
 
-static char *name_of(const char *base, enum serve_part part, const char *text, unsigned number)
+static char *name_of(struct serve *s, const char *base, const struct serve_part *part)
 {
 	char *name = NULL;
-	int n = part == SERVE_SNAPSHOT ? asprintf(&name, "%s@%s", base, text)
-		: part == SERVE_LAYER  ? asprintf(&name, "%s~%u", base, number)
-				       : asprintf(&name, "%s/p%u", base, number);
+	(void)s;
+	int n = part->kind == SERVE_SNAPSHOT ? asprintf(&name, "%s@%s", base, part->name)
+		: part->kind == SERVE_LAYER  ? asprintf(&name, "%s~%u", base, part->number)
+					     : asprintf(&name, "%s/p%u", base, part->number);
 	return n < 0 ? NULL : name;
 }
 
@@ -75,16 +76,20 @@ static char *name_of(const char *base, enum serve_part part, const char *text, u
 static const char *const count_names[QK_NBD_COUNTS] = {
 	"read", "write", "flush", "trim", "cache", "zero", "block-status"};
 
+json_t *serve_describe_counter(const struct qk_nbd_counter *counter)
+{
+	json_t *o = json_object();
+	cli_json_set(o, "requests", cli_json_u64(counter->requests));
+	cli_json_set(o, "bytes", cli_json_u64(counter->bytes));
+	cli_json_set(o, "errors", cli_json_u64(counter->errors));
+	return o;
+}
+
 static json_t *describe_counts(const struct qk_nbd_stats *stats)
 {
 	json_t *o = json_object();
-	for (unsigned i = 0; i < QK_NBD_COUNTS; i++) {
-		json_t *c = json_object();
-		cli_json_set(c, "requests", cli_json_u64(stats->counts[i].requests));
-		cli_json_set(c, "bytes", cli_json_u64(stats->counts[i].bytes));
-		cli_json_set(c, "errors", cli_json_u64(stats->counts[i].errors));
-		cli_json_set(o, count_names[i], c);
-	}
+	for (unsigned i = 0; i < QK_NBD_COUNTS; i++)
+		cli_json_set(o, count_names[i], serve_describe_counter(&stats->counts[i]));
 	return o;
 }
 

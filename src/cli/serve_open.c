@@ -9,6 +9,10 @@
 #include "cli/serve.h"
 #include "serve/view/parts.h"
 
+enum {
+	SNAPSHOTS_MOST = 1000 /* that a folder shows: each has files open */
+};
+
 /* What is being added. */
 struct adding {
 	struct serve *s;
@@ -214,13 +218,23 @@ static enum qcow_status add_partitions(struct adding *a, const char *name, struc
 	for (unsigned i = 0; i < parts->n; i++) {
 		QK_AUTO_FREE char *own = NULL;
 		const struct qk_part *p = &parts->part[i];
-		own = a->s->front->name(name, SERVE_PARTITION, NULL, p->number);
+		own = a->s->front->name(a->s, name,
+			&(struct serve_part){.kind = SERVE_PARTITION, .number = p->number});
 		if (own == NULL)
 			return QK_FAIL_NOMEM(a->err);
 		if (serve_find(a->s, own) == NULL)
 			QK_TRY(add_export(a, own,
 				(struct qk_view_options){.off = p->off, .size = p->size}, false));
 	}
+	return QCOW_OK;
+}
+
+/* A failure that who shows all tells of and goes on from; others pass it on. */
+static enum qcow_status left_out(struct adding *a, const char *what, enum qcow_status status)
+{
+	if (status == QCOW_OK || status == QCOW_E_NOMEM || !a->s->front->shows_all)
+		return status;
+	(void)cli_fail(a->s->cli, a->err, "%s is left out", what);
 	return QCOW_OK;
 }
 
@@ -238,7 +252,10 @@ static enum qcow_status add_disk(struct adding *a, const char *name)
 			(unsigned long long)view.off, (unsigned long long)view.size);
 	view.size -= view.off;
 	QK_TRY(add_export(a, name, view, view.off == 0));
-	return serve_shows(a->s, "partitions") ? add_partitions(a, name, image) : QCOW_OK;
+	/* of a snapshot too, where they are asked for */
+	if (!serve_shows(a->s, "partitions") || (a->s->front->shows_all && a->image == NULL))
+		return QCOW_OK;
+	return left_out(a, "what the disk is parted into", add_partitions(a, name, image));
 }
 
 static enum qcow_status add_layers(struct adding *a, const char *name)
@@ -247,7 +264,8 @@ static enum qcow_status add_layers(struct adding *a, const char *name)
 	for (struct qcow_image *layer = qcow_backing(a->shared->image); layer != NULL;
 		layer = qcow_backing(layer)) {
 		QK_AUTO_FREE char *own = NULL;
-		own = a->s->front->name(name, SERVE_LAYER, NULL, ++depth);
+		own = a->s->front->name(
+			a->s, name, &(struct serve_part){.kind = SERVE_LAYER, .number = ++depth});
 		if (own == NULL)
 			return QK_FAIL_NOMEM(a->err);
 		QK_TRY(add_export(a, own,
@@ -304,15 +322,30 @@ static enum qcow_status open_shared(struct serve *s, const struct cli_open_reque
 	return status != QCOW_OK ? status : QK_FAIL_NOMEM(err);
 }
 
+/* Is there an export of it already? */
+static bool is_shown(const struct adding *a, const char *id)
+{
+	for (const struct serve_export *e = a->s->exports; e != NULL; e = e->next)
+		if (e->owner == a->owner && e->snapshot_id != NULL &&
+			strcmp(e->snapshot_id, id) == 0)
+			return true;
+	return false;
+}
+
 /* Another image of the same file, for the snapshot alone: what a snapshot holds is never written to. */
 static enum qcow_status add_snapshot(
-	struct adding *a, const struct serve_operand *o, const char *name, const char *id)
+	struct adding *a, const struct serve_operand *o, const struct serve_part *part)
 {
 	QK_AUTO_FREE char *own = NULL, *key = NULL;
-	struct adding of = {
-		.s = a->s, .owner = a->owner, .snapshot = name, .snapshot_id = id, .err = a->err};
-	own = a->s->front->name(o->name, SERVE_SNAPSHOT, name, 0);
-	if (own == NULL || asprintf(&key, "snapshot.id=%s", id) < 0)
+	struct adding of = {.s = a->s,
+		.owner = a->owner,
+		.snapshot = part->name,
+		.snapshot_id = part->id,
+		.err = a->err};
+	if (is_shown(a, part->id))
+		return QCOW_OK;
+	own = a->s->front->name(a->s, o->name, part);
+	if (own == NULL || asprintf(&key, "snapshot.id=%s", part->id) < 0)
 		return QK_FAIL_NOMEM(a->err);
 	if (serve_find(a->s, own) != NULL)
 		return QCOW_OK; /* names are not unique: the first is meant */
@@ -330,10 +363,19 @@ static enum qcow_status add_snapshots(struct adding *a, const struct serve_opera
 {
 	struct qcow_info info;
 	qcow_get_info(a->shared->image, &info);
+	if (a->s->front->shows_all && info.n_snapshots > SNAPSHOTS_MOST) {
+		cli_error(a->s->cli, "the first %u of %u snapshots are shown", SNAPSHOTS_MOST,
+			info.n_snapshots);
+		info.n_snapshots = SNAPSHOTS_MOST;
+	}
 	for (uint32_t i = 0; i < info.n_snapshots; i++) {
 		struct qcow_snapshot snapshot;
 		QK_TRY(qcow_get_snapshot(a->shared->image, i, &snapshot, a->err));
-		QK_TRY(add_snapshot(a, o, snapshot.name, snapshot.id));
+		const struct serve_part part = {.kind = SERVE_SNAPSHOT,
+			.name = snapshot.name,
+			.id = snapshot.id,
+			.number = i + 1};
+		QK_TRY(left_out(a, "a snapshot", add_snapshot(a, o, &part)));
 	}
 	return QCOW_OK;
 }

@@ -12,6 +12,12 @@ static const struct compat_traits traits[] = {
 		.version = "qcow " QCOW_VERSION_TEXT,
 	},
 	{
+		.program = "mount.qcow", /* mount(8) runs it for the type "qcow" */
+		.version = "qcow " QCOW_VERSION_TEXT,
+		.command = "mount",
+		.forks = true,
+	},
+	{
 		.program = "qemu-img",
 		.version = "qemu-img version 10.0.0 (qcowkit " QCOW_VERSION_TEXT ")",
 		.qemu = true,

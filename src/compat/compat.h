@@ -18,6 +18,7 @@ struct compat_traits {
 	bool probe_backing; /* probe a backing file without a recorded format */
 	bool special_references; /* an image may name json:, file: and devices */
 	bool shares_raw; /* a raw disk may be read while another process writes it */
+	bool forks; /* a server goes into the background without being asked */
 	bool percent_records; /* -p writes QEMU's records to stdout instead of a terminal line */
 };
 

@@ -207,13 +207,14 @@ def check_headers(top):
             n += 1
             if r.returncode:
                 faults.append("include/%s: %s: %s" % (name, " ".join(compiler), r.stderr.strip().split("\n")[0]))
+    fuse = run("pkg-config", "--cflags", "fuse3").stdout.split()
     for path in walk(os.path.join(top, "src"), ".h"):
         rel = os.path.relpath(path, os.path.join(top, "src"))
         with tempfile.NamedTemporaryFile("w", suffix=".c") as source:
             source.write('#include "%s"\n#include "%s"\ntypedef int translation_unit;\n' % (rel, rel))
             source.flush()
             r = run("gcc", "-std=gnu17", "-D_GNU_SOURCE", *WARN, "-I", include,
-                    "-I", os.path.join(top, "src"), source.name)
+                    "-I", os.path.join(top, "src"), *fuse, source.name)
         n += 1
         if r.returncode:
             faults.append("src/%s: does not compile alone: %s" % (rel, r.stderr.strip().split("\n")[0]))

@@ -260,6 +260,11 @@ const struct qk_nbd_export_ops *qk_view_ops(const struct qk_view *v)
 	return v->read_only ? &ops_read_only : &ops_writable;
 }
 
+uint64_t qk_view_offset(const struct qk_view *v)
+{
+	return v->off;
+}
+
 enum qcow_status qk_view_new(struct qk_view_image *image, const struct qk_view_options *o,
 	struct qk_view **out, struct qcow_error *err)
 {

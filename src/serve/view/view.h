@@ -49,6 +49,9 @@ enum qcow_status qk_view_new(struct qk_view_image *image, const struct qk_view_o
 /* The table for a view that was made read-only, or not. */
 const struct qk_nbd_export_ops *qk_view_ops(const struct qk_view *view);
 
+/* Where on its layer's disk it begins. */
+uint64_t qk_view_offset(const struct qk_view *view);
+
 /* While the server is quiesced: forget what is known of bitmaps (their readers are closed), and where `names` is not NULL
  * show these. QCOW_E_NOMEM. */
 enum qcow_status qk_view_set_bitmaps(struct qk_view *view, const char *const *names, unsigned n,
