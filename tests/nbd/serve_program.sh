@@ -115,6 +115,13 @@ ours.close()
 print(size, p.wait(timeout=60))
 PY
 prints one_client_at_standard_input '67108864 0' python3 stdio.py "$QCOW" serve - -r disk.qcow2
+python3 -c '
+import struct, sys
+sys.stdout.buffer.write(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0) + struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 1 << 20, 256) * 20000)' >session
+timeout 60 "$QCOW" serve - -r disk.qcow2 <session | wc -c >count
+[[ $(<count) == $((28 + 20000 * (16 + 256))) ]] && ok a_session_in_a_file || bad a_session_in_a_file "$(<count)"
+timeout 60 "$QCOW" serve - -r disk.qcow2 <session >answers
+[[ $(stat -c %s answers) == "$(<count)" ]] && ok and_answers_in_one || bad and_answers_in_one "$(stat -c %s answers)"
 cat >notify.py <<'PY'
 import os, socket, subprocess, sys
 here = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -98,7 +98,11 @@ static void watch(struct qk_nbd_conn *conn, int fd, uint32_t *armed, uint32_t ev
 	else if (*armed == 0)
 		op = EPOLL_CTL_ADD;
 	*armed = events;
-	if (epoll_ctl(conn->loop->epoll, op, fd, &event) != 0)
+	if (epoll_ctl(conn->loop->epoll, op, fd, &event) == 0)
+		return;
+	*armed = 0;
+	conn->is_file = errno == EPERM && fd == conn->in_fd;
+	if (!conn->is_file)
 		qk_nbd_conn_close(conn, "its descriptor cannot be watched");
 }
 
@@ -111,7 +115,10 @@ static void arm(struct qk_nbd_conn *conn)
 		watch(conn, conn->in_fd, &conn->in_armed, in | out);
 		return;
 	}
-	watch(conn, conn->in_fd, &conn->in_armed, in);
+	if (!conn->is_file)
+		watch(conn, conn->in_fd, &conn->in_armed, in);
+	if (conn->is_file && in != 0)
+		qk_nbd_loop_again(conn);
 	watch(conn, conn->out_fd, &conn->out_armed, out);
 }
 

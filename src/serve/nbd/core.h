@@ -86,7 +86,7 @@ struct qk_nbd_conn {
 	uint64_t id;
 	char peer[64];
 	int in_fd, out_fd;
-	bool is_socket;
+	bool is_socket, is_file; /* file: one that epoll does not take; it is always ready */
 	_Atomic enum qk_nbd_phase phase; /* read by others */
 	bool was_served;
 	struct qk_nbd_handshake handshake;

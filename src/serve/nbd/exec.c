@@ -134,9 +134,14 @@ static const char *text_of(enum qcow_status status)
 void qk_nbd_fail_status(
 	struct qk_nbd_job *job, enum qcow_status status, const struct qcow_error *err)
 {
+	uint32_t error = qk_nbd_error_of(&job->rq, status);
+	/* what the client asked for amiss is not the server's to complain about */
+	bool is_ours = error == QK_NBD_EIO || error == QK_NBD_ENOSPC || error == QK_NBD_ENOMEM;
 	free(job->why);
-	job->why = err->message[0] != '\0' ? qk_strndup(err->message, strlen(err->message)) : NULL;
-	qk_nbd_fail(job, qk_nbd_error_of(&job->rq, status), text_of(status));
+	job->why = is_ours && err->message[0] != '\0'
+			   ? qk_strndup(err->message, strlen(err->message))
+			   : NULL;
+	qk_nbd_fail(job, error, text_of(status));
 }
 
 void qk_nbd_job_release(struct qk_nbd_job *job)

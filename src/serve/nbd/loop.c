@@ -184,6 +184,12 @@ static void reap(struct qk_nbd_loop *loop)
 	}
 }
 
+/* A file: nobody tells that there is more, and what was kept may lack its end. */
+static bool needs_more(const struct qk_nbd_conn *conn)
+{
+	return conn->is_file && conn->n_stash - conn->stash_at <= QK_NBD_RX_BYTES / 2;
+}
+
 static void run_again(struct qk_nbd_loop *loop)
 {
 	struct qk_nbd_conn *conn = loop->again;
@@ -193,7 +199,8 @@ static void run_again(struct qk_nbd_loop *loop)
 		conn->is_again = false;
 		if (atomic_load(&conn->phase) == QK_NBD_PHASE_DEAD) {
 			loop->has_dead = true;
-		} else if (conn->stash != NULL || conn->is_paused || conn->has_eof) {
+		} else if ((conn->stash != NULL && !needs_more(conn)) || conn->is_paused ||
+			   conn->has_eof) {
 			qk_nbd_conn_parse(conn);
 		} else {
 			qk_nbd_conn_receive(conn);

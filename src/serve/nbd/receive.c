@@ -373,6 +373,8 @@ void qk_nbd_conn_receive(struct qk_nbd_conn *conn)
 	} else {
 		conn->has_eof = true;
 		keep(conn, rx, n_old);
+		if (n_old != 0)
+			qk_nbd_loop_again(conn); /* whole requests may be among them */
 		if (conn->filling != NULL || got < 0) {
 			qk_nbd_conn_close(conn, NULL);
 			return;
