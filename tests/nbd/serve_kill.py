@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""`qcow serve` is killed again and again while a client writes. Whenever it happens: the image is sound (clusters may
-leak), and each sector has what it had when the last flush was answered, or something that was written since.
+"""`qcow serve` is killed again and again while a client writes, or with --mount `qcow mount` while a program writes to its
+file. Whenever it happens: the image is sound (clusters may leak), and each sector has what it had when the last flush was
+answered, or something that was written since.
 
-usage: serve_kill.py [ROUNDS [SEED]]      the environment names QCOW; QEMU's qemu-img judges
+usage: serve_kill.py [--mount] [ROUNDS [SEED]]      the environment names QCOW; QEMU's qemu-img judges
 """
+import atexit
+import ctypes
 import os
+import queue
 import random
 import shutil
 import signal
@@ -14,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 SECTOR, DISK = 512, 4 << 20
@@ -90,6 +95,75 @@ class Client:
     def is_free(self, off, length):
         return not any(o < off + length and off < o + n for o, n in self.flying.values())
 
+    def close(self):
+        self.s.close()
+
+
+class Program:
+    """The same by a file, on which several threads work. What fails after the server was killed is not looked at."""
+    KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def __init__(self, path):
+        self.f = os.open(path, os.O_RDWR)
+        self.flying, self.handle, self.lock, self.errors = {}, 0, threading.Condition(), 0
+        self.work = queue.Queue()
+        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(4)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self):
+        while True:
+            job = self.work.get()
+            if job is None:
+                return
+            handle, kind, flags, off, length, data = job
+            try:
+                self.do(kind, flags, off, length, data)
+            except OSError:
+                self.errors += 1
+            with self.lock:
+                del self.flying[handle]
+                self.lock.notify()
+
+    def do(self, kind, flags, off, length, data):
+        if kind == WRITE:
+            if os.pwrite(self.f, data, off) != length:
+                raise OSError("short")
+        elif kind != FLUSH:
+            mode = self.ZERO_RANGE if flags & NO_HOLE else self.PUNCH_HOLE
+            if self.libc.fallocate(self.f, mode | self.KEEP_SIZE, ctypes.c_long(off), ctypes.c_long(length)):
+                raise OSError(ctypes.get_errno())
+        if kind == FLUSH or flags & FUA:
+            os.fsync(self.f)
+
+    def send(self, kind, flags=0, off=0, length=0, data=b""):
+        if kind == TRIM:  # not of a file: its holes are zeros
+            kind = ZERO
+        self.handle += 1
+        with self.lock:
+            self.flying[self.handle] = (off, length)
+        self.work.put((self.handle, kind, flags, off, length, data))
+
+    def settle(self, most):
+        with self.lock:
+            assert self.lock.wait_for(lambda: len(self.flying) <= most, 60), "no answer"
+        assert self.errors == 0, "a request failed"
+
+    def is_free(self, off, length):
+        with self.lock:
+            return not any(o < off + length and off < o + n for o, n in self.flying.values())
+
+    def close(self):
+        for _ in self.threads:
+            self.work.put(None)
+        for thread in self.threads:
+            thread.join(60)
+        try:
+            os.close(self.f)
+        except OSError:
+            pass  # its server was killed
+
 
 def change(client, disk, rng, number):
     length = rng.choice((1, 1, 8, 128, 300)) * SECTOR
@@ -105,11 +179,12 @@ def change(client, disk, rng, number):
     client.send(kind, flags, off, length, data)
 
 
-def start(qcow, image):
+def start(qcow, image, mounts):
     for name in ("pid", "s"):
         if os.path.exists(name):
             os.unlink(name)
-    process = subprocess.Popen([qcow, "serve", "-t", "-k", "s", "--pid-file", "pid", image])
+    how = ["mount", "-w", image, "m"] if mounts else ["serve", "-t", "-k", "s", image]
+    process = subprocess.Popen([qcow, *how, "--pid-file", "pid"])
     for _ in range(2400):
         if os.path.exists("pid") and os.path.getsize("pid"):
             return process
@@ -118,10 +193,17 @@ def start(qcow, image):
     raise AssertionError("the server does not start")
 
 
-def run_round(qcow, image, disk, rng, first):
+def unmount(point="m"):
+    """What a server that was killed leaves, or one that could not start."""
+    for how in (["umount", "-l", point], ["fusermount3", "-u", "-z", point]):
+        if shutil.which(how[0]) and subprocess.run(how, stderr=subprocess.DEVNULL).returncode == 0:
+            return
+
+
+def run_round(qcow, image, disk, rng, first, mounts):
     """Write until the server ends. The number of the next change."""
-    process = start(qcow, image)
-    client = Client("s")
+    process = start(qcow, image, mounts)
+    client = Program("m/disk") if mounts else Client("s")
     number, n_requests = first, rng.randrange(5, 600)
     is_killed = rng.random() < 0.9
     for _ in range(n_requests):
@@ -142,13 +224,27 @@ def run_round(qcow, image, disk, rng, first):
         process.terminate()
         assert process.wait(timeout=120) == 0
         disk.flushed()
-    client.s.close()
+    client.close()
+    if mounts and is_killed:
+        unmount()
     return number
 
 
+def can_mount(qcow, qemu_img):
+    subprocess.check_call([qemu_img, "create", "-q", "-f", "qcow2", "probe", "1M"])
+    r = subprocess.run([qcow, "mount", "--fork", "probe", "m"], capture_output=True, text=True)
+    if r.returncode:
+        print("SKIP there is no FUSE here: " + r.stderr.split("\n")[0])
+        return False
+    unmount()
+    return True
+
+
 def main():
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(1 << 32)
+    mounts = "--mount" in sys.argv
+    numbers = [int(x) for x in sys.argv[1:] if x != "--mount"]
+    rounds = numbers[0] if numbers else 20
+    seed = numbers[1] if len(numbers) > 1 else random.SystemRandom().randrange(1 << 32)
     qcow, qemu_img = os.environ["QCOW"], shutil.which("qemu-img")
     if qemu_img is None:
         print("SKIP qemu-img is not there")
@@ -156,8 +252,14 @@ def main():
     rng = random.Random(seed)
     print("seed %d" % seed)
     n_bad = number = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)
+        os.mkdir("m")
+        if mounts:
+            atexit.register(unmount, os.path.join(folder, "m"))
+        if mounts and not can_mount(qcow, qemu_img):
+            os.chdir("/")
+            return 77
         for i in range(rounds):
             if i % 10 == 0:
                 options = rng.choice(["cluster_size=64k", "cluster_size=4k", "cluster_size=512,refcount_bits=1",
@@ -165,7 +267,7 @@ def main():
                 subprocess.check_call([qemu_img, "create", "-q", "-f", "qcow2", "-o", options, "image", str(DISK)])
                 disk = Disk()
             try:
-                number = run_round(qcow, "image", disk, rng, number + 1)
+                number = run_round(qcow, "image", disk, rng, number + 1, mounts)
                 check = subprocess.run([qemu_img, "check", "-f", "qcow2", "image"], capture_output=True, text=True)
                 assert check.returncode in (0, 3), check.stdout + check.stderr
                 subprocess.check_call([qemu_img, "convert", "-f", "qcow2", "-O", "raw", "image", "raw"])
