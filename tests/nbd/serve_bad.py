@@ -464,8 +464,7 @@ class Storage(served.Server):
         super().__init__(folder, served.NEWEST + "qemu-storage-daemon", *argv, "--pidfile", "{pid}")
 
     def end(self):
-        self.process.terminate()
-        self.process.wait(120)
+        self.stop()
 
 
 def main(names):

@@ -18,6 +18,12 @@ NEWEST = os.path.join(os.environ.get("QK_PEERS") or os.path.expanduser("~/.cache
 IMG = os.environ.get("QEMU_IMG") or shutil.which("qemu-img")
 
 
+PASS = """import os, sys
+os.dup2(int(sys.argv[1]), 3, inheritable=True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])"""
+
+
 def newest(tool):
     """The newest QEMU's, or None."""
     path = NEWEST + tool
@@ -35,15 +41,22 @@ def run(*argv, **kw):
 class Server:
     """A program that serves at a Unix socket and writes its id to a file when it does."""
     n = 0
+    running = []
 
-    def __init__(self, folder, *argv):
+    def __init__(self, folder, *argv, listener=None):
+        """listener: a socket that is passed as a service manager does it."""
         Server.n += 1
         self.path = os.path.join(folder, "s%d" % Server.n)
         self.control = self.path + "c"
         pid = self.path + ".pid"
         argv = [a.format(socket=self.path, control=self.control, pid=pid) for a in argv]
         self.err = open(self.path + ".err", "w+")
-        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.err)
+        passed = []
+        if listener:
+            passed = [listener.fileno()]
+            argv = [sys.executable, "-c", PASS, str(passed[0]), *argv]
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.err, pass_fds=passed)
+        Server.running.append(self)
         for _ in range(2400):
             if os.path.exists(pid) and os.path.getsize(pid):
                 return
@@ -51,6 +64,11 @@ class Server:
                 break
             time.sleep(0.025)
         raise AssertionError("%s does not start: %s" % (" ".join(argv), self.said()))
+
+    def stop(self):
+        """Its status."""
+        self.process.terminate()
+        return self.process.wait(120)
 
     def said(self):
         self.err.flush()
@@ -67,19 +85,27 @@ class Server:
         return "nbd+unix:///%s?socket=%s" % (name, self.path)
 
     def end(self):
-        self.process.terminate()
-        status = self.process.wait(120)
-        self.err.close()
-        with open(self.err.name) as f:
-            text = f.read()
+        status = self.stop()
+        text = self.said()
         assert status == 0 and not text, "the server ended with %d: %.3000s" % (status, text)
 
 
 class Ours(Server):
     is_ours = True
 
-    def __init__(self, folder, *argv):
-        super().__init__(folder, os.environ["QCOW"], "serve", "-t", "-k", "{socket}", "--control", "{control}", "--pid-file", "{pid}", *argv)
+    def __init__(self, folder, *argv, tcp=False):
+        listener = None
+        if tcp:
+            listener = socket.create_server(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+        where = () if tcp else ("-k", "{socket}")
+        super().__init__(folder, os.environ["QCOW"], "serve", "-t", *where, "--control", "{control}", "--pid-file", "{pid}", *argv,
+                         listener=listener)
+        if tcp:
+            listener.close()
+
+    def client(self, **kw):
+        return wire.Client(self.path, **kw) if os.path.exists(self.path) else wire.Client(("localhost", self.port), **kw)
 
     def tell(self, *argv):
         return run(os.environ["QCOW"], "ctl", self.control, *argv)
@@ -95,8 +121,7 @@ class Theirs(Server):
         super().__init__(folder, NEWEST + "qemu-nbd", "-t", "-e", "40", "-k", "{socket}", "--pid-file", "{pid}", *argv)
 
     def end(self):
-        self.process.terminate()
-        self.process.wait(120)
+        self.stop()
 
 
 class Tap(threading.Thread):
@@ -223,4 +248,7 @@ def main(tests, names, folder, *args):
             bad += 1
             traceback.print_exc(file=sys.stdout)
             print("[  FAILED  ] %s" % test.__name__, flush=True)
+            for server in Server.running:
+                if not args or server is not args[0]:  # the one of all tests goes on
+                    server.stop()
     return 1 if bad else 0

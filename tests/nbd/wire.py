@@ -66,9 +66,13 @@ class Reply:
 
 class Client:
     def __init__(self, path, timeout=60):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(timeout)
-        self.sock.connect(path)
+        """path: a Unix socket, or (host, port)"""
+        if isinstance(path, tuple):
+            self.sock = socket.create_connection(path, timeout)
+        else:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(timeout)
+            self.sock.connect(path)
         self.structured = self.extended = False
         self.cookie = 1000
         self.pending = {}
