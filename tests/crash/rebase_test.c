@@ -84,9 +84,9 @@ static const char *writes(struct qcow_image *image)
 									       : "the write failed";
 }
 
-#define ROW(name, setup, run, min)                                     \
-	{                                                              \
-		name, setup, "back.raw", NULL, run, writes, min, false \
+#define ROW(name, setup, run, min)                                 \
+	{                                                          \
+		name, setup, "back.raw", NULL, run, writes, min, 0 \
 	}
 
 static const struct qkc_operation operations[] = {

@@ -37,9 +37,9 @@ static const char *goes_on(struct qcow_image *image)
 									       : "the write failed";
 }
 
-#define ROW(name, setup, run)                                   \
-	{                                                       \
-		name, setup, NULL, NULL, run, goes_on, 3, false \
+#define ROW(name, setup, run)                               \
+	{                                                   \
+		name, setup, NULL, NULL, run, goes_on, 3, 0 \
 	}
 
 static const struct qkc_operation operations[] = {

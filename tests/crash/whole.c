@@ -24,6 +24,7 @@
 
 #define AGAIN_ONE_IN 16u
 #define OTHER	     "other.raw"
+#define MAX_PARTS    2048u /* sectors of a disk that changes in parts */
 
 struct below {
 	uint8_t *bytes;
@@ -37,16 +38,28 @@ struct face {
 	uint64_t bitmaps; /* of their bits */
 	bool in_use; /* one that is enabled is in use: nothing it says counts */
 	bool has_backing, is_other; /* the backing file it records: none, the first, the other */
+	uint64_t base; /* hash of the base's disk */
+	bool is_held; /* by the base: what the disk reads as */
 	char why[200];
 };
 
+/* The hashes of a disk's sectors, where it may change in parts: then they are not in its face. A raw data file may be ahead
+ * of the entries by what is not flushed. */
+struct parts {
+	uint64_t hashes[MAX_PARTS], raw[MAX_PARTS];
+};
+
 struct look {
+	const struct qkc_operation *o;
 	const struct qkc_disk *d;
 	const struct below *files; /* the first, the other */
 	struct below backing; /* what it records */
+	struct below base; /* its disk */
 	struct face *face;
+	struct parts *parts; /* NULL: not asked for */
 };
 
+static const struct below nothing;
 static _Thread_local char *refusal;
 
 _Noreturn void refuse(const char *format, ...)
@@ -59,6 +72,11 @@ _Noreturn void refuse(const char *format, ...)
 }
 
 /* ---- looking ---- */
+
+static bool has_base(const struct qkc_operation *o)
+{
+	return (o->how & (QKC_OVER_BASE | QKC_OVER_RAW_BASE)) != 0;
+}
 
 static void mix(uint64_t *hash, uint64_t value)
 {
@@ -84,23 +102,70 @@ static void mix_text(uint64_t *hash, const char *text)
 		mix(hash, (uint8_t)*text);
 }
 
-static void mix_view(const struct look *l, struct image *img, const char *snapshot, uint64_t *hash)
+/* Does something with bytes of a disk that may be other than zeros. */
+typedef void (*each_run)(void *ctx, uint64_t off, const uint8_t *p, uint64_t n);
+
+static void walk(struct image *img, const struct view *view, const struct below *below,
+	each_run each, void *ctx)
 {
-	struct view view = image_view(img, snapshot);
 	uint8_t *buf = take(img->cluster_bytes, 1);
 	struct run run;
-	mix(hash, view.disk_bytes);
-	for (uint64_t off = 0; off < view.disk_bytes; off += run.bytes) {
-		run = resolve(img, &view, off);
+	for (uint64_t off = 0; off < view->disk_bytes; off += run.bytes) {
+		run = resolve(img, view, off);
 		if (run.kind == DATA || run.kind == COMPRESSED) {
 			read_run(img, &run, buf, run.bytes);
-			mix_bytes(hash, off, buf, run.bytes);
-		} else if ((run.kind == UNALLOCATED || run.kind == RESERVED) &&
-			   off < l->backing.n) {
-			uint64_t n = l->backing.n - off;
-			mix_bytes(hash, off, l->backing.bytes + off, n < run.bytes ? n : run.bytes);
+			each(ctx, off, buf, run.bytes);
+		} else if ((run.kind == UNALLOCATED || run.kind == RESERVED) && off < below->n) {
+			uint64_t n = below->n - off;
+			each(ctx, off, below->bytes + off, n < run.bytes ? n : run.bytes);
 		}
 	}
+}
+
+static void mix_run(void *ctx, uint64_t off, const uint8_t *p, uint64_t n)
+{
+	mix_bytes(ctx, off, p, n);
+}
+
+static void copy_run(void *ctx, uint64_t off, const uint8_t *p, uint64_t n)
+{
+	memcpy((uint8_t *)ctx + off, p, n);
+}
+
+static void note_parts(void *ctx, uint64_t off, const uint8_t *p, uint64_t n)
+{
+	uint64_t *hashes = ctx;
+	for (uint64_t at = 0; at < n; at += QKC_SECTOR) {
+		uint64_t left = n - at < QKC_SECTOR ? n - at : QKC_SECTOR;
+		if ((off + at) / QKC_SECTOR >= MAX_PARTS)
+			refuse("a disk of that size cannot be judged in parts");
+		hashes[(off + at) / QKC_SECTOR] = qkc_part_hash(p + at, (size_t)left);
+	}
+}
+
+static void mix_view(
+	struct image *img, const char *snapshot, const struct below *below, uint64_t *hash)
+{
+	struct view view = image_view(img, snapshot);
+	mix(hash, view.disk_bytes);
+	walk(img, &view, below, mix_run, hash);
+}
+
+static void mix_snapshots(const struct look *l, struct image *img, const struct below *below)
+{
+	for (uint32_t i = 0; i < img->n_snapshots; i++) {
+		mix_text(&l->face->image, img->snapshots[i].name);
+		mix_view(img, img->snapshots[i].id, below, &l->face->image);
+	}
+}
+
+/* What it reads as with `below` below it. */
+static struct below disk_of(struct image *img, const struct below *below)
+{
+	struct view view = image_view(img, NULL);
+	uint8_t *bytes = take(view.disk_bytes, 1);
+	walk(img, &view, below, copy_run, bytes);
+	return (struct below){bytes, view.disk_bytes};
 }
 
 static void look_at_bitmaps(const struct look *l, uint64_t disk_bytes)
@@ -116,8 +181,48 @@ static void look_at_bitmaps(const struct look *l, uint64_t disk_bytes)
 	}
 }
 
+static void need_sound(struct image *img, const char *whose)
+{
+	struct verdict v;
+	if (check(img, &v, NULL) == 2)
+		refuse("check%s: %s", whose, v.first);
+	if (img->snapshots_error != NULL || img->bitmaps_error != NULL)
+		refuse("%s",
+			img->snapshots_error != NULL ? img->snapshots_error : img->bitmaps_error);
+}
+
+/* The base, which has a face of its own, and a layer between it and the image. */
+static void look_at_base(struct look *l)
+{
+	struct below file = {(uint8_t *)(uintptr_t)qkc_disk_bytes(l->d) + QKC_DATA_FILE,
+		qkc_disk_data_end(l->d) - QKC_DATA_FILE};
+	l->base = file;
+	if ((l->o->how & QKC_OVER_BASE) != 0) {
+		struct image *img = image_open_bytes(file.bytes, file.n);
+		need_sound(img, " of the base");
+		mix_snapshots(l, img, &nothing);
+		l->base = disk_of(img, &nothing);
+	}
+	mix(&l->face->base, l->base.n);
+	mix_bytes(&l->face->base, 0, l->base.bytes, l->base.n);
+	l->backing = l->base;
+	if (l->o->backing != NULL)
+		l->backing = disk_of(image_open_bytes(l->files[0].bytes, l->files[0].n), &l->base);
+}
+
+/* Does the base alone read as the disk does, as far as that goes? */
+static bool is_held(const struct look *l, struct image *img)
+{
+	struct below disk = disk_of(img, &l->backing);
+	return disk.n <= l->base.n && memcmp(disk.bytes, l->base.bytes, disk.n) == 0;
+}
+
 static void look_below(struct look *l, const struct image *img)
 {
+	if (has_base(l->o)) {
+		look_at_base(l);
+		return;
+	}
 	l->face->has_backing = img->backing != NULL;
 	l->face->is_other = img->backing != NULL && strcmp(img->backing, OTHER) == 0;
 	if (img->backing != NULL)
@@ -133,53 +238,49 @@ static void judge_raw_data(const struct look *l, struct image *img)
 		return;
 	if (img->data.n_bytes < img->disk_bytes)
 		refuse("the raw data file is shorter than the disk");
-	mix_view(l, img, NULL, &disk);
+	if (l->parts != NULL) {
+		note_parts(l->parts->raw, 0, img->data.bytes, img->disk_bytes);
+		return;
+	}
+	mix_view(img, NULL, &l->backing, &disk);
 	mix(&file, img->disk_bytes);
 	mix_bytes(&file, 0, img->data.bytes, img->disk_bytes);
 	if (disk != file)
 		refuse("the raw data file is not the disk");
 }
 
+static void look_at_disk(const struct look *l, struct image *img)
+{
+	struct view view = image_view(img, NULL);
+	if (l->parts != NULL)
+		walk(img, &view, &l->backing, note_parts, l->parts->hashes);
+	else
+		mix_view(img, NULL, &l->backing, &l->face->image);
+	if (has_base(l->o))
+		l->face->is_held = is_held(l, img);
+}
+
 static void *look_in_thread(void *ctx)
 {
 	struct look *l = ctx;
-	struct verdict v;
 	refusal = l->face->why;
 	struct image *img = image_open_bytes(qkc_disk_bytes(l->d), qkc_disk_size(l->d));
-	if (qkc_disk_data_end(l->d) != 0)
+	if (qkc_disk_data_end(l->d) != 0 && !has_base(l->o))
 		image_data_bytes(img, qkc_disk_bytes(l->d) + QKC_DATA_FILE,
 			qkc_disk_data_end(l->d) - QKC_DATA_FILE);
-	if (check(img, &v, NULL) == 2)
-		refuse("check: %s", v.first);
-	if (img->snapshots_error != NULL || img->bitmaps_error != NULL)
-		refuse("%s",
-			img->snapshots_error != NULL ? img->snapshots_error : img->bitmaps_error);
+	need_sound(img, "");
 	uint64_t *hash = &l->face->image;
 	mix(hash, img->version);
 	mix(hash, img->refcount_order);
 	mix(hash, img->compatible);
 	look_below(l, img);
-	mix_view(l, img, NULL, hash);
+	look_at_disk(l, img);
 	judge_raw_data(l, img);
-	for (uint32_t i = 0; i < img->n_snapshots; i++) {
-		mix_text(hash, img->snapshots[i].name);
-		mix_view(l, img, img->snapshots[i].id, hash);
-	}
+	/* what shows through a snapshot changes with the base */
+	mix_snapshots(l, img, has_base(l->o) ? &nothing : &l->backing);
 	look_at_bitmaps(l, img->disk_bytes);
 	l->face->is_good = true;
 	return NULL;
-}
-
-static struct face look(const struct qkc_disk *d, const struct below *files)
-{
-	struct face face = {0};
-	struct look l = {.d = d, .files = files, .face = &face};
-	pthread_t thread;
-	if (pthread_create(&thread, NULL, look_in_thread, &l) != 0 ||
-		pthread_join(thread, NULL) != 0)
-		abort();
-	forget();
-	return face;
 }
 
 /* ---- running ---- */
@@ -188,8 +289,26 @@ struct whole {
 	const struct qkc_operation *o;
 	struct below files[2];
 	struct face before, after;
+	struct parts old_parts, new_parts;
 	struct qkc_whole_result result;
 };
+
+/* `parts`, which may be NULL, is filled where the operation changes the disk in parts. */
+static struct face look(const struct whole *w, const struct qkc_disk *d, struct parts *parts)
+{
+	struct face face = {0};
+	struct look l = {.o = w->o, .d = d, .files = w->files, .face = &face};
+	pthread_t thread;
+	if ((w->o->how & QKC_IN_PARTS) != 0 && parts != NULL) {
+		memset(parts, 0, sizeof(*parts));
+		l.parts = parts;
+	}
+	if (pthread_create(&thread, NULL, look_in_thread, &l) != 0 ||
+		pthread_join(thread, NULL) != 0)
+		abort();
+	forget();
+	return face;
+}
 
 struct opening {
 	const struct whole *w;
@@ -203,14 +322,38 @@ static enum qcow_status open_data_file(void *ctx, const struct qcow_reference *r
 	const struct opening *o = ctx;
 	(void)ref;
 	(void)err;
-	out->store = qkc_disk_data_store(o->d, o->log, NULL, !o->w->o->is_fixed);
+	out->store = qkc_disk_data_store(o->d, o->log, NULL, (o->w->o->how & QKC_ON_DEVICE) == 0);
 	return QCOW_OK;
+}
+
+/* What lies below the image; NULL where the open fails. */
+static struct qcow_image *open_below(const struct whole *w, struct qkc_disk *d,
+	const struct face *seen, struct qkc_log *log, struct qcow_error *err)
+{
+	const struct below *file = &w->files[seen->is_other];
+	bool can_grow = (w->o->how & QKC_ON_DEVICE) == 0;
+	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
+	struct qcow_image *image = NULL;
+	if (has_base(w->o)) {
+		struct qcow_open_options base = QCOW_OPEN_OPTIONS_INIT;
+		base.flags = QCOW_OPEN_WRITE;
+		base.format = (w->o->how & QKC_OVER_BASE) != 0 ? "qcow2" : "raw";
+		if (qcow_open(qkc_disk_data_store(d, log, NULL, can_grow), &base, &image, err) !=
+				QCOW_OK ||
+			w->o->backing == NULL)
+			return image;
+		options.backing = image;
+	}
+	options.format = options.backing != NULL ? "qcow2" : "raw";
+	if (qcow_open(qkc_bytes_store(file->bytes, file->n), &options, &image, err) == QCOW_OK)
+		return image;
+	qcow_close(options.backing);
+	return NULL;
 }
 
 static struct qcow_image *open_image(const struct whole *w, struct qkc_disk *d,
 	const struct face *seen, struct qkc_log *log, struct qcow_error *err)
 {
-	const struct below *below = &w->files[seen->is_other];
 	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_image *image = NULL;
 	struct opening opening = {w, d, log};
@@ -222,15 +365,13 @@ static struct qcow_image *open_image(const struct whole *w, struct qkc_disk *d,
 	}
 	if (w->o->passphrase != NULL)
 		options.secret = (struct qcow_secret){w->o->passphrase, strlen(w->o->passphrase)};
-	if (seen->has_backing) {
-		struct qcow_open_options raw = QCOW_OPEN_OPTIONS_INIT;
-		raw.format = "raw";
-		if (qcow_open(qkc_bytes_store(below->bytes, below->n), &raw, &options.backing,
-			    err) != QCOW_OK)
+	if (seen->has_backing || has_base(w->o)) {
+		options.backing = open_below(w, d, seen, log, err);
+		if (options.backing == NULL)
 			return NULL;
 	}
-	if (qcow_open(qkc_disk_store(d, log, NULL, !w->o->is_fixed), &options, &image, err) ==
-		QCOW_OK)
+	if (qcow_open(qkc_disk_store(d, log, NULL, (w->o->how & QKC_ON_DEVICE) == 0), &options,
+		    &image, err) == QCOW_OK)
 		return image;
 	qcow_close(options.backing);
 	return NULL;
@@ -263,6 +404,28 @@ static bool is_face(const struct face *seen, const struct face *want)
 	return seen->image == want->image && (seen->in_use || seen->bitmaps == want->bitmaps);
 }
 
+/* Is every sector what it was or will be? */
+static bool are_parts(const uint64_t *seen, const uint64_t *was, const uint64_t *will_be)
+{
+	for (size_t i = 0; i < MAX_PARTS; i++)
+		if (seen[i] != was[i] && seen[i] != will_be[i])
+			return false;
+	return true;
+}
+
+static bool is_allowed(const struct whole *w, const struct face *seen, const struct parts *parts,
+	bool may_be_before)
+{
+	bool in_parts = (w->o->how & QKC_IN_PARTS) != 0;
+	const struct parts *was = &w->old_parts, *will_be = &w->new_parts;
+	if (may_be_before)
+		return (is_face(seen, &w->after) || is_face(seen, &w->before)) &&
+		       (!in_parts || (are_parts(parts->hashes, was->hashes, will_be->hashes) &&
+					     are_parts(parts->raw, was->raw, will_be->raw)));
+	return is_face(seen, &w->after) && seen->base == w->after.base &&
+	       (!in_parts || memcmp(parts, will_be, sizeof(*parts)) == 0);
+}
+
 /* The library opens it and goes on. */
 static bool goes_on(
 	struct whole *w, struct qkc_disk *d, const struct face *seen, char *why, size_t room)
@@ -276,7 +439,9 @@ static bool goes_on(
 	qkc_log_clear(&log);
 	if (wrong != NULL)
 		return false;
-	struct face face = look(d, w->files);
+	/* a raw data file stays ahead of entries that the crash has taken */
+	struct parts parts;
+	struct face face = look(w, d, &parts);
 	(void)snprintf(why, room, "after again: %.150s", face.why);
 	return face.is_good;
 }
@@ -285,13 +450,13 @@ static bool judge(void *ctx, struct qkc_disk *d, const struct qkc_state *s)
 {
 	struct whole *w = ctx;
 	char why[220] = "";
-	struct face seen = look(d, w->files);
+	struct parts parts;
+	struct face seen = look(w, d, &parts);
 	bool is_good = seen.is_good;
 	(void)snprintf(why, sizeof(why), "%s", seen.why);
 	if (is_good) {
 		bool may_be_before = s->at.floor == 0;
-		is_good = is_face(&seen, &w->after) ||
-			  (may_be_before && is_face(&seen, &w->before));
+		is_good = is_allowed(w, &seen, &parts, may_be_before);
 		(void)snprintf(why, sizeof(why), "neither before nor after%s",
 			may_be_before ? "" : ", which is promised");
 	}
@@ -333,28 +498,46 @@ static struct below slurp(const char *name)
 	return (struct below){bytes, n};
 }
 
+/* What is wrong with the image before the run, or after it without a crash; NULL: nothing. */
+static const char *wrong_ends(const struct whole *w, const struct qkc_disk *live)
+{
+	if (!w->before.is_good)
+		return w->before.why;
+	if (!w->after.is_good)
+		return w->after.why;
+	if (w->after.in_use)
+		return "a bitmap stays in use";
+	if (has_base(w->o) && w->after.image != w->before.image)
+		return "the disk is another one";
+	if (has_base(w->o) && !w->after.is_held)
+		return "the base does not hold the disk";
+	/* a raw data file is the disk again */
+	return look(w, live, NULL).is_good ? NULL : "not whole after the run";
+}
+
 struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed)
 {
 	struct whole w = {.o = o};
 	struct qkc_log log = {0};
-	qkt_must("rm -f img data back.raw " OTHER " && %s", o->setup);
+	qkt_must("rm -f img data base back.raw " OTHER " && %s", o->setup);
 	w.files[0] = slurp(o->backing);
 	w.files[1] = slurp(OTHER);
 	struct below img = slurp("img");
 	struct qkc_disk *initial = qkc_disk_new(img.bytes, img.n);
 	free(img.bytes);
-	if (access(qkt_path("data"), F_OK) == 0)
-		qkc_disk_load_data(initial, "data");
+	const char *data = has_base(o) ? "base" : "data";
+	if (access(qkt_path(data), F_OK) == 0)
+		qkc_disk_load_data(initial, data);
 	struct qkc_disk *live = qkc_disk_copy(initial);
-	w.before = look(initial, w.files);
+	w.before = look(&w, initial, &w.old_parts);
 	if (run_logged(&w, live, &log)) {
-		w.after = look(live, w.files);
-		if (w.before.is_good && w.after.is_good && !w.after.in_use)
+		w.after = look(&w, live, &w.new_parts);
+		const char *wrong = wrong_ends(&w, live);
+		if (wrong == NULL)
 			explore(&w, initial, &log, seed);
 		else
-			(void)snprintf(w.result.first_bad, sizeof(w.result.first_bad),
-				"%.99s%.99s%s", w.before.why, w.after.why,
-				w.after.in_use ? " in use" : "");
+			(void)snprintf(
+				w.result.first_bad, sizeof(w.result.first_bad), "%.200s", wrong);
 	}
 	qkc_log_clear(&log);
 	qkc_disk_free(initial);

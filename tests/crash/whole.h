@@ -4,6 +4,9 @@
  * every state that a crash may leave (explore.h) shows what the image was before it or what it is after it: size, version,
  * refcount width, lazy refcounts, the backing file, the disk, the snapshots, the bitmaps (or they are in use), as the oracle reads them,
  * and no error; a raw data file is the disk. Once the operation has returned it is the image after it, whatever is lost.
+ *
+ * With a file `base` below the image that is written too, as a commit does, the disk is what the oracle reads through both: in
+ * every state. The base has no error, its snapshots are what they were, and afterwards it is what it was when the run ended.
  */
 #ifndef QKC_WHOLE_H
 #define QKC_WHOLE_H
@@ -13,6 +16,15 @@
 #include <stdint.h>
 
 #include <qcowkit/qcowkit.h>
+
+enum qkc_how {
+	QKC_ON_DEVICE = 1, /* the stores cannot grow */
+	/* A file `base` lies below the image, and below `backing`, and is written too: qcow2 or raw. */
+	QKC_OVER_BASE = 2,
+	QKC_OVER_RAW_BASE = 4,
+	QKC_IN_PARTS =
+		8 /* it writes to the disk, no more: until it has returned, each sector is old or new */
+};
 
 struct qkc_operation {
 	const char *name;
@@ -26,7 +38,7 @@ struct qkc_operation {
 	 * well. What it did is judged too: no errors in the image. */
 	const char *(*again)(struct qcow_image *image);
 	uint64_t min_states; /* fewer distinct ones fail */
-	bool is_fixed; /* a device */
+	unsigned how; /* enum qkc_how bits */
 };
 
 struct qkc_whole_result {

@@ -39,7 +39,18 @@ static const char *oracle(void)
 
 /* ---- configurations ---- */
 
-struct bed_config bed_config_random(struct qkt_rng *rng)
+/* It has neither snapshots nor compressed clusters; a raw one is the disk, with nothing below it. */
+static void add_data_file(struct bed_config *c, struct qkt_rng *rng)
+{
+	c->has_data_file = true;
+	c->has_compressed = false;
+	c->n_snapshots = 0;
+	c->is_raw_data = c->crypt == NULL && qkt_rng_below(rng, 2) == 0;
+	if (c->is_raw_data)
+		c->n_layers = 1;
+}
+
+struct bed_config bed_config_random(struct qkt_rng *rng, bool with_data_file)
 {
 	static const unsigned cluster_bits[] = {9, 9, 10, 12, 12, 14, 16, 16, 16, 18, 21};
 	struct bed_config c = {0};
@@ -70,8 +81,11 @@ struct bed_config bed_config_random(struct qkt_rng *rng)
 	c.has_bitmaps = c.version == 3 && !c.is_lazy && qkt_rng_below(rng, 5) == 0;
 	if (!c.has_compressed && qkt_rng_below(rng, 5) == 0)
 		c.crypt = qkt_rng_below(rng, 6) == 0 ? "luks" : "aes";
+	if (c.version == 3 && (qkt_rng_below(rng, 6) == 0 || with_data_file))
+		add_data_file(&c, rng);
 	/* streams that share a cluster, once more for each snapshot: there is no room for that in narrow refcounts */
-	c.may_compress = c.crypt == NULL && (c.n_snapshots == 0 || c.refcount_bits > 8);
+	c.may_compress = c.crypt == NULL && !c.has_data_file &&
+			 (c.n_snapshots == 0 || c.refcount_bits > 8);
 	/* QEMU rounds the size when it rewrites the header, as it does for the dirty bit, and sectors are encrypted whole */
 	if (!c.is_lazy && !c.has_bitmaps && c.crypt == NULL && qkt_rng_below(rng, 4) == 0)
 		c.size -= 1 + (size_t)qkt_rng_below(rng, SECTOR - 1);
@@ -80,12 +94,15 @@ struct bed_config bed_config_random(struct qkt_rng *rng)
 
 void bed_config_print(const struct bed_config *c)
 {
-	printf("  v%u, cluster 2^%u, refcount %u, %u layers,%s%s%s%s%s%s %s%s%u snapshots, %zu "
+	const char *data_file = c->is_raw_data	   ? " raw data file,"
+				: c->has_data_file ? " data file,"
+						   : "";
+	printf("  v%u, cluster 2^%u, refcount %u, %u layers,%s%s%s%s%s%s%s %s%s%u snapshots, %zu "
 	       "bytes, %s\n",
 		c->version, c->cluster_bits, c->refcount_bits, c->n_layers,
 		c->has_compressed ? " compressed," : "", c->is_zstd ? " zstd," : "",
 		c->is_lazy ? " lazy," : "", c->is_extended ? " subclusters," : "",
-		c->is_fixed ? " fixed," : "", c->has_bitmaps ? " bitmaps," : "",
+		c->is_fixed ? " fixed," : "", c->has_bitmaps ? " bitmaps," : "", data_file,
 		c->crypt != NULL ? c->crypt : "", c->crypt != NULL ? ", " : "", c->n_snapshots,
 		c->size, c->qemu[0] != '\0' ? "newest QEMU" : "QEMU of PATH");
 }
@@ -253,11 +270,14 @@ static void make_layer(struct bed *bed, unsigned depth, const char *below)
 			c->refcount_bits, c->is_zstd ? ",compression_type=zstd" : "",
 			c->is_lazy && depth == 0 ? ",lazy_refcounts=on" : "",
 			c->is_extended && depth == 0 ? ",extended_l2=on" : "");
+	if (c->has_data_file && depth == 0)
+		n += snprintf(options + n, sizeof(options) - (size_t)n, ",data_file=%s/data%s",
+			qkt_dir(), c->is_raw_data ? ",data_file_raw=on" : "");
 	if (below != NULL)
 		(void)snprintf(options + n, sizeof(options) - (size_t)n,
 			",backing_file=%s,backing_fmt=qcow2", below);
 	/* QEMU measures its speed for LUKS, and fails where the machine is very busy */
-	qkt_must("for i in $(seq 40); do rm -f %s; %sqemu-img create -q " SECRET
+	qkt_must("for i in $(seq 40); do rm -f %s data; %sqemu-img create -q " SECRET
 		 " -f qcow2 -o %s%s%s%s %s %zu && break; done; test -e %s",
 		path, c->qemu, options, is_encrypted ? ",encrypt.key-secret=k,encrypt.format=" : "",
 		is_encrypted ? c->crypt : "",
@@ -401,6 +421,19 @@ static void check_bitmaps(struct bed *bed)
 	free(file);
 }
 
+/* For whoever reads a raw data file alone it is the disk. */
+static void check_raw_data(const struct bed *bed)
+{
+	size_t n = 0;
+	uint8_t *bytes = qkt_slurp(qkt_path("data"), &n);
+	if (n < bed->c.size) {
+		printf("the data file has %zu bytes of %zu\n", n, bed->c.size);
+		abort();
+	}
+	differs(bed, "who reads the raw data file", bed->bytes, bytes, bed->c.size);
+	free(bytes);
+}
+
 void bed_check(struct bed *bed, bool by_qemu, bool leaks)
 {
 	const char *qemus[2];
@@ -409,6 +442,8 @@ void bed_check(struct bed *bed, bool by_qemu, bool leaks)
 	uint8_t *now = oracle_reads(bed, 0);
 	differs(bed, "the oracle", bed->bytes, now, bed->c.size);
 	free(now);
+	if (bed->c.is_raw_data)
+		check_raw_data(bed);
 	if (bed->touched != NULL && !leaks)
 		check_bitmaps(bed);
 	for (size_t q = 0; q < n_qemus; q++) {

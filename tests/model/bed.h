@@ -23,6 +23,7 @@ struct bed_config {
 	bool is_fixed; /* to be opened as a store that cannot grow */
 	bool may_compress; /* in later steps */
 	bool has_bitmaps; /* an enabled one and a disabled one */
+	bool has_data_file, is_raw_data; /* of the top layer */
 	const char *
 		crypt; /* NULL, or how the top layer is encrypted with BED_PASSPHRASE: "aes", "luks" */
 	unsigned n_snapshots; /* at the start */
@@ -44,8 +45,8 @@ struct bed {
 	unsigned n_snapshots;
 };
 
-/* A random configuration that QEMU can make. */
-struct bed_config bed_config_random(struct qkt_rng *rng);
+/* A random configuration that QEMU can make; with_data_file: one that has a data file, where it is version 3. */
+struct bed_config bed_config_random(struct qkt_rng *rng, bool with_data_file);
 
 /* One line: what a failure prints. */
 void bed_config_print(const struct bed_config *c);
@@ -61,7 +62,7 @@ void bed_qemu_steps(struct bed *bed, unsigned n);
 void bed_snapshot(struct bed *bed);
 
 /* The file reads as the array for the oracle and is clean for it; with `by_qemu` for both QEMU tools too,
- * and so do all snapshots. Says what is wrong and aborts otherwise. leaks: they are allowed. */
+ * and so do all snapshots, and a raw data file does alone. Says what is wrong and aborts otherwise. leaks: they are allowed. */
 void bed_check(struct bed *bed, bool by_qemu, bool leaks);
 
 /* What was done to the disk, or tried: the enabled bitmap has to know. */

@@ -294,6 +294,9 @@ static const struct op {
 #define WRITTEN "qemu-io -c 'write -q -P 1 0 64k' " CODED
 #define BITMAP	"qemu-img bitmap --add -g 512 image b"
 
+#define DATA_FILE     "compat=1.1,data_file=data"
+#define RAW_DATA_FILE DATA_FILE ",data_file_raw=on"
+
 static const struct bed {
 	const char *name, *options, *commands;
 	bool has_backing;
@@ -351,6 +354,21 @@ static const struct bed {
 		" && qemu-img snapshot -c s image",
 		false, PASSED, -1},
 	{"a bitmap, subclusters", "cluster_size=32k,extended_l2=on", BITMAP, true, PASSED, -1},
+	{"a data file", DATA_FILE, "true", false, PASSED, -1},
+	{"a data file, allocated", DATA_FILE, "qemu-io -c 'write -q -P 1 0 64k' image", false,
+		PASSED, -1},
+	{"a data file, a write staged", DATA_FILE, "true", true, PASSED, 0},
+	{"a data file, a discard staged", DATA_FILE, "qemu-io -c 'write -q -P 1 0 64k' image", true,
+		PASSED, 7},
+	{"a data file, subclusters, zeros staged", DATA_FILE ",cluster_size=32k,extended_l2=on",
+		"qemu-io -c 'write -q -P 1 0 64k' image", true, PASSED, 6},
+	{"a data file, AES", DATA_FILE AES, "qemu-io -c 'write -q -P 1 0 12k' " CODED, true, PASSED,
+		-1},
+	{"a data file and a bitmap", DATA_FILE, "qemu-io -c 'write -q -P 1 0 64k' image && " BITMAP,
+		false, PASSED, -1},
+	{"a raw data file", RAW_DATA_FILE, "true", false, PASSED, -1},
+	{"a raw data file, a discard staged", RAW_DATA_FILE,
+		"qemu-io -c 'write -q -P 1 0 64k' image", false, PASSED, 7},
 };
 #define N_BEDS (sizeof(beds) / sizeof(beds[0]))
 
@@ -365,6 +383,11 @@ static bool has_bitmap(const struct bed *bed)
 	return strstr(bed->commands, BITMAP) != NULL;
 }
 
+static bool has_data_file(const struct bed *bed)
+{
+	return strncmp(bed->options, DATA_FILE, strlen(DATA_FILE)) == 0;
+}
+
 struct thread {
 	const struct op *op;
 	struct qcow_image *image;
@@ -377,11 +400,13 @@ struct thread {
 
 static struct {
 	const struct bed *bed;
-	uint8_t *file; /* as QEMU left it */
-	uint64_t file_size;
+	uint8_t *file, *data_file; /* as QEMU left them; data_file NULL: there is none */
+	uint64_t file_size, data_size;
 	uint8_t disk[DISK]; /* what it reads as, then with what was done before the pair */
 	bool changed[DISK / PIECE]; /* by what was done before the pair */
-	struct qkt_ram ram;
+	struct qkt_ram ram, data;
+	struct qkt_fault *fault;
+	struct qkt_order *order; /* of the run */
 	const struct op *pair[2];
 	uint64_t runs, points, files, capped;
 	uint64_t *hashes;
@@ -512,12 +537,24 @@ static void judge_bitmap(const struct thread *t)
 	}
 }
 
-/* The oracle looks at each distinct file. */
+static void dump_to(const char *name, const struct qkt_ram *ram)
+{
+	FILE *f = fopen(qkt_path(name), "wb");
+	if (f == NULL || fwrite(ram->bytes, 1, ram->size, f) != ram->size || fclose(f) != 0)
+		abort();
+}
+
+/* The oracle looks at each distinct file; whoever reads a raw data file alone finds the disk. */
 static void judge_file(const uint8_t *disk)
 {
 	static const char *const key = " --passphrase " PASSPHRASE;
 	size_t n = 0;
 	uint64_t h = hash(all.ram.bytes, all.ram.size);
+	if (all.data_file != NULL)
+		h = h * 31 + hash(all.data.bytes, all.data.size);
+	if (strncmp(all.bed->options, RAW_DATA_FILE, strlen(RAW_DATA_FILE)) == 0 &&
+		(all.data.size < DISK || memcmp(all.data.bytes, disk, DISK) != 0))
+		die("the raw data file is not the disk");
 	for (size_t i = 0; i < all.n_hashes; i++)
 		if (all.hashes[i] == h)
 			return;
@@ -526,10 +563,9 @@ static void judge_file(const uint8_t *disk)
 		abort();
 	all.hashes[all.n_hashes++] = h;
 	all.files++;
-	FILE *f = fopen(qkt_path("after"), "wb");
-	if (f == NULL || fwrite(all.ram.bytes, 1, all.ram.size, f) != all.ram.size ||
-		fclose(f) != 0)
-		abort();
+	dump_to("after", &all.ram);
+	if (all.data_file != NULL)
+		dump_to("data", &all.data);
 	const char *by = is_coded(all.bed) ? key : "";
 	if (qkt_run("%s check after%s", getenv("ORACLE"), by) != 0) {
 		printf("%s%s", qkt_stdout(), qkt_stderr());
@@ -595,17 +631,33 @@ static void do_before(struct qcow_image *image)
 		}
 }
 
+static enum qcow_status open_data_file(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	(void)ctx;
+	(void)err;
+	if (ref->kind != QCOW_REF_DATA_FILE)
+		die("a reference to something else than the data file");
+	out->store = wrap(
+		&gate_ops, qkt_guard_data(all.fault, all.order, qkt_ram_store(&all.data), 1));
+	return QCOW_OK;
+}
+
 static void run_once(void)
 {
 	struct qkt_order_options options = {.threads = true};
 	struct qcow_open_options open = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qkt_fault *f = qkt_fault_new();
-	struct qkt_order *o = qkt_order_new(&options);
 	struct qcow_image *image = NULL;
 	struct thread t[2];
 	static uint8_t now[DISK];
+	all.fault = qkt_fault_new();
+	all.order = qkt_order_new(&options);
 	qkt_ram_load(&all.ram, all.file, all.file_size);
+	if (all.data_file != NULL) {
+		qkt_ram_load(&all.data, all.data_file, all.data_size);
+		open.resolve = open_data_file;
+	}
 	open.flags = QCOW_OPEN_WRITE;
 	if (is_coded(all.bed))
 		open.secret = (struct qcow_secret){PASSPHRASE, strlen(PASSPHRASE)};
@@ -617,7 +669,7 @@ static void run_once(void)
 		must(qcow_file_open(qkt_path("base"), 0, &s, &err), &err);
 		must(qcow_open(s, &raw, &open.backing, &err), &err);
 	}
-	struct qcow_store *store = qkt_guard(f, o, qkt_ram_store(&all.ram), 0);
+	struct qcow_store *store = qkt_guard(all.fault, all.order, qkt_ram_store(&all.ram), 0);
 	must(qcow_open(wrap(&gate_ops, store), &open, &image, &err), &err);
 	do_before(image);
 	run_pair(image, t);
@@ -627,8 +679,8 @@ static void run_once(void)
 	judge_read(&t[1], &t[0]);
 	must(qcow_flush(image, &err), &err);
 	qcow_close(image);
-	qkt_order_free(o);
-	qkt_fault_free(f);
+	qkt_order_free(all.order);
+	qkt_fault_free(all.fault);
 	if (has_bitmap(all.bed))
 		judge_bitmap(t);
 	judge_file(now);
@@ -660,11 +712,11 @@ static void make(const struct bed *bed)
 {
 	size_t n = 0;
 	all.bed = bed;
-	qkt_must("rm -f image base after dump; truncate -s 64k base && "
+	qkt_must("rm -f image data base after dump; truncate -s 64k base && "
 		 "qemu-io -f raw -c 'write -q -P 3 0 64k' base");
 	memset(all.changed, 0, sizeof(all.changed));
 	/* QEMU measures its speed for LUKS, and fails where the machine is very busy */
-	qkt_must("for i in $(seq 40); do rm -f image; qemu-img create -q %s -f qcow2 -o "
+	qkt_must("for i in $(seq 40); do rm -f image data; qemu-img create -q %s -f qcow2 -o "
 		 "cluster_size=4096,%s %s image 64k && break; done; test -e image",
 		is_coded(bed) ? SECRET : "", bed->options,
 		bed->has_backing ? "-b base -F raw" : "");
@@ -677,6 +729,9 @@ static void make(const struct bed *bed)
 	free(all.file);
 	all.file = qkt_slurp(qkt_path("image"), &n);
 	all.file_size = n;
+	free(all.data_file);
+	all.data_file = has_data_file(bed) ? qkt_slurp(qkt_path("data"), &n) : NULL;
+	all.data_size = n;
 }
 
 int main(int argc, char **argv)

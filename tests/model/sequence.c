@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sequence [--seed N] [--count N] [--qemu-only]: random sequences of operations on random images. We and qemu-io
+ * sequence [--seed N] [--count N] [--qemu-only] [--data-files]: random sequences of operations on random images. We and qemu-io
  * take turns on one file; an array of bytes says what it must read as. Every write passes the order
  * checker. Sequence i has the seed N + i and a process of its own; a failure prints the command that repeats it.
- * --qemu-only: without our turns, to judge the bed itself.
+ * --qemu-only: without our turns, to judge the bed itself. --data-files: all of version 3 have one.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -295,17 +295,21 @@ static void our_turn(struct run *r)
 	bed_check(&r->bed, false, r->is_full);
 }
 
-static void sequence(uint64_t seed, bool qemu_only)
+struct options {
+	bool qemu_only, data_files;
+};
+
+static void sequence(uint64_t seed, const struct options *options)
 {
 	struct run r = {.rng = qkt_rng_fixed(seed)};
-	struct bed_config c = bed_config_random(&r.rng);
+	struct bed_config c = bed_config_random(&r.rng, options->data_files);
 	bed_config_print(&c);
 	bed_make(&r.bed, &c, &r.rng);
 	r.buf = malloc(c.size);
 	if (r.buf == NULL)
 		abort();
 	for (unsigned turn = 0; turn < 4; turn++) {
-		if (!qemu_only)
+		if (!options->qemu_only)
 			our_turn(&r);
 		if (!c.is_fixed)
 			bed_qemu_steps(&r.bed, 1 + (unsigned)qkt_rng_below(&r.rng, 5));
@@ -318,7 +322,7 @@ static void sequence(uint64_t seed, bool qemu_only)
 }
 
 /* In a process of its own, its output kept; true: it passed. */
-static bool passes(uint64_t seed, bool qemu_only, const char *program)
+static bool passes(uint64_t seed, const struct options *options, const char *program)
 {
 	(void)fflush(stdout);
 	pid_t pid = fork();
@@ -328,7 +332,7 @@ static bool passes(uint64_t seed, bool qemu_only, const char *program)
 			dup2(STDOUT_FILENO, STDERR_FILENO) < 0)
 			_exit(99);
 		(void)setvbuf(stdout, NULL, _IONBF, 0);
-		sequence(seed, qemu_only);
+		sequence(seed, options);
 		_exit(0);
 	}
 	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
@@ -340,8 +344,8 @@ static bool passes(uint64_t seed, bool qemu_only, const char *program)
 	uint8_t *said = qkt_slurp(qkt_path("output"), &n);
 	(void)fwrite(said, 1, n, stdout);
 	free(said);
-	printf("  again: ORACLE=%s %s --seed %" PRIu64 " --count 1\n", getenv("ORACLE"), program,
-		seed);
+	printf("  again: ORACLE=%s %s --seed %" PRIu64 " --count 1%s\n", getenv("ORACLE"), program,
+		seed, options->data_files ? " --data-files" : "");
 	return false;
 }
 
@@ -361,7 +365,7 @@ int main(int argc, char **argv)
 	const char *given = getenv("QK_SEED");
 	uint64_t seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
 	unsigned long count = 20, passed = 0, failed = 0;
-	bool qemu_only = false;
+	struct options options = {0};
 	for (int i = 1; i < argc; i++) {
 		bool has_value = i + 1 < argc;
 		if (strcmp(argv[i], "--seed") == 0 && has_value)
@@ -369,10 +373,12 @@ int main(int argc, char **argv)
 		else if (strcmp(argv[i], "--count") == 0 && has_value)
 			count = strtoul(argv[++i], NULL, 0);
 		else if (strcmp(argv[i], "--qemu-only") == 0)
-			qemu_only = true;
+			options.qemu_only = true;
+		else if (strcmp(argv[i], "--data-files") == 0)
+			options.data_files = true;
 		else {
-			(void)fprintf(
-				stderr, "usage: sequence [--seed N] [--count N] [--qemu-only]\n");
+			(void)fprintf(stderr, "usage: sequence [--seed N] [--count N] "
+					      "[--qemu-only] [--data-files]\n");
 			return 2;
 		}
 	}
@@ -381,7 +387,7 @@ int main(int argc, char **argv)
 	(void)qkt_dir();
 	printf("seed %" PRIu64 "\n", seed);
 	for (unsigned long i = 0; i < count; i++) {
-		if (passes(seed + i, qemu_only, argv[0]))
+		if (passes(seed + i, &options, argv[0]))
 			passed++;
 		else
 			failed++;

@@ -50,7 +50,8 @@ static void decrypt(const struct image_key *key, uint8_t *buf, uint64_t bytes, u
 	gcry_cipher_close(cipher);
 }
 
-void read_encrypted(struct image *img, const struct run *run, uint8_t *buf, uint64_t bytes)
+void read_encrypted(struct image *img, const struct file *file, const struct run *run, uint8_t *buf,
+	uint64_t bytes)
 {
 	uint64_t into = run->host % SECTOR, span = (into + bytes + SECTOR - 1) / SECTOR * SECTOR;
 	uint64_t host = run->host - into, guest = run->guest - into;
@@ -59,7 +60,7 @@ void read_encrypted(struct image *img, const struct run *run, uint8_t *buf, uint
 	uint8_t *sectors = malloc(span);
 	if (!sectors)
 		refuse("out of memory");
-	read_at(&img->file, sectors, span, host);
+	read_at(file, sectors, span, host);
 	decrypt(&img->key, sectors, span, (img->key.by_guest ? guest : host) / SECTOR);
 	memcpy(buf, sectors + into, bytes);
 	free(sectors);

@@ -213,23 +213,20 @@ void read_run(struct image *img, const struct run *run, uint8_t *buf, uint64_t b
 		memset(buf, 0, bytes);
 		return;
 	}
-	if (img->crypt_method && (run->kind == COMPRESSED || img->has_data_file))
-		refuse("an encrypted disk is compressed, or in a data file");
+	if (img->crypt_method && run->kind == COMPRESSED)
+		refuse("an encrypted disk is compressed");
 	if (run->kind == COMPRESSED) {
 		decompress(img, run);
 		memcpy(buf, img->plain + run->within, bytes);
 		return;
 	}
-	if (img->has_data_file) {
-		if (img->data.fd < 0 && img->data.bytes == NULL)
-			open_data_file(img);
-		read_at(&img->data, buf, bytes, run->host);
-		return;
-	}
-	if (run->host - run->within >= img->file_bytes)
+	const struct file *file = img->has_data_file ? &img->data : &img->file;
+	if (img->has_data_file && img->data.fd < 0 && img->data.bytes == NULL)
+		open_data_file(img);
+	if (!img->has_data_file && run->host - run->within >= img->file_bytes)
 		refuse("a cluster at %#jx, past the end of the file", (uintmax_t)run->host);
 	if (img->crypt_method)
-		read_encrypted(img, run, buf, bytes);
+		read_encrypted(img, file, run, buf, bytes);
 	else
-		read_at(&img->file, buf, bytes, run->host); /* the last one may be cut short */
+		read_at(file, buf, bytes, run->host); /* the last one may be cut short */
 }

@@ -155,7 +155,8 @@ void compressed_extent(const struct image *img, uint64_t entry, uint64_t *off, u
 /* From now on read_run() decrypts; a passphrase that opens nothing is refused. */
 void image_unlock(struct image *img, const char *passphrase);
 /* read_run() of a run that is DATA. */
-void read_encrypted(struct image *img, const struct run *run, uint8_t *buf, uint64_t bytes);
+void read_encrypted(struct image *img, const struct file *file, const struct run *run, uint8_t *buf,
+	uint64_t bytes);
 
 /* check.c */
 struct verdict {

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * soak [--writes N] [--seed N] [--threads N] [--unjudged]: a process that writes is killed at random, again and again.
+ * soak [--writes N] [--seed N] [--threads N] [--unjudged] [--data-files]: a process that writes is killed at random, again
+ * and again.
  *
  * A child opens the image with the library and writes, zeroes, discards and flushes from 1 to 4 threads (or
  * N). Before and after each call it says so in a pipe, which the parent reads; after some thousand
  * records the parent kills it. Then the oracle (tests/oracle) checks the file and reads it, and every sector must
  * hold what its last flushed write left, or what any later one was to leave. The library reads the same.
- * Ends after N writes (default 20,000). Every twenty kills there is another image.
+ * Ends after N writes (default 20,000). Every twenty kills there is another image; --data-files: always with a data file.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -65,7 +66,7 @@ struct soak {
 	struct flush flushes[64];
 	char path[300];
 	unsigned cluster_bits, threads;
-	bool unjudged, zeros_by_discard;
+	bool unjudged, zeros_by_discard, data_files, is_raw_data;
 	uint64_t place, next_id, writes, kills, flushed;
 };
 
@@ -318,6 +319,16 @@ static void we_read_the_same(struct soak *k, const uint8_t *want)
 	free(buf);
 }
 
+/* Who reads the raw data file alone reads the same. */
+static void raw_data_is(const uint8_t *want)
+{
+	size_t n = 0;
+	uint8_t *bytes = qkt_slurp(qkt_path("data"), &n);
+	if (n != DISK_BYTES || memcmp(bytes, want, DISK_BYTES) != 0)
+		die("the raw data file is not the disk");
+	free(bytes);
+}
+
 static void judge(struct soak *k)
 {
 	size_t n = 0;
@@ -345,6 +356,8 @@ static void judge(struct soak *k)
 		add_value(&k->sectors[s], (struct value){.id = id});
 	}
 	we_read_the_same(k, bytes);
+	if (k->is_raw_data)
+		raw_data_is(bytes);
 	free(bytes);
 	if (k->kills % 10 == 0) {
 		status = qkt_run("qemu-img check -f qcow2 %s", k->path);
@@ -383,12 +396,15 @@ static void round_of(struct soak *k)
 static void make_image(struct soak *k)
 {
 	static const unsigned bits[] = {9, 12, 16, 16, 21};
-	unsigned version = qkt_rng_below(&k->rng, 4) == 0 ? 2 : 3;
-	bool has_backing = qkt_rng_below(&k->rng, 3) == 0,
-	     has_snapshot = qkt_rng_below(&k->rng, 3) == 0;
+	unsigned version = qkt_rng_below(&k->rng, 4) == 0 && !k->data_files ? 2 : 3;
+	bool has_data_file = version == 3 && (qkt_rng_below(&k->rng, 3) == 0 || k->data_files);
+	k->is_raw_data = has_data_file && qkt_rng_below(&k->rng, 2) == 0;
+	bool has_backing = qkt_rng_below(&k->rng, 3) == 0 && !k->is_raw_data,
+	     has_snapshot = qkt_rng_below(&k->rng, 3) == 0 && !has_data_file;
+	char data_file[400] = "";
 	k->cluster_bits = bits[qkt_rng_below(&k->rng, 5)];
 	k->zeros_by_discard = version == 3 || !has_backing;
-	qkt_must("rm -f image base base.raw");
+	qkt_must("rm -f image data base base.raw");
 	(void)snprintf(k->path, sizeof(k->path), "%s/image", qkt_dir());
 	FILE *f = fopen(qkt_path("base.raw"), "wb");
 	uint8_t b[SECTOR];
@@ -404,14 +420,17 @@ static void make_image(struct soak *k)
 	if (fclose(f) != 0)
 		abort();
 	k->next_id++;
-	qkt_must("qemu-img create -q -f qcow2 -o compat=%s,cluster_size=%u %s image %" PRIu64,
-		version == 2 ? "0.10" : "1.1", 1u << k->cluster_bits,
+	/* the library takes names as they are recorded */
+	if (has_data_file)
+		(void)snprintf(data_file, sizeof(data_file), ",data_file=%s%s", qkt_path("data"),
+			k->is_raw_data ? ",data_file_raw=on" : "");
+	qkt_must("qemu-img create -q -f qcow2 -o compat=%s,cluster_size=%u%s %s image %" PRIu64,
+		version == 2 ? "0.10" : "1.1", 1u << k->cluster_bits, data_file,
 		has_backing ? "-F raw -b base.raw" : "", DISK_BYTES);
 	if (has_snapshot)
 		qkt_must("qemu-io -c 'write -q -z 0 1M' image && qemu-img snapshot -c one image");
 	for (uint64_t s = 0; has_snapshot && s < (UINT64_C(1) << 20) / SECTOR; s++)
 		k->sectors[s].values[0].id = 0;
-	/* the library takes names as they are recorded */
 	if (has_backing)
 		qkt_must("qemu-img rebase -u -F raw -b %s/base.raw image", qkt_dir());
 }
@@ -434,9 +453,11 @@ int main(int argc, char **argv)
 			threads = (unsigned)strtoul(argv[++i], NULL, 0) % 17;
 		else if (strcmp(argv[i], "--unjudged") == 0)
 			k.unjudged = true;
+		else if (strcmp(argv[i], "--data-files") == 0)
+			k.data_files = true;
 		else {
-			(void)fprintf(stderr,
-				"usage: soak [--writes N] [--seed N] [--threads N] [--unjudged]\n");
+			(void)fprintf(stderr, "usage: soak [--writes N] [--seed N] [--threads N] "
+					      "[--unjudged] [--data-files]\n");
 			return 2;
 		}
 	}

@@ -27,6 +27,7 @@ struct config {
 	uint64_t cluster;
 	const char *more; /* options of qemu-img create */
 	bool compresses, is_encrypted, has_bitmap;
+	bool has_data_file, is_raw;
 	uint64_t stride; /* so many times fewer faults */
 };
 
@@ -78,6 +79,28 @@ static const struct config configs[] = {
 		.has_bitmap = true,
 		.compresses = true,
 		.stride = 5},
+	{.name = "data file",
+		.version = 3,
+		.refcount_bits = 16,
+		.cluster = 4096,
+		.more = ",data_file=data",
+		.has_data_file = true,
+		.stride = 6},
+	{.name = "data file, extended L2",
+		.version = 3,
+		.refcount_bits = 16,
+		.cluster = 16384,
+		.more = ",data_file=data,extended_l2=on",
+		.has_data_file = true,
+		.stride = 9},
+	{.name = "raw data file",
+		.version = 3,
+		.refcount_bits = 16,
+		.cluster = 4096,
+		.more = ",data_file=data,data_file_raw=on",
+		.has_data_file = true,
+		.is_raw = true,
+		.stride = 7},
 };
 #define N_CONFIGS (sizeof(configs) / sizeof(configs[0]))
 
@@ -250,8 +273,9 @@ static void step(struct run *r)
 			(unsigned long long)r->nth, err.message);
 }
 
-static uint8_t *fresh; /* the image file as qemu-img made it */
-static size_t n_fresh;
+/* the image file as qemu-img made it, and the data file */
+static uint8_t *fresh, *fresh_data;
+static size_t n_fresh, n_fresh_data;
 
 /* A store in memory with these bytes. */
 static struct qcow_store *memory_of(const uint8_t *bytes, size_t n)
@@ -268,11 +292,13 @@ static struct qcow_store *memory_of(const uint8_t *bytes, size_t n)
 static void make_image(const struct config *c)
 {
 	config = c;
-	qkt_must("rm -f img");
+	qkt_must("rm -f img data");
 	qkt_must("qemu-img create -q -f qcow2 --object secret,id=k,data=abc -o "
 		 "cluster_size=%llu,compat=%s,refcount_bits=%u%s img %u",
 		(unsigned long long)c->cluster, c->version == 2 ? "0.10" : "1.1", c->refcount_bits,
 		c->more, SIZE);
+	if (c->has_data_file)
+		qkt_must("qemu-io -c 'write -P 3 100k 900k' img");
 	if (c->has_bitmap)
 		qkt_must("qemu-img bitmap --add -g 512 img b");
 	if (c->has_snapshot)
@@ -288,19 +314,37 @@ static void make_image(const struct config *c)
 	size_t n = 0;
 	free(fresh);
 	fresh = qkt_slurp(qkt_path("img"), &n_fresh);
+	free(fresh_data);
+	fresh_data = c->has_data_file ? qkt_slurp(qkt_path("data"), &n_fresh_data) : NULL;
 	uint8_t *raw = qkt_slurp(qkt_path("raw"), &n);
 	memset(start, 0, SIZE);
 	memcpy(start, raw, n < SIZE ? n : SIZE);
 	free(raw);
 }
 
-static struct qcow_image *must_open(struct qcow_store *store, uint32_t flags)
+/* ctx: the store, which passes to the image. */
+static enum qcow_status give_data_file(void *ctx, const struct qcow_reference *ref,
+	struct qcow_resolved *out, struct qcow_error *err)
+{
+	(void)err;
+	assert_int_equal(ref->kind, QCOW_REF_DATA_FILE);
+	out->store = ctx;
+	return QCOW_OK;
+}
+
+/* Both stores pass to the image. */
+static struct qcow_image *must_open(
+	struct qcow_store *store, struct qcow_store *data, uint32_t flags)
 {
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qcow_image *image = NULL;
 	o.flags = flags;
 	o.stage_bytes = 1;
+	if (data != NULL) {
+		o.resolve = give_data_file;
+		o.resolve_ctx = data;
+	}
 	if (config->is_encrypted)
 		o.secret = (struct qcow_secret){"abc", 3};
 	if (qcow_open(store, &o, &image, &err) != QCOW_OK)
@@ -308,19 +352,38 @@ static struct qcow_image *must_open(struct qcow_store *store, uint32_t flags)
 	return image;
 }
 
-/* What another process would find now. */
-static void check_outcome(struct run *r, struct qcow_store *base)
+static struct qcow_store *copy_of(struct qcow_store *base)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_check_result result;
-	struct qcow_check_options o = QCOW_CHECK_OPTIONS_INIT;
 	uint64_t n = 0;
 	assert_ok(qcow_store_size(base, &n, &err), err);
 	uint8_t *bytes = malloc(n);
 	assert_non_null(bytes);
 	assert_ok(qcow_store_read(base, bytes, n, 0, &err), err);
-	struct qcow_image *image = must_open(memory_of(bytes, n), 0);
+	struct qcow_store *copy = memory_of(bytes, n);
 	free(bytes);
+	return copy;
+}
+
+/* Who reads the raw data file alone finds the disk. */
+static void check_raw(const struct run *r, struct qcow_store *data)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	assert_ok(qcow_store_read_padded(data, got, SIZE, 0, &err), err);
+	if (memcmp(got, disk, SIZE) != 0)
+		fail_msg("%s: %s %llu: the raw data file is not the disk", config->name, r->what,
+			(unsigned long long)r->nth);
+}
+
+/* What another process would find now. data: NULL where there is none. */
+static void check_outcome(struct run *r, struct qcow_store *base, struct qcow_store *data)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_check_result result;
+	struct qcow_check_options o = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_image *image = must_open(copy_of(base), data != NULL ? copy_of(data) : NULL, 0);
+	if (config->is_raw)
+		check_raw(r, data);
 	assert_int_equal(qcow_pread(image, got, SIZE, 0, &err), QCOW_OK);
 	for (size_t i = 0; i < SIZE; i++)
 		if (got[i] != disk[i])
@@ -337,14 +400,19 @@ static void check_outcome(struct run *r, struct qcow_store *base)
 static bool run(struct run *r, enum qkt_call what, enum qkt_failure how)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_store *base = NULL;
+	struct qcow_store *base = memory_of(fresh, n_fresh), *store = base;
+	struct qcow_store *data_base = fresh_data != NULL ? memory_of(fresh_data, n_fresh_data)
+							  : NULL;
+	struct qcow_store *data = data_base;
 	memcpy(disk, start, SIZE);
 	r->seed = 88172645463325252;
 	r->n_failed = 0;
 	r->n_past = 0;
-	base = memory_of(fresh, n_fresh);
-	r->image = must_open(
-		r->fault != NULL ? qkt_guard(r->fault, r->order, base, 0) : base, QCOW_OPEN_WRITE);
+	if (r->fault != NULL) {
+		store = qkt_guard(r->fault, r->order, base, 0);
+		data = data != NULL ? qkt_guard_data(r->fault, r->order, data, 1) : NULL;
+	}
+	r->image = must_open(store, data, QCOW_OPEN_WRITE);
 	if (r->fault != NULL)
 		qkt_fault_arm(r->fault, what, r->nth, how, r->for_ever);
 	else
@@ -360,7 +428,7 @@ static bool run(struct run *r, enum qkt_call what, enum qkt_failure how)
 			settle_all(r);
 		assert_ok(qcow_flush(r->image, &err), err);
 	}
-	check_outcome(r, base);
+	check_outcome(r, base, data_base);
 	qcow_close(r->image);
 	return was_hit;
 }
@@ -389,7 +457,8 @@ static void every_write_may_fail(void **state)
 	(void)state;
 	for (size_t i = 0; i < N_CONFIGS; i++) {
 		make_image(&configs[i]);
-		uint64_t few = config->stride;
+		/* beside a data file little else is written */
+		uint64_t few = config->stride * (config->has_data_file ? 2 : 1);
 		assert_true(sweep(QKT_WRITE, QKT_EIO, false, 1, "write") > 50 / few);
 		/* the half of an encrypted sector decrypts to nothing; disks write whole ones */
 		if (!config->is_encrypted)
@@ -418,7 +487,9 @@ static void every_read_and_truncate_may_fail(void **state)
 	for (size_t i = 0; i < N_CONFIGS; i++) {
 		make_image(&configs[i]);
 		assert_true(sweep(QKT_READ, QKT_EIO, false, 1, "read") >= 1);
-		assert_true(sweep(QKT_TRUNCATE, QKT_ENOSPC, false, 1, "truncate") > 1);
+		/* a raw data file has its length, and its image all tables */
+		assert_true(sweep(QKT_TRUNCATE, QKT_ENOSPC, false, 1, "truncate") >
+			    (config->has_data_file ? 0 : 1));
 	}
 }
 
