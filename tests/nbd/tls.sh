@@ -53,6 +53,10 @@ signed good server tls_www_server
 signed good client tls_www_client
 authority other
 signed other client tls_www_client
+signed good another tls_www_server
+mkdir swapped # a server's certificate, shown by a client
+cp good/ca-cert.pem swapped
+for what in key cert; do cp "good/another-$what.pem" "swapped/client-$what.pem"; done
 cp good/ca-cert.pem other/ca-cert.pem # it trusts the server, which does not trust it
 mkdir nobody
 cp good/ca-cert.pem nobody
@@ -81,6 +85,7 @@ serve --tls require --certs good --verify yes
 copy "verified" "$(x509 disk good)"
 fails "a client without a certificate" nbdinfo "$(x509 disk nobody)"
 fails "one that somebody else signed" nbdinfo "$(x509 disk other)"
+fails "one that is for servers" nbdinfo "$(x509 disk swapped)"
 does "the next one" nbdinfo "$(x509 disk good)"
 
 serve --tls allow --certs good

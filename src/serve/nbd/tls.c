@@ -26,6 +26,8 @@ struct qk_nbd_tls_config {
 	gnutls_priority_t priority;
 	const struct qk_gnutls *lib;
 	bool verify_peer;
+	gnutls_typed_vdata_st
+		purpose; /* what a client's certificate must be for; sessions point to it */
 };
 
 struct qk_nbd_tls {
@@ -104,6 +106,8 @@ static enum qcow_status load(
 		return QK_FAIL(err, QCOW_E_INVAL, "TLS needs certificates or keys");
 	QK_TRY(qk_gnutls_load(&c->lib, err));
 	c->verify_peer = o->tls_verify_peer && o->tls_dir != NULL;
+	c->purpose = (gnutls_typed_vdata_st){.type = GNUTLS_DT_KEY_PURPOSE_OID,
+		.data = (unsigned char *)(uintptr_t)GNUTLS_KP_TLS_WWW_CLIENT};
 	if (o->tls_dir != NULL)
 		QK_TRY(load_x509(c, o, err));
 	if (o->tls_psk_file != NULL)
@@ -150,7 +154,7 @@ static int set_up(gnutls_session_t session, struct qk_nbd_tls_config *c)
 		code = c->lib->credentials_set(session, GNUTLS_CRD_PSK, c->psk);
 	if (c->verify_peer) {
 		c->lib->certificate_server_set_request(session, GNUTLS_CERT_REQUIRE);
-		c->lib->session_set_verify_cert(session, NULL, 0);
+		c->lib->session_set_verify_cert2(session, &c->purpose, 1, 0);
 	}
 	return code;
 }

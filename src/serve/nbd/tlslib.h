@@ -7,6 +7,7 @@
 #define QK_SERVE_NBD_TLSLIB_H
 
 #include <gnutls/gnutls.h>
+#include <gnutls/x509.h>
 #include <qcowkit/error.h>
 
 #define QK_GNUTLS_CALLS(X)                  \
@@ -33,7 +34,7 @@
 	X(record_get_direction)             \
 	X(record_recv)                      \
 	X(record_send)                      \
-	X(session_set_verify_cert)          \
+	X(session_set_verify_cert2)         \
 	X(strerror)                         \
 	X(transport_set_int2)
 
