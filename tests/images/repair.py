@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Repairing the broken and hostile images of cases.txt, alone, on other bases, and two mutations in one image.
 
-usage: repair.py [--qcow PROGRAM] [--oracle PROGRAM] [--qemu-img PROGRAM]... [--seed N] [--all] [--only ID]... [--keep]
+usage: repair.py [--qcow PROGRAM] [--oracle PROGRAM] [--bed PROGRAM] [--qemu-img PROGRAM]... [--seed N] [--all] [--part I/N]
+                 [--only ID]... [--keep]
 
 Each image that opens and in which check finds something:
   plan    check -r all --dry-run changes nothing, as text and as JSON
@@ -13,7 +14,8 @@ Each image that opens and in which check finds something:
           clusters as repairs.txt says
   leaks   check -r leaks leaves no error that was not there before, and the guest's view as it is
   undo    check --undo-apply refuses an image that has grown since, and gives the repaired one back, byte for byte
-Pairs and other bases have the same but for the number of clusters. Last line: "N passed, N failed, N skipped".
+Pairs and other bases: plan, repair (with undo), again and undo, in one process for all of them (repair_bed.c). --all: every
+one of them, --part I/N: one part of N. Last line: "N passed, N failed, N skipped".
 """
 import argparse
 import hashlib
@@ -133,6 +135,12 @@ class Expected:
         self.id, self.n, self.left = parts[0], int(parts[1]), parts[2].split()
 
 
+def ask_qemu(args, path):
+    encrypted = be(content(path), 32, 4) != 0 # QEMU wants to be given the key
+    for qemu in args.qemu_img if not encrypted else []:
+        run([qemu, "check", "-q", "-f", "qcow2", path])
+
+
 def check_clean(args, path, left):
     want = (0,) if not left else (2,)
     after = json.loads(run([args.qcow, "check", "-f", "qcow2", "--output=json", path], want).stdout)
@@ -142,9 +150,7 @@ def check_clean(args, path, left):
     if left:
         return
     run([args.oracle, "check", path])
-    encrypted = be(content(path), 32, 4) != 0 # QEMU wants to be given the key
-    for qemu in args.qemu_img if not encrypted else []:
-        run([qemu, "check", "-q", "-f", "qcow2", path])
+    ask_qemu(args, path)
 
 
 def repair(args, path, undo, left):
@@ -186,7 +192,7 @@ def run_heavy(args, path, data):
     run([args.qcow, "check", "-q", "-f", "qcow2", path])
 
 
-def run_case(args, path, data, left, is_single):
+def run_case(args, path, data, left):
     """the number of clusters that changed, or None where nothing is to be done"""
     write(path, data)
     p = run([args.qcow, "check", "-f", "qcow2", "--output=json", path], (0, 1, 2, 3))
@@ -196,7 +202,7 @@ def run_case(args, path, data, left, is_single):
     if not found["findings"]:
         return None
     before = Reader(data).read()
-    for more in ([], ["--output=json"]) if is_single else ([],):
+    for more in ([], ["--output=json"]):
         run([args.qcow, "check", "-f", "qcow2", "-r", "all", "--dry-run", path] + more, (0, 2, 3))
     if content(path) != data:
         raise Wrong("a dry run changed the image")
@@ -204,14 +210,33 @@ def run_case(args, path, data, left, is_single):
     repair(args, path, undo, left)
     n = differences(before, Reader(content(path)).read())
     if os.path.exists(undo):
-        if is_single:
-            refuse_longer(args, path, undo)
+        refuse_longer(args, path, undo)
         run([args.qcow, "check", "-f", "qcow2", "--undo-apply", undo, path])
     if content(path) != data:
         raise Wrong("undoing does not give the image back")
-    if is_single:
-        try_leaks(args, path, data, before, found)
+    try_leaks(args, path, data, before, found)
     return n
+
+
+# ---- without a process for each step ----
+
+class Bed:
+    def __init__(self, program):
+        self.p = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def treat(self, args, path, data, left):
+        write(path, data)
+        self.p.stdin.write(path + "\n")
+        self.p.stdin.flush()
+        word, _, rest = self.p.stdout.readline().rstrip("\n").partition(" ")
+        if word == "none":
+            return
+        if word != "left":
+            raise Wrong(rest or "the bed has ended")
+        if sorted(rest.split()) != sorted(left):
+            raise Wrong("after the repair there is %s, not %s" % (rest.split(), left))
+        if not left:
+            ask_qemu(args, path + ".repaired")
 
 
 # ---- which ----
@@ -233,7 +258,8 @@ def select(args, cases):
     if not args.all:
         crossed = rng.sample(crossed, CROSSED_PART)
         pairs = rng.sample(pairs, PAIRS_PART)
-    return single + crossed + pairs
+    i, n = map(int, args.part.split("/"))
+    return (single + crossed + pairs)[i - 1::n]
 
 
 def load(name):
@@ -245,6 +271,8 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("--qcow", default=os.path.join(images.TOP, "build/bin/qcow"))
     p.add_argument("--oracle", default=os.path.join(images.TOP, "build/tests/oracle/oracle"))
+    p.add_argument("--bed")
+    p.add_argument("--part", default="1/1")
     p.add_argument("--qemu-img", action="append")
     p.add_argument("--only", action="append")
     p.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
@@ -253,6 +281,7 @@ def main():
     p.add_argument("--print-rows", action="store_true")
     args = p.parse_args()
     args.qcow, args.oracle = os.path.abspath(args.qcow), os.path.abspath(args.oracle)
+    args.bed = os.path.abspath(args.bed or os.path.join(os.path.dirname(args.oracle), "../images/repair_bed"))
     if args.qemu_img is None:
         peers = os.path.join(os.environ.get("QK_PEERS", os.path.expanduser("~/.cache/qcowkit-peers/bin")), "qemu-img")
         args.qemu_img = ["qemu-img"] + ([peers] if os.path.exists(peers) else [])
@@ -274,6 +303,7 @@ def main():
         bases[name] = (data, images.names(data))
     canaries = {name: images.digest(name) for name in ("canary", "canary.raw")}
     chosen = select(args, cases)
+    bed = Bed(args.bed)
     print("repair: %d images, seed %d" % (len(chosen), args.seed))
     passed = failed = 0
     for name, base, mutation, case in chosen:
@@ -288,7 +318,11 @@ def main():
                 run_heavy(args, os.path.join(folder, "image"), broken)
                 passed += 1
                 continue
-            n = run_case(args, os.path.join(folder, "image"), broken, row.left if row else [], case is not None)
+            left = row.left if row else []
+            if case:
+                n = run_case(args, os.path.join(folder, "image"), broken, left)
+            else:
+                bed.treat(args, os.path.join(folder, "image"), broken, left)
             if args.print_rows and case:
                 print("%-6s| %s |" % (name, n or 0))
             if case and (n or 0) != (row.n if row else 0):
