@@ -422,7 +422,7 @@ QCOW_EXPORT enum qcow_status qcow_repair(struct qcow_store *store, const struct 
  * replaced must hold what it wrote there, and the file must be as long as it left it (after a repair that was cut short:
  * anything that it had there at any time). What it never wrote to is not looked at.
  * QCOW_E_FORMAT (`undo` holds no such record, or its start is damaged), QCOW_E_INVAL (it is of another image, or the
- * image was changed since), QCOW_E_READONLY, QCOW_E_LIMIT (more than 8 GiB were replaced), errors of both stores.
+ * image was changed since), QCOW_E_READONLY, QCOW_E_LIMIT (sectors that lie close together were saved millions of times), errors of both stores.
  */
 QCOW_EXPORT enum qcow_status qcow_repair_undo(struct qcow_store *store, struct qcow_store *undo,
 	struct qcow_error *err) QCOW_MUST_USE;

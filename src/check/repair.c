@@ -188,6 +188,8 @@ static enum qcow_status write_fresh(struct repair *r, struct qk_plan *p, struct 
 
 	QK_TRY(qk_undo_store(&r->undo, &out, err));
 	enum qcow_status status = qk_repair_fresh(p, out, err);
+	if (status == QCOW_OK)
+		status = qk_undo_drain(&r->undo, err);
 	qcow_store_close(out);
 	return status;
 }
@@ -398,6 +400,9 @@ enum qcow_status qk_repair(struct qcow_store *store, const struct qcow_repair_op
 	QK_TRY(qcow_store_size(store, &size, err));
 	r.copy_bytes = qk_max(size, MIN_COPY_BYTES);
 	QK_TRY(qk_undo_begin(&r.undo, options->dry_run ? NULL : options->undo, store, err));
-	QK_TRY(run(&r, err));
-	return qk_undo_end(&r.undo, err);
+	enum qcow_status status = run(&r, err);
+	if (status == QCOW_OK)
+		status = qk_undo_end(&r.undo, err);
+	qk_undo_release(&r.undo);
+	return status;
 }

@@ -43,8 +43,9 @@ struct fresh {
 
 /* ---- walks ---- */
 
+/* Of what was written (`out`), or of the image as it was. */
 static enum qcow_status walk_init(struct fresh *f, struct walk *w, const struct qk_header *header,
-	bool without_refcounts, struct qcow_error *err)
+	struct qcow_store *store, bool without_refcounts, struct qcow_error *err)
 {
 	struct qk_plan *p = f->p;
 	struct qk_refs_request q = {.audit = &w->audit,
@@ -54,8 +55,8 @@ static enum qcow_status walk_init(struct fresh *f, struct walk *w, const struct 
 
 	w->header = *header;
 	w->is_made = true;
-	qk_plan_audit(p, p->store, &w->header, &w->audit);
-	QK_TRY(qcow_store_size(p->store, &w->audit.file_size, err));
+	qk_plan_audit(p, store, &w->header, &w->audit);
+	QK_TRY(qcow_store_size(store, &w->audit.file_size, err));
 	uint64_t n = qk_audit_end(&w->audit) >> p->g.cluster_bits;
 	QK_TRY(qk_census_init(&w->census, p->memory_bytes / 8, n, err));
 	w->census.hi = 0; /* nothing is counted yet */
@@ -119,7 +120,7 @@ static enum qcow_status place_init(struct fresh *f, struct qcow_error *err)
 	if (!f->can_grow) {
 		f->limit = qk_min(f->limit, size >> p->g.cluster_bits);
 		f->next = 1;
-		return walk_init(f, &f->old, &p->disk, false, err);
+		return walk_init(f, &f->old, &p->disk, p->store, false, err);
 	}
 	f->next = qk_div_up(size, p->g.cluster_size);
 	step_over(f, p->disk.l1_off, p->disk.l1_entries * UINT64_C(8));
@@ -389,7 +390,7 @@ static enum qcow_status write_refcounts(struct fresh *f, struct qcow_error *err)
 	struct qk_shadow_request rq = {.store = f->out, .geometry = &p->g, .source = &source};
 	struct qk_shadow s;
 
-	QK_TRY(walk_init(f, &f->now, &p->header, true, err));
+	QK_TRY(walk_init(f, &f->now, &p->header, f->out, true, err));
 	rq.end = walk_end(f, &f->now);
 	enum qcow_status status = qk_shadow_build(&rq, &s, err);
 	p->header.rt_off = s.rt_off;
@@ -406,7 +407,7 @@ static enum qcow_status fill_last(struct fresh *f, struct qcow_error *err)
 
 	if (!f->can_grow)
 		return QCOW_OK;
-	QK_TRY(qcow_store_size(f->p->store, &size, err));
+	QK_TRY(qcow_store_size(f->out, &size, err));
 	return size < end ? qcow_store_truncate(f->out, end, err) : QCOW_OK;
 }
 

@@ -13,6 +13,8 @@
 #include "check/undo_record.h"
 #include "engine/iov.h"
 
+#define PENDING_BYTES QK_MIB(4)
+
 /* ---- saving ---- */
 
 enum qcow_status qk_undo_begin(
@@ -127,40 +129,106 @@ enum qcow_status qk_undo_end(struct qk_undo *u, struct qcow_error *err)
 
 /* ---- a store that saves ---- */
 
+static bool is_pending(const struct qk_undo *u, uint64_t off, uint64_t len)
+{
+	uint64_t first = qk_align_down(off, QK_SECTOR);
+
+	for (unsigned i = 0; i < u->n_parts; i++) {
+		const struct qk_undo_pending *p = &u->parts[i];
+		if (first < p->off + p->len && qk_align_down(p->off, QK_SECTOR) < off + len)
+			return true;
+	}
+	return false;
+}
+
+enum qcow_status qk_undo_drain(struct qk_undo *u, struct qcow_error *err)
+{
+	size_t at = 0;
+
+	if (u->n_parts == 0)
+		return QCOW_OK;
+	QK_TRY(qk_undo_sync(u, err));
+	for (unsigned i = 0; i < u->n_parts; i++) {
+		QK_TRY(qcow_store_write(
+			u->image, u->pending + at, u->parts[i].len, u->parts[i].off, err));
+		at += u->parts[i].len;
+	}
+	u->n_parts = 0;
+	u->pending_bytes = 0;
+	return QCOW_OK;
+}
+
+void qk_undo_release(struct qk_undo *u)
+{
+	free(u->pending);
+	u->pending = NULL;
+}
+
 static enum qcow_status saving_preadv(
 	void *ctx, const struct iovec *iov, int n, uint64_t off, struct qcow_error *err)
 {
-	return qcow_store_readv(((struct qk_undo *)ctx)->image, iov, n, off, err);
+	struct qk_undo *u = ctx;
+
+	QK_TRY(qk_undo_drain(u, err));
+	return qcow_store_readv(u->image, iov, n, off, err);
+}
+
+/* It has room. */
+static void gather(struct qk_undo *u, const struct iovec *iov, int n, uint64_t off, uint64_t len)
+{
+	for (int i = 0; i < n; i++) {
+		memcpy(u->pending + u->pending_bytes, iov[i].iov_base, iov[i].iov_len);
+		u->pending_bytes += iov[i].iov_len;
+	}
+	u->parts[u->n_parts++] = (struct qk_undo_pending){off, (size_t)len};
 }
 
 static enum qcow_status saving_pwritev(
 	void *ctx, const struct iovec *iov, int n, uint64_t off, struct qcow_error *err)
 {
 	struct qk_undo *u = ctx;
+	uint64_t len = 0;
 
+	if (u->log == NULL)
+		return qcow_store_writev(u->image, iov, n, off, err);
+	if (!qk_iov_sum(iov, n, &len))
+		return QK_FAIL(err, QCOW_E_RANGE, "more than 64 bits of bytes");
+	if (u->pending == NULL && (u->pending = qk_malloc(PENDING_BYTES, 1)) == NULL)
+		return QK_FAIL_NOMEM(err);
+	if (u->n_parts == QK_UNDO_MAX_PENDING || len > PENDING_BYTES - u->pending_bytes ||
+		is_pending(u, off, len))
+		QK_TRY(qk_undo_drain(u, err));
 	QK_TRY(qk_undo_save(u, iov, n, off, err));
+	if (len <= PENDING_BYTES) {
+		gather(u, iov, n, off, len);
+		return QCOW_OK;
+	}
 	QK_TRY(qk_undo_sync(u, err));
 	return qcow_store_writev(u->image, iov, n, off, err);
 }
 
 static enum qcow_status saving_flush(void *ctx, struct qcow_error *err)
 {
+	QK_TRY(qk_undo_drain(ctx, err));
 	return qcow_store_flush(((struct qk_undo *)ctx)->image, err);
 }
 
 static enum qcow_status saving_size(void *ctx, uint64_t *size, struct qcow_error *err)
 {
+	QK_TRY(qk_undo_drain(ctx, err));
 	return qcow_store_size(((struct qk_undo *)ctx)->image, size, err);
 }
 
 static enum qcow_status saving_truncate(void *ctx, uint64_t size, struct qcow_error *err)
 {
+	QK_TRY(qk_undo_drain(ctx, err));
 	return qcow_store_truncate(((struct qk_undo *)ctx)->image, size, err);
 }
 
 static enum qcow_status saving_extents(void *ctx, uint64_t off, uint64_t len,
 	struct qcow_store_extent *out, struct qcow_error *err)
 {
+	QK_TRY(qk_undo_drain(ctx, err));
 	return qcow_store_extents(((struct qk_undo *)ctx)->image, off, len, out, err);
 }
 

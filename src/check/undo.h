@@ -18,12 +18,25 @@
 
 #include "base/err.h"
 
+#define QK_UNDO_MAX_PENDING 256U
+
+/* A write that waits in qk_undo.pending. */
+struct qk_undo_pending {
+	uint64_t off;
+	size_t len;
+};
+
 struct qk_undo {
 	struct qcow_store *log; /* NULL: nothing is saved */
 	struct qcow_store *image;
 	uint64_t image_size; /* as it was: what lies beyond is not saved */
 	uint64_t at; /* where the next record goes */
 	bool is_dirty; /* something is not yet durable */
+	/* of the store below: what is saved, and will be written when that is durable; in the order of the calls */
+	uint8_t *pending; /* their bytes, one after the other */
+	struct qk_undo_pending parts[QK_UNDO_MAX_PENDING];
+	unsigned n_parts;
+	size_t pending_bytes;
 };
 
 /* Write the head. `log` NULL makes every other call do nothing. QCOW_E_INVAL (log is not empty), QCOW_E_NOMEM, errors of
@@ -40,12 +53,23 @@ enum qcow_status qk_undo_sync(struct qk_undo *u, struct qcow_error *err) QK_MUST
 /* The repair is done, all that it wrote is stable: so is this note afterwards. */
 enum qcow_status qk_undo_end(struct qk_undo *u, struct qcow_error *err) QK_MUST_USE;
 
-/* A store over the image, which it does not own: saves, durably, before each write. QCOW_E_NOMEM. */
+/* A store over the image, which it does not own: what is written is saved, durably, before it. Writes are gathered for that:
+ * those that were not followed by another call than a write are on the image after qk_undo_drain only. QCOW_E_NOMEM. */
 enum qcow_status qk_undo_store(
 	struct qk_undo *u, struct qcow_store **out, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_undo_drain(struct qk_undo *u, struct qcow_error *err) QK_MUST_USE;
+void qk_undo_release(struct qk_undo *u);
 
 /* undo_apply.c. See qcow_repair_undo. */
 enum qcow_status qk_undo_apply(
 	struct qcow_store *image, struct qcow_store *log, struct qcow_error *err) QK_MUST_USE;
+
+/* Its memory: what is known of sectors at once, and places in `log` that are remembered. Both for tests; more of either is
+ * gone through in parts. */
+struct qk_undo_bounds {
+	size_t max_states, max_marks;
+};
+enum qcow_status qk_undo_apply_within(struct qcow_store *image, struct qcow_store *log,
+	const struct qk_undo_bounds *bounds, struct qcow_error *err) QK_MUST_USE;
 
 #endif

@@ -85,7 +85,7 @@ static bool decode(const uint8_t *front, struct qk_undo_record *r)
 	return kind != QK_UNDO_SAVED || (n_sectors != 0 && qk_is_aligned(r->off, QK_SECTOR));
 }
 
-enum qcow_status qk_undo_load(struct qcow_store *log, uint64_t at, uint8_t *record,
+enum qcow_status qk_undo_peek(struct qcow_store *log, uint64_t at, uint8_t *record,
 	struct qk_undo_record *r, uint64_t *n, struct qcow_error *err)
 {
 	uint64_t size = 0;
@@ -95,11 +95,20 @@ enum qcow_status qk_undo_load(struct qcow_store *log, uint64_t at, uint8_t *reco
 	if (!qk_in_range(at, FRONT_BYTES, size))
 		return QCOW_OK;
 	QK_TRY(qcow_store_read(log, record, FRONT_BYTES, at, err));
-	if (!decode(record, r) || !qk_in_range(at, record_bytes(r), size))
+	if (decode(record, r) && qk_in_range(at, record_bytes(r), size))
+		*n = record_bytes(r);
+	return QCOW_OK;
+}
+
+enum qcow_status qk_undo_load(struct qcow_store *log, uint64_t at, uint8_t *record,
+	struct qk_undo_record *r, uint64_t *n, struct qcow_error *err)
+{
+	QK_TRY(qk_undo_peek(log, at, record, r, n, err));
+	if (*n == 0)
 		return QCOW_OK;
 	QK_TRY(qcow_store_read(
 		log, record + FRONT_BYTES, record_bytes(r) - FRONT_BYTES, at + FRONT_BYTES, err));
-	if (checksum(record, record_bytes(r)) == qk_load64(record + CHECKSUM))
-		*n = record_bytes(r);
+	if (checksum(record, record_bytes(r)) != qk_load64(record + CHECKSUM))
+		*n = 0;
 	return QCOW_OK;
 }

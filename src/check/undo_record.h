@@ -53,4 +53,8 @@ enum qcow_status qk_undo_append(struct qcow_store *log, uint64_t *at, uint8_t *r
 enum qcow_status qk_undo_load(struct qcow_store *log, uint64_t at, uint8_t *record,
 	struct qk_undo_record *r, uint64_t *n, struct qcow_error *err) QK_MUST_USE;
 
+/* The first words alone of a record that was loaded before: its checksum is not looked at. */
+enum qcow_status qk_undo_peek(struct qcow_store *log, uint64_t at, uint8_t *record,
+	struct qk_undo_record *r, uint64_t *n, struct qcow_error *err) QK_MUST_USE;
+
 #endif

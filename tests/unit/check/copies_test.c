@@ -278,9 +278,41 @@ static void clusters_that_cannot_be_counted_are_copied(void **state)
 	each_width(&rng, false);
 }
 
+/* What is saved is made durable for many copies at once. */
+static void copies_are_saved_together(void **state)
+{
+	struct qcow_repair_options o = QCOW_REPAIR_OPTIONS_INIT;
+	struct qcow_repair_result result;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_fault *fault = qkt_fault_new();
+	struct qkt_base b;
+	uint64_t n_flushes = 0;
+
+	(void)state;
+	qkt_make_base(&b, CLUSTER, 1, 3);
+	struct qkt_sick s = copy_of(&b, false);
+	for (uint64_t i = 0; i < 100; i++)
+		share_cluster(&s, 100 + 5 * (i / 3), 101 + 5 * (i / 3) + i % 3 % 2);
+	struct qcow_store *store = qkt_store_of(s.bytes, s.n);
+	assert_ok(qcow_memory_open(0, &o.undo, &err), err);
+	qkt_fault_log(fault);
+	o.undo = qkt_fault_wrap(fault, o.undo, 0);
+	assert_ok(qcow_repair(store, &o, &result, &err), err);
+	for (size_t i = 0; i < qkt_fault_log_count(fault); i++)
+		n_flushes += qkt_fault_log_entry(fault, i)->call == QKT_FLUSH;
+	assert_true(result.n_steps > 60);
+	assert_in_range(n_flushes, 3, 20);
+	qcow_store_close(o.undo);
+	qcow_store_close(store);
+	free(s.bytes);
+	qkt_drop_base(&b);
+	qkt_fault_free(fault);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(copies_are_saved_together),
 		cmocka_unit_test(a_table_that_two_entries_name_is_copied),
 		cmocka_unit_test(clusters_that_cannot_be_counted_are_copied),
 	};

@@ -9,6 +9,7 @@
 
 #include <qcowkit/manage.h>
 
+#include "check/undo.h"
 #include "fault.h"
 #include "host.h"
 #include "image.h"
@@ -42,10 +43,10 @@ static struct qkt_model slurp(struct qcow_store *s)
 
 /* Copies of both are the bed's. */
 static struct bed bed_of(
-	const struct qkt_sick *s, const struct qkt_model *image, const struct qkt_model *undo)
+	const struct qkt_sick *s, const struct qkt_model *image, const struct qkt_model *saved)
 {
 	struct bed b = {.sick = s, .fault = qkt_fault_new()};
-	const struct qkt_model *from[2] = {image, undo};
+	const struct qkt_model *from[2] = {image, saved};
 
 	for (unsigned i = 0; i < 2; i++) {
 		struct qcow_store *inner = qkt_store_of(from[i]->bytes, from[i]->size);
@@ -129,13 +130,23 @@ static void assert_as_before(const struct qkt_sick *s, struct qcow_store *store,
 	qkt_model_free(&m);
 }
 
+/* What the call does; where it has next to no memory, and goes through it in many parts. */
+static enum qcow_status undo(const struct bed *b, bool in_parts, struct qcow_error *err)
+{
+	const struct qk_undo_bounds bounds = {3, 2};
+
+	return in_parts ? qk_undo_apply_within(b->store[IMAGE], b->store[UNDO], &bounds, err)
+			: qcow_repair_undo(b->store[IMAGE], b->store[UNDO], err);
+}
+
 /* Undoing ends with the image of before. A record's head that is not durable means that nothing was replaced. */
-static void undo_ends_well(const struct qkt_sick *s, const struct qkt_model m[2], const char *when)
+static void undo_ends_well(
+	const struct qkt_sick *s, const struct qkt_model m[2], bool in_parts, const char *when)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct bed b = bed_of(s, &m[IMAGE], &m[UNDO]);
 
-	enum qcow_status status = qcow_repair_undo(b.store[IMAGE], b.store[UNDO], &err);
+	enum qcow_status status = undo(&b, in_parts, &err);
 	if (status != QCOW_OK && status != QCOW_E_FORMAT)
 		fail_msg("%s: %s", when, err.message);
 	assert_as_before(s, b.store[IMAGE], when);
@@ -153,7 +164,7 @@ static void explore(const struct bed *b, struct qkt_rng *rng, const char *what)
 			state_after(b, i, k == 0 ? NULL : rng, m);
 			(void)snprintf(when, sizeof(when), "%s, %s after call %zu of %zu", what,
 				k == 0 ? "killed" : "power lost", i + 1, n);
-			undo_ends_well(b->sick, m, when);
+			undo_ends_well(b->sick, m, i % 2 == 0, when);
 			qkt_model_free(&m[0]);
 			qkt_model_free(&m[1]);
 		}
@@ -170,10 +181,10 @@ static void cut_short(const struct qkt_sick *s, struct qkt_rng *rng)
 	(void)repair(&b);
 	explore(&b, rng, "repair");
 	struct qkt_model image = slurp(b.store[IMAGE]);
-	struct qkt_model undo = slurp(b.store[UNDO]);
+	struct qkt_model saved = slurp(b.store[UNDO]);
 	drop_bed(&b);
-	b = bed_of(s, &image, &undo);
-	assert_ok(qcow_repair_undo(b.store[IMAGE], b.store[UNDO], &err), err);
+	b = bed_of(s, &image, &saved);
+	assert_ok(undo(&b, true, &err), err);
 	assert_as_before(s, b.store[IMAGE], "undone");
 	explore(&b, rng, "undoing");
 	/* and once more: there is nothing to do */
@@ -181,19 +192,21 @@ static void cut_short(const struct qkt_sick *s, struct qkt_rng *rng)
 	assert_as_before(s, b.store[IMAGE], "undone twice");
 	drop_bed(&b);
 	qkt_model_free(&image);
-	qkt_model_free(&undo);
+	qkt_model_free(&saved);
 }
 
 /* The image is not what the repair left: nothing is written, neither there nor in the undo file. */
 static void is_refused(const struct qkt_sick *s, const struct qkt_model *image,
-	const struct qkt_model *undo, const char *why)
+	const struct qkt_model *saved, const char *why)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct bed b = bed_of(s, image, undo);
+	struct bed b = bed_of(s, image, saved);
 
-	enum qcow_status status = qcow_repair_undo(b.store[IMAGE], b.store[UNDO], &err);
-	if (status != QCOW_E_INVAL)
-		fail_msg("%s: %d, not refused", why, (int)status);
+	for (unsigned in_parts = 0; in_parts < 2; in_parts++) {
+		enum qcow_status status = undo(&b, in_parts != 0, &err);
+		if (status != QCOW_E_INVAL)
+			fail_msg("%s: %d, not refused", why, (int)status);
+	}
 	assert_int_equal(qkt_fault_log_count(b.fault), 0);
 	drop_bed(&b);
 }
@@ -208,7 +221,7 @@ static void changed_since(const struct qkt_sick *s, struct qkt_rng *rng)
 		return;
 	}
 	struct qkt_model image = slurp(b.store[IMAGE]);
-	struct qkt_model undo = slurp(b.store[UNDO]);
+	struct qkt_model saved = slurp(b.store[UNDO]);
 	size_t n = qkt_fault_log_count(b.fault);
 	for (unsigned tries = 0; tries < 32; tries++) {
 		const struct qkt_log_entry *e = qkt_fault_log_entry(
@@ -218,20 +231,20 @@ static void changed_since(const struct qkt_sick *s, struct qkt_rng *rng)
 		uint64_t at = e->off + qkt_rng_below(rng, e->len);
 		uint8_t was = image.bytes[at];
 		image.bytes[at] ^= (uint8_t)(1 + qkt_rng_below(rng, 255));
-		is_refused(s, &image, &undo, "a byte that the repair wrote");
+		is_refused(s, &image, &saved, "a byte that the repair wrote");
 		/* what another has written may be what was there before the repair */
 		image.bytes[at] = at < s->n ? s->bytes[at] : 0;
 		if (image.bytes[at] != was)
-			is_refused(s, &image, &undo, "a byte that is as before");
+			is_refused(s, &image, &saved, "a byte that is as before");
 		image.bytes[at] = was;
 	}
 	if (!s->fixed) {
 		struct qkt_model longer = qkt_model_new(0);
 		qkt_model_write(&longer, image.bytes, image.size, 0);
 		qkt_model_resize(&longer, image.size + s->base->cluster);
-		is_refused(s, &longer, &undo, "a longer file");
+		is_refused(s, &longer, &saved, "a longer file");
 		qkt_model_resize(&longer, image.size - 1);
-		is_refused(s, &longer, &undo, "a shorter file");
+		is_refused(s, &longer, &saved, "a shorter file");
 		qkt_model_free(&longer);
 	}
 	assert_ok(qcow_repair_undo(b.store[IMAGE], b.store[UNDO], &err), err);
@@ -242,7 +255,7 @@ static void changed_since(const struct qkt_sick *s, struct qkt_rng *rng)
 	qkt_model_free(&done);
 	drop_bed(&b);
 	qkt_model_free(&image);
-	qkt_model_free(&undo);
+	qkt_model_free(&saved);
 }
 
 /* A repair that was cut short, and an image that was written to since: sectors that the repair never made. */
