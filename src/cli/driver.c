@@ -58,6 +58,23 @@ bool cli_driver_is_nbd(const char *driver, const char *path)
 	return false;
 }
 
+static bool is_one_of(const char *key, const char *const *words, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (strcmp(words[i], key) == 0)
+			return true;
+	return false;
+}
+
+#define N(words) (sizeof(words) / sizeof((words)[0]))
+
+bool cli_driver_is_foreign(const char *name)
+{
+	static const char *const names[] = {"vmdk", "vdi", "vhdx", "vpc", "qed", "qcow",
+		"parallels", "dmg", "bochs", "cloop", "vvfat"};
+	return is_one_of(name, names, N(names));
+}
+
 enum qcow_status cli_driver_check(
 	struct cli *cli, const char *name, const char **out, struct qcow_error *err)
 {
@@ -68,20 +85,13 @@ enum qcow_status cli_driver_check(
 		}
 	if (cli->qemu)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "Unknown driver '%s'", name);
+	if (cli_driver_is_foreign(name))
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+			"the driver '%s' is not built in; " CLI_FOREIGN_HELP, name);
 	return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 		"the driver '%s' is not built in; file, host_device, nbd, raw, qcow2 and luks are",
 		name);
 }
-
-static bool is_one_of(const char *key, const char *const *words, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (strcmp(words[i], key) == 0)
-			return true;
-	return false;
-}
-
-#define N(words) (sizeof(words) / sizeof((words)[0]))
 
 enum qcow_status cli_driver_check_members(const json_t *spec, struct qcow_error *err)
 {

@@ -13,6 +13,10 @@ bool cli_driver_is_protocol(const char *driver);
 bool cli_driver_is_blkdebug(const char *driver, const char *path);
 bool cli_driver_is_nbd(const char *driver, const char *path);
 
+/* Is it a format that QEMU reads and we do not? What to do then: */
+bool cli_driver_is_foreign(const char *name);
+#define CLI_FOREIGN_HELP "QEMU's 'qemu-img convert -O qcow2' makes a qcow2 image of such a one"
+
 /* The name of a driver that is built in as a static string. QCOW_E_UNSUPPORTED. */
 enum qcow_status cli_driver_check(
 	struct cli *cli, const char *name, const char **out, struct qcow_error *err) QK_MUST_USE;

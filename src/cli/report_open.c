@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cli/driver.h"
 
 /* "PATH: why" of the store, where the path is what the sentence names already. */
 static bool drop_path(const char *text, struct qcow_error *err)
@@ -16,6 +17,18 @@ static bool drop_path(const char *text, struct qcow_error *err)
 		return false;
 	memmove(err->message, err->message + n + 2, strlen(err->message + n + 2) + 1);
 	return true;
+}
+
+/* Behind QEMU's sentence for a driver that it has and we do not. */
+static void hint_foreign(struct cli *cli, const char *message)
+{
+	static const char front[] = "Unknown driver '";
+	const char *at = strstr(message, front);
+	char name[32] = "";
+	if (at == NULL || sscanf(at + strlen(front), "%31[a-z0-9]", name) != 1)
+		return;
+	if (cli_driver_is_foreign(name))
+		cli_hint(cli, "%s", CLI_FOREIGN_HELP);
 }
 
 /* `front` is said before the reason. */
@@ -41,6 +54,7 @@ static void report(struct cli *cli, const char *front, const char *text, struct 
 		*asks = '\0';
 	}
 	(void)cli_fail(cli, err, "%s", front);
+	hint_foreign(cli, err->message);
 	if (question[0] == '\0')
 		return;
 	char *who = strstr(question, "? ");

@@ -19,6 +19,7 @@
 #include "engine/log.h"
 #include "engine/meta.h"
 #include "engine/rw.h"
+#include "format/foreign.h"
 
 /* Enough for every fixed header, and for the first look of the probe. */
 #define FIRST_BYTES 512U
@@ -446,6 +447,7 @@ enum qcow_status qk_layer_reload(struct qcow_image *image, struct qcow_error *er
 static enum qcow_status open_probed(
 	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
 {
+	const char *foreign = NULL;
 	switch (qk_probe(image->cluster0, image->cluster0_bytes)) {
 	case QK_PROBE_QCOW2:
 		return open_qcow2(image, o, err);
@@ -456,6 +458,16 @@ static enum qcow_status open_probed(
 			"its bytes as a disk, give the format raw");
 	case QK_PROBE_OTHER:
 	default:
+		foreign = qk_foreign_probe(
+			(struct qk_span){image->cluster0, image->cluster0_bytes});
+		if (foreign != NULL)
+			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
+				"the file is an image of the format %s, which is not built in: "
+				"QEMU's "
+				"'qemu-img convert -O qcow2' makes a qcow2 image of it; to read "
+				"its bytes "
+				"as a disk, give the format raw",
+				foreign);
 		if (qk_luks_probe((struct qk_span){image->cluster0, image->cluster0_bytes}) &&
 			image->cluster0_bytes >= LUKS_PROBE_BYTES &&
 			qk_load16(image->cluster0 + LUKS_VERSION_OFF) == 1)
