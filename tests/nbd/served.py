@@ -3,7 +3,6 @@
 a server and counts what passes."""
 import json
 import os
-import re
 import shutil
 import socket
 import struct
@@ -19,8 +18,6 @@ NEWEST = os.path.join(os.environ.get("QK_PEERS") or os.path.expanduser("~/.cache
 IMG = os.environ.get("QEMU_IMG") or shutil.which("qemu-img")
 
 
-# what a fast zero is told that would not be fast
-REFUSED = re.compile(r"a request of client .* failed: zeros would have to be written as data\n")
 PASS = """import os, sys
 os.dup2(int(sys.argv[1]), 3, inheritable=True)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
@@ -76,7 +73,7 @@ class Server:
     def said(self):
         self.err.flush()
         with open(self.err.name) as f:
-            return REFUSED.sub("", f.read())
+            return f.read()
 
     def client(self, **kw):
         return wire.Client(self.path, **kw)
