@@ -269,14 +269,18 @@ def compare(name, words, stdin, peer):
 
 # ---- ours alone ----
 
-def own_refusals():
-    """What cannot be done yet fails in one sentence and changes nothing."""
+def state_of_a_machine():
+    """-b writes behind the disk, where both QEMUs read it, and nothing of the disk."""
     images()
-    before = contents(["a.qcow2"])
-    out, err, status = run(OURS, lines("write -b 0 512") + ["a.qcow2"])
-    if status != 1 or out != "write failed: Operation not supported\n":
+    before = run(OURS, lines("read -v 0 64k") + ["a.qcow2"])[0]
+    out, err, status = run(OURS, lines("write -q -b -P 7 512 1k", "read -b -P 7 512 1k", "read -b -P 0 0 512") + ["a.qcow2"])
+    if status != 0 or err != "" or "verification" in out or before != run(OURS, lines("read -v 0 64k") + ["a.qcow2"])[0]:
         return False, f"{status}\n{out}{err}"
-    return before == contents(["a.qcow2"]), err
+    for peer in THEIRS:
+        out, err, status = run(peer, lines("read -b -P 7 512 1k", "read -b -P 0 1536 1k") + ["a.qcow2"])
+        if status != 0 or "verification" in out or out.count("read ") != 2:
+            return False, f"{status}\n{out}{err}"
+    return subprocess.run([IMG, "check", "-q", "a.qcow2"]).returncode == 0, ""
 
 
 def concurrent():
@@ -369,7 +373,7 @@ def holes():
     return True, ""
 
 
-OWN = [own_refusals, fills_beside_writes, holes, concurrent, no_loop, plain_name, survives_kill]
+OWN = [state_of_a_machine, fills_beside_writes, holes, concurrent, no_loop, plain_name, survives_kill]
 
 
 def main():
