@@ -163,7 +163,7 @@ struct qcow_open_options {
 	uint64_t raw_offset;  /* for format raw: the disk starts here in the store */
 	uint64_t raw_size;    /* for format raw: and has this many bytes; 0 = to the end. It may go past the end
 				 by less than 512 bytes (a last sector cut short), which read as zeros */
-	uint64_t cache_bytes; /* budget of the metadata cache; 0 = the default of 8 MiB a layer */
+	uint64_t cache_bytes; /* budget of a layer's tables; half as much is for decoded clusters; 0 = 8 MiB */
 	/* Opens what the image names. NULL: images that name files they need are refused (QCOW_E_POLICY).
 	 * The resolver says no by returning a failure, which the open passes on. */
 	enum qcow_status (*resolve)(void *ctx, const struct qcow_reference *ref,

@@ -348,6 +348,7 @@ struct cli_open_request {
 		device; /* a failure reads "can't open device DEVICE: why" ("" without a name) instead of
 				"Could not open"; NULL: not so */
 	const char *snapshot; /* "NAME", "snapshot.id=…", "snapshot.name=…", or NULL */
+	uint64_t cache_bytes; /* as in struct qcow_open_options */
 	/* Which filters (CLI_FILTER_…, cli/spec.h) the operand put over the image: set by the open for who honours them.
 	 * NULL: an image under a filter is for reading only. */
 	unsigned *filters;

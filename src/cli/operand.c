@@ -510,6 +510,7 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 	options->luks_header = node->header;
 	if (node->secret != NULL)
 		options->secret = (struct qcow_secret){node->secret->data, node->secret->bytes};
+	options->cache_bytes = refs->request->cache_bytes;
 	options->get_secret = cli_passphrase;
 	options->secret_ctx = refs->cli;
 	options->cancelled = refs->cli->cancelled;

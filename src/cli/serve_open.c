@@ -13,6 +13,9 @@ enum {
 	SNAPSHOTS_MOST = 1000 /* that a folder shows: each has files open */
 };
 
+/* Of a layer: tables, and half as much of decoded clusters. */
+#define CACHE_BYTES (UINT64_C(64) << 20)
+
 /* What is being added. */
 struct adding {
 	struct serve *s;
@@ -286,6 +289,7 @@ static struct cli_open_request request_of(struct serve *s, const struct serve_op
 	struct cli_open_request request = {
 		.operand = {.text = o->text, .format = o->format, .image_opts = o->image_opts},
 		.snapshot = o->snapshot,
+		.cache_bytes = CACHE_BYTES,
 		.flags = (ignores ? (unsigned)CLI_OPEN_KEEP : 0) |
 			 (direct ? (unsigned)CLI_OPEN_DIRECT : 0) |
 			 (cli_flag(s->args, "probe") ? (unsigned)CLI_OPEN_PROBE : 0)};

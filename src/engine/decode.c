@@ -10,6 +10,7 @@
 #include "engine/decode.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 
 #include "codec/codec.h"
@@ -18,9 +19,9 @@
 #include "engine/image.h"
 
 #define MAX_IDLE    16U
-#define MAX_CACHED  32U
+#define MAX_CACHED  4096U
 #define MIN_CACHED  4U
-#define CACHE_BYTES QK_MIB(2) /* 32 clusters of 64 KiB; 4 of 2 MiB take more */
+#define CACHE_BYTES QK_MIB(2) /* at least: 32 clusters of 64 KiB; 4 of 2 MiB take more */
 
 enum entry_state {
 	ENTRY_EMPTY,
@@ -33,9 +34,11 @@ struct entry {
 	unsigned users;
 	uint64_t host_off; /* with compressed_bytes the key */
 	uint32_t compressed_bytes;
-	uint64_t stamp; /* of the last use */
+	bool is_recent; /* used since the hand passed */
+	unsigned next; /* of the same place in `heads`: a number, or NOBODY */
 	uint8_t *data;
 };
+#define NOBODY UINT_MAX
 
 /* What one thread needs to decode a cluster. */
 struct decoder {
@@ -53,20 +56,23 @@ struct qk_decode {
 	unsigned n_idle;
 	pthread_mutex_t cache_lock;
 	pthread_cond_t loaded;
-	uint64_t clock;
-	unsigned n_entries;
-	struct entry entries[MAX_CACHED];
+	unsigned n_entries,
+		hand; /* the hand goes round and takes the first that was not used lately */
+	unsigned *
+		heads; /* of lists of entries that are not EMPTY, by a hash of host_off; a power of 2, at least n_entries */
+	unsigned n_heads;
+	struct entry *entries; /* with heads, made when the first part of a cluster is read */
 };
 
 enum qcow_status qk_decode_new(enum qcow_compression compression, size_t cluster_size,
-	struct qk_decode **out, struct qcow_error *err)
+	uint64_t cache_bytes, struct qk_decode **out, struct qcow_error *err)
 {
 	struct qk_decode *d = qk_calloc(1, sizeof(*d));
 	if (d == NULL)
 		return QK_FAIL_NOMEM(err);
 	d->compression = compression;
 	d->cluster_size = cluster_size;
-	uint64_t fit = CACHE_BYTES / cluster_size;
+	uint64_t fit = qk_max(cache_bytes, CACHE_BYTES) / cluster_size;
 	d->n_entries = (unsigned)qk_max(MIN_CACHED, qk_min(fit, MAX_CACHED));
 	/* none of these can fail with default attributes on the platforms that we build for */
 	(void)pthread_mutex_init(&d->pool_lock, NULL);
@@ -94,8 +100,10 @@ void qk_decode_free(struct qk_decode *d)
 		d->idle = dec->next;
 		free_decoder(dec);
 	}
-	for (unsigned i = 0; i < d->n_entries; i++)
+	for (unsigned i = 0; d->entries != NULL && i < d->n_entries; i++)
 		free(d->entries[i].data);
+	free(d->entries);
+	free(d->heads);
 	(void)pthread_cond_destroy(&d->loaded);
 	(void)pthread_mutex_destroy(&d->cache_lock);
 	(void)pthread_mutex_destroy(&d->pool_lock);
@@ -182,36 +190,76 @@ static enum qcow_status decode_cluster(
 
 /* The functions below run under cache_lock. */
 
+static unsigned *head_of(const struct qk_decode *d, uint64_t host_off)
+{
+	return &d->heads[(host_off * UINT64_C(0x9e3779b97f4a7c15)) >> 40 & (d->n_heads - 1)];
+}
+
+/* Room for all entries, without their clusters. */
+static bool make_entries(struct qk_decode *d)
+{
+	if (d->entries != NULL)
+		return true;
+	for (d->n_heads = 1; d->n_heads < d->n_entries;)
+		d->n_heads *= 2;
+	struct entry *entries = qk_calloc(d->n_entries, sizeof(*entries));
+	unsigned *heads = qk_malloc(d->n_heads, sizeof(*heads));
+	if (entries == NULL || heads == NULL) {
+		free(entries);
+		free(heads);
+		return false;
+	}
+	for (unsigned i = 0; i < d->n_heads; i++)
+		heads[i] = NOBODY;
+	d->entries = entries;
+	d->heads = heads;
+	return true;
+}
+
 static struct entry *find_entry(struct qk_decode *d, const struct qk_run *run)
 {
-	for (unsigned i = 0; i < d->n_entries; i++) {
+	unsigned i = d->entries != NULL ? *head_of(d, run->host_off.v) : NOBODY;
+	while (i != NOBODY) {
 		struct entry *e = &d->entries[i];
-		if (e->state != ENTRY_EMPTY && e->host_off == run->host_off.v &&
-			e->compressed_bytes == run->compressed_bytes)
+		if (e->host_off == run->host_off.v && e->compressed_bytes == run->compressed_bytes)
 			return e;
+		i = e->next;
 	}
 	return NULL;
 }
 
-/* The entry that was unused longest, or NULL where all are in use. */
+/* It holds nothing any more. */
+static void empty_entry(struct qk_decode *d, struct entry *e)
+{
+	unsigned number = (unsigned)(e - d->entries), *at = head_of(d, e->host_off);
+	if (e->state == ENTRY_EMPTY)
+		return;
+	while (*at != number)
+		at = &d->entries[*at].next;
+	*at = e->next;
+	e->state = ENTRY_EMPTY;
+}
+
+/* One that nobody uses, and that was not used lately; NULL where all are in use. */
 static struct entry *oldest_entry(struct qk_decode *d)
 {
-	struct entry *best = NULL;
-	for (unsigned i = 0; i < d->n_entries; i++) {
-		struct entry *e = &d->entries[i];
-		if (e->users == 0 && (best == NULL || e->stamp < best->stamp))
-			best = e;
+	for (unsigned i = 0; i < 2 * d->n_entries; i++) {
+		struct entry *e = &d->entries[d->hand];
+		d->hand = d->hand + 1 == d->n_entries ? 0 : d->hand + 1;
+		if (e->users == 0 && !e->is_recent)
+			return e;
+		e->is_recent = false;
 	}
-	return best;
+	return NULL;
 }
 
 /* An entry to load, with one user, or NULL: then the caller decodes for itself. */
 static struct entry *claim_entry(struct qk_decode *d, const struct qk_run *run)
 {
-	struct entry *e = oldest_entry(d);
+	struct entry *e = make_entries(d) ? oldest_entry(d) : NULL;
 	if (e == NULL)
 		return NULL;
-	e->state = ENTRY_EMPTY;
+	empty_entry(d, e);
 	if (e->data == NULL)
 		e->data = qk_malloc(d->cluster_size, 1);
 	if (e->data == NULL)
@@ -220,6 +268,9 @@ static struct entry *claim_entry(struct qk_decode *d, const struct qk_run *run)
 	e->host_off = run->host_off.v;
 	e->compressed_bytes = run->compressed_bytes;
 	e->users = 1;
+	unsigned *head = head_of(d, e->host_off);
+	e->next = *head;
+	*head = (unsigned)(e - d->entries);
 	return e;
 }
 
@@ -233,7 +284,7 @@ static struct entry *pin_entry(struct qk_decode *d, const struct qk_run *run, bo
 			return claim_entry(d, run);
 		if (e->state == ENTRY_READY) {
 			e->users++;
-			e->stamp = ++d->clock;
+			e->is_recent = true;
 			return e;
 		}
 		(void)pthread_cond_wait(&d->loaded, &d->cache_lock);
@@ -245,8 +296,10 @@ static void unpin_entry(struct qk_decode *d, struct entry *e, bool is_good)
 	(void)pthread_mutex_lock(&d->cache_lock);
 	e->users--;
 	if (e->state == ENTRY_LOADING) {
-		e->state = is_good ? ENTRY_READY : ENTRY_EMPTY;
-		e->stamp = is_good ? ++d->clock : 0;
+		if (is_good)
+			e->state = ENTRY_READY;
+		else
+			empty_entry(d, e);
 		(void)pthread_cond_broadcast(&d->loaded);
 	}
 	(void)pthread_mutex_unlock(&d->cache_lock);
@@ -283,7 +336,6 @@ enum qcow_status qk_decode_read(
 		/* let the others go on before copying: the pin keeps the buffer */
 		(void)pthread_mutex_lock(&d->cache_lock);
 		e->state = ENTRY_READY;
-		e->stamp = ++d->clock;
 		(void)pthread_cond_broadcast(&d->loaded);
 		(void)pthread_mutex_unlock(&d->cache_lock);
 	}
@@ -293,15 +345,32 @@ enum qcow_status qk_decode_read(
 	return status;
 }
 
+bool qk_decode_read_ready(struct qk_decode *d, const struct qk_run *run, void *buf)
+{
+	(void)pthread_mutex_lock(&d->cache_lock);
+	struct entry *e = find_entry(d, run);
+	bool is_ready = e != NULL && e->state == ENTRY_READY;
+	if (is_ready) {
+		e->users++;
+		e->is_recent = true;
+	}
+	(void)pthread_mutex_unlock(&d->cache_lock);
+	if (!is_ready)
+		return false;
+	memcpy(buf, e->data + (run->guest.v & (d->cluster_size - 1)), (size_t)run->len);
+	unpin_entry(d, e, true);
+	return true;
+}
+
 void qk_decode_forget(struct qk_decode *d, uint64_t host_off, uint64_t len)
 {
 	(void)pthread_mutex_lock(&d->cache_lock);
-	for (unsigned i = 0; i < d->n_entries; i++) {
+	for (unsigned i = 0; d->entries != NULL && i < d->n_entries; i++) {
 		struct entry *e = &d->entries[i];
 		/* what is being loaded was found after the last that is to be forgotten had gone */
 		if (e->state == ENTRY_READY && e->host_off < host_off + len &&
 			host_off < e->host_off + e->compressed_bytes)
-			e->state = ENTRY_EMPTY;
+			empty_entry(d, e);
 	}
 	(void)pthread_mutex_unlock(&d->cache_lock);
 }

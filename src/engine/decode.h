@@ -13,9 +13,10 @@
 
 struct qk_decode;
 
-/* Allocates next to nothing: contexts and buffers are made when the first compressed cluster is read. */
+/* Allocates next to nothing: contexts and buffers are made when the first compressed cluster is read. Decoded clusters take up
+ * cache_bytes at most, 2 MiB or 4 clusters where that is less. */
 enum qcow_status qk_decode_new(enum qcow_compression compression, size_t cluster_size,
-	struct qk_decode **out, struct qcow_error *err);
+	uint64_t cache_bytes, struct qk_decode **out, struct qcow_error *err);
 void qk_decode_free(struct qk_decode *decode);
 
 /* Copy run->len bytes of the compressed run (at most one cluster) to buf. A whole cluster is decoded
@@ -23,6 +24,9 @@ void qk_decode_free(struct qk_decode *decode);
  * wait for one decode. QCOW_E_CORRUPT with COMPRESSED_STREAM and offsets, QCOW_E_IO, QCOW_E_NOMEM. */
 enum qcow_status qk_decode_read(
 	struct qk_decode *decode, const struct qk_run *run, void *buf, struct qcow_error *err);
+
+/* The same where the cluster is decoded already. false: it is not, and nothing was done. */
+bool qk_decode_read_ready(struct qk_decode *decode, const struct qk_run *run, void *buf);
 
 /* The clusters at [host_off, host_off + len) hold something else from now on, or will: no reader has a run there that is
  * to go away. What is still read there stays right. */

@@ -348,8 +348,8 @@ static enum qcow_status make_engine(struct qcow_image *image, struct qcow_error 
 	enum qcow_compression compression = image->header.compression_type == 0
 						    ? QCOW_COMPRESSION_ZLIB
 						    : QCOW_COMPRESSION_ZSTD;
-	return qk_decode_new(
-		compression, (size_t)image->geometry.cluster_size, &image->decode, err);
+	return qk_decode_new(compression, (size_t)image->geometry.cluster_size,
+		image->cache_bytes / 2, &image->decode, err);
 }
 
 static enum qcow_status open_qcow2(

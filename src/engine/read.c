@@ -108,8 +108,14 @@ static bool read_runs_nowait(const struct qk_read *read, uint8_t *buf)
 {
 	for (unsigned i = 0; i < read->n; i++) {
 		const struct qk_run *run = &read->runs[i];
-		if (!is_at_hand(run))
+		bool is_compressed = run->kind == QK_RUN_COMPRESSED && !run->layer->is_locked;
+		if (is_compressed ? !qk_decode_read_ready(run->layer->decode, run, buf)
+				  : !is_at_hand(run))
 			return false;
+		if (is_compressed) {
+			buf += run->len;
+			continue;
+		}
 		if (run->kind != QK_RUN_PLAIN)
 			memset(buf, 0, (size_t)run->len);
 		else if (!qk_store_read_nowait(run->store, buf, (size_t)run->len, run->host_off.v))

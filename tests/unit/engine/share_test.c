@@ -236,6 +236,47 @@ static void more_clusters_at_once_than_are_kept_are_served(void **state)
 	free(spy.data);
 }
 
+/* Read a little of each cluster of 64 KiB, here and there in it: how often the store was asked. */
+static unsigned read_all(struct spy *spy, struct qcow_image *image, const uint8_t *truth, size_t n)
+{
+	uint8_t buf[100];
+	unsigned before = atomic_load(&spy->n_watched);
+	for (size_t i = 0; i * 65536 < n; i++) {
+		size_t off = i * 65536 + i % 600 * 100;
+		assert_int_equal(qcow_pread(image, buf, sizeof(buf), off, NULL), QCOW_OK);
+		assert_memory_equal(buf, truth + off, sizeof(buf));
+	}
+	return atomic_load(&spy->n_watched) - before;
+}
+
+static void as_many_decoded_clusters_are_kept_as_the_budget_has_room_for(void **state)
+{
+	(void)state;
+	size_t n = 0;
+	sh("seq 1 3000000 | head -c 16M >flat; qemu-img convert -c -f raw -O qcow2 flat t");
+	uint8_t *truth = slurp("flat", &n);
+	for (int is_large = 0; is_large < 2; is_large++) {
+		struct spy spy = {.watch_len = 0};
+		struct qcow_image *image = open_spy(&spy, "t", is_large ? 64 << 20 : 0);
+		uint8_t buf[100];
+		spy.watch_len = UINT64_MAX;
+		assert_int_equal(qcow_pread_nowait(image, buf, 100, 0, NULL), QCOW_E_WOULD_BLOCK);
+		assert_true(read_all(&spy, image, truth, n) >= 256);
+		unsigned again = read_all(&spy, image, truth, n);
+		assert_true(is_large ? again == 0 : again >= 192); /* 4 MiB of 16 */
+		for (size_t i = 0; is_large && i < 256; i++) {
+			size_t off = i * 65536 + 65436 - i;
+			assert_int_equal(qcow_pread_nowait(image, buf, 100, off, NULL), QCOW_OK);
+			assert_memory_equal(buf, truth + off, 100);
+		}
+		assert_int_equal(qcow_pread_nowait(image, buf, 100, 0, NULL),
+			is_large ? QCOW_OK : QCOW_E_WOULD_BLOCK);
+		qcow_close(image);
+		free(spy.data);
+	}
+	free(truth);
+}
+
 static void a_failed_decode_is_tried_again(void **state)
 {
 	(void)state;
@@ -331,6 +372,7 @@ int main(void)
 		cmocka_unit_test(readers_agree_on_compressed_clusters),
 		cmocka_unit_test(one_cluster_wanted_by_many_is_decoded_once),
 		cmocka_unit_test(more_clusters_at_once_than_are_kept_are_served),
+		cmocka_unit_test(as_many_decoded_clusters_are_kept_as_the_budget_has_room_for),
 		cmocka_unit_test(a_failed_decode_is_tried_again),
 		cmocka_unit_test(a_table_that_cannot_be_read_costs_its_range_until_it_can),
 		cmocka_unit_test(a_read_that_must_not_wait_says_so),
