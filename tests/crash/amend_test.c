@@ -121,10 +121,18 @@ static void every_crash_leaves_it_whole(void **state)
 		0);
 }
 
+static void every_call_may_fail(void **state)
+{
+	(void)state;
+	assert_int_equal(
+		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_crash_leaves_it_whole),
+		cmocka_unit_test(every_call_may_fail),
 	};
 	qkt_need_program("qemu-io", "qemu-utils");
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -72,27 +72,27 @@ static const char *grows_with_zeros(struct qcow_image *image)
 
 static const struct qkc_operation operations[] = {
 	{"shorter 512", CREATE "-o cluster_size=512 img 200k" FILL("200k"), NULL, NULL, shorter,
-		grows_with_zeros, 6, 0},
+		grows_with_zeros, 6, QKC_TIDIES},
 	{"shorter 4k v2", CREATE "-o cluster_size=4k,compat=0.10 img 200k" FILL("200k"), NULL, NULL,
-		shorter, grows_with_zeros, 12, 0},
+		shorter, grows_with_zeros, 12, QKC_TIDIES},
 	{"shorter 64k", CREATE "-o cluster_size=64k img 1M" FILL("1M"), NULL, NULL, shorter,
-		grows_with_zeros, 21, 0},
+		grows_with_zeros, 21, QKC_TIDIES},
 	{"shorter snapshots 512", CREATE "-o cluster_size=512 img 200k" FILL("200k") SHARED, NULL,
-		NULL, shorter, grows_with_zeros, 13, 0},
+		NULL, shorter, grows_with_zeros, 13, QKC_TIDIES},
 	{"shorter snapshots 4k", CREATE "-o cluster_size=4k img 200k" FILL("200k") SHARED, NULL,
-		NULL, shorter, grows_with_zeros, 26, 0},
+		NULL, shorter, grows_with_zeros, 26, QKC_TIDIES},
 	{"shorter bitmaps 512", CREATE "-o cluster_size=512 img 200k" FILL("200k") BITMAPS, NULL,
-		NULL, shorter, grows_with_zeros, 44, 0},
+		NULL, shorter, grows_with_zeros, 44, QKC_TIDIES},
 	{"shorter bitmaps 64k", CREATE "-o cluster_size=64k img 1M" FILL("1M") BITMAPS, NULL, NULL,
-		shorter, grows_with_zeros, 62, 0},
+		shorter, grows_with_zeros, 62, QKC_TIDIES},
 	{"shorter bitmaps snapshots 4k device",
 		CREATE "-o cluster_size=4k img 200k" FILL("200k") SHARED BITMAPS
 		" && truncate -s 2M img",
-		NULL, NULL, shorter, NULL, 53, QKC_ON_DEVICE},
+		NULL, NULL, shorter, NULL, 53, QKC_ON_DEVICE | QKC_TIDIES},
 	{"shorter packed 4k", PACKED "-o cluster_size=4k back.raw img", NULL, NULL, shorter,
-		grows_with_zeros, 15, 0},
+		grows_with_zeros, 15, QKC_TIDIES},
 	{"shorter subclusters", CREATE "-o extended_l2=on,cluster_size=16k img 200k" FILL("200k"),
-		NULL, NULL, shorter, grows_with_zeros, 4, 0},
+		NULL, NULL, shorter, grows_with_zeros, 4, QKC_TIDIES},
 	{"longer 512", CREATE "-o cluster_size=512 img 200k" FILL("200k"), NULL, NULL, longer,
 		grows_with_zeros, 5, 0},
 	{"longer v2 512", CREATE "-o cluster_size=512,compat=0.10 img 200k" FILL("200k"), NULL,
@@ -116,14 +116,14 @@ static const struct qkc_operation operations[] = {
 	{"longer allocated 4k", CREATE "-o cluster_size=4k img 100k" FILL("100k"), NULL, NULL,
 		longer_allocated, grows_with_zeros, 3, 0},
 	{"shorter, data file 4k", CREATE "-o " DATA ",cluster_size=4k img 200k" FILL("200k"), NULL,
-		NULL, shorter, grows_with_zeros, 3, 0},
+		NULL, shorter, grows_with_zeros, 3, QKC_TIDIES},
 	{"shorter, raw data file 512",
 		CREATE "-o " RAW_DATA ",cluster_size=512 img 200k" FILL("200k"), NULL, NULL,
-		shorter, grows_with_zeros, 5, 0},
+		shorter, grows_with_zeros, 5, QKC_TIDIES},
 	{"shorter, raw data device 4k",
 		CREATE "-o " RAW_DATA
 		       ",cluster_size=4k img 200k" FILL("200k") " && truncate -s 2M img",
-		NULL, NULL, shorter, NULL, 5, QKC_ON_DEVICE},
+		NULL, NULL, shorter, NULL, 5, QKC_ON_DEVICE | QKC_TIDIES},
 	{"longer, data file 4k", CREATE "-o " DATA ",cluster_size=4k img 199k" FILL("199k"), NULL,
 		NULL, longer, grows_with_zeros, 3, 0},
 	{"longer, data file 64k odd", CREATE "-o " DATA ",cluster_size=64k img 200k" FILL("150k"),
@@ -156,10 +156,18 @@ static void every_crash_leaves_the_old_disk_or_the_new(void **state)
 		0);
 }
 
+static void every_call_may_fail(void **state)
+{
+	(void)state;
+	assert_int_equal(
+		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_crash_leaves_the_old_disk_or_the_new),
+		cmocka_unit_test(every_call_may_fail),
 	};
 	qkt_need_program("qemu-io", "qemu-utils");
 	return cmocka_run_group_tests(tests, NULL, NULL);

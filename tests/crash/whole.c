@@ -290,6 +290,7 @@ struct whole {
 	struct below files[2];
 	struct face before, after;
 	struct parts old_parts, new_parts;
+	struct qkc_fault fault; /* of all its files */
 	struct qkc_whole_result result;
 };
 
@@ -311,7 +312,7 @@ static struct face look(const struct whole *w, const struct qkc_disk *d, struct 
 }
 
 struct opening {
-	const struct whole *w;
+	struct whole *w;
 	struct qkc_disk *d;
 	struct qkc_log *log;
 };
@@ -322,13 +323,14 @@ static enum qcow_status open_data_file(void *ctx, const struct qcow_reference *r
 	const struct opening *o = ctx;
 	(void)ref;
 	(void)err;
-	out->store = qkc_disk_data_store(o->d, o->log, NULL, (o->w->o->how & QKC_ON_DEVICE) == 0);
+	out->store = qkc_disk_data_store(
+		o->d, o->log, &o->w->fault, (o->w->o->how & QKC_ON_DEVICE) == 0);
 	return QCOW_OK;
 }
 
 /* What lies below the image; NULL where the open fails. */
-static struct qcow_image *open_below(const struct whole *w, struct qkc_disk *d,
-	const struct face *seen, struct qkc_log *log, struct qcow_error *err)
+static struct qcow_image *open_below(struct whole *w, struct qkc_disk *d, const struct face *seen,
+	struct qkc_log *log, struct qcow_error *err)
 {
 	const struct below *file = &w->files[seen->is_other];
 	bool can_grow = (w->o->how & QKC_ON_DEVICE) == 0;
@@ -338,8 +340,8 @@ static struct qcow_image *open_below(const struct whole *w, struct qkc_disk *d,
 		struct qcow_open_options base = QCOW_OPEN_OPTIONS_INIT;
 		base.flags = QCOW_OPEN_WRITE;
 		base.format = (w->o->how & QKC_OVER_BASE) != 0 ? "qcow2" : "raw";
-		if (qcow_open(qkc_disk_data_store(d, log, NULL, can_grow), &base, &image, err) !=
-				QCOW_OK ||
+		if (qcow_open(qkc_disk_data_store(d, log, &w->fault, can_grow), &base, &image,
+			    err) != QCOW_OK ||
 			w->o->backing == NULL)
 			return image;
 		options.backing = image;
@@ -351,8 +353,8 @@ static struct qcow_image *open_below(const struct whole *w, struct qkc_disk *d,
 	return NULL;
 }
 
-static struct qcow_image *open_image(const struct whole *w, struct qkc_disk *d,
-	const struct face *seen, struct qkc_log *log, struct qcow_error *err)
+static struct qcow_image *open_image(struct whole *w, struct qkc_disk *d, const struct face *seen,
+	struct qkc_log *log, struct qcow_error *err)
 {
 	struct qcow_open_options options = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_image *image = NULL;
@@ -370,7 +372,7 @@ static struct qcow_image *open_image(const struct whole *w, struct qkc_disk *d,
 		if (options.backing == NULL)
 			return NULL;
 	}
-	if (qcow_open(qkc_disk_store(d, log, NULL, (w->o->how & QKC_ON_DEVICE) == 0), &options,
+	if (qcow_open(qkc_disk_store(d, log, &w->fault, (w->o->how & QKC_ON_DEVICE) == 0), &options,
 		    &image, err) == QCOW_OK)
 		return image;
 	qcow_close(options.backing);
@@ -515,36 +517,54 @@ static const char *wrong_ends(const struct whole *w, const struct qkc_disk *live
 	return look(w, live, NULL).is_good ? NULL : "not whole after the run";
 }
 
-struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed)
+struct set {
+	struct whole w;
+	struct qkc_disk *initial, *live; /* live: after the run */
+	struct qkc_log log;
+	bool is_sound; /* it ran, and before and after are as they should be */
+};
+
+static void set_up(struct set *s, const struct qkc_operation *o)
 {
-	struct whole w = {.o = o};
-	struct qkc_log log = {0};
+	*s = (struct set){.w = {.o = o}};
 	qkt_must("rm -f img data base back.raw " OTHER " && %s", o->setup);
-	w.files[0] = slurp(o->backing);
-	w.files[1] = slurp(OTHER);
+	s->w.files[0] = slurp(o->backing);
+	s->w.files[1] = slurp(OTHER);
 	struct below img = slurp("img");
-	struct qkc_disk *initial = qkc_disk_new(img.bytes, img.n);
+	s->initial = qkc_disk_new(img.bytes, img.n);
 	free(img.bytes);
 	const char *data = has_base(o) ? "base" : "data";
 	if (access(qkt_path(data), F_OK) == 0)
-		qkc_disk_load_data(initial, data);
-	struct qkc_disk *live = qkc_disk_copy(initial);
-	w.before = look(&w, initial, &w.old_parts);
-	if (run_logged(&w, live, &log)) {
-		w.after = look(&w, live, &w.new_parts);
-		const char *wrong = wrong_ends(&w, live);
-		if (wrong == NULL)
-			explore(&w, initial, &log, seed);
-		else
-			(void)snprintf(
-				w.result.first_bad, sizeof(w.result.first_bad), "%.200s", wrong);
-	}
-	qkc_log_clear(&log);
-	qkc_disk_free(initial);
-	qkc_disk_free(live);
-	free(w.files[0].bytes);
-	free(w.files[1].bytes);
-	return w.result;
+		qkc_disk_load_data(s->initial, data);
+	s->live = qkc_disk_copy(s->initial);
+	s->w.before = look(&s->w, s->initial, &s->w.old_parts);
+	if (!run_logged(&s->w, s->live, &s->log))
+		return;
+	s->w.after = look(&s->w, s->live, &s->w.new_parts);
+	const char *wrong = wrong_ends(&s->w, s->live);
+	s->is_sound = wrong == NULL;
+	if (wrong != NULL)
+		(void)snprintf(
+			s->w.result.first_bad, sizeof(s->w.result.first_bad), "%.200s", wrong);
+}
+
+static void tear_down(struct set *s)
+{
+	qkc_log_clear(&s->log);
+	qkc_disk_free(s->initial);
+	qkc_disk_free(s->live);
+	free(s->w.files[0].bytes);
+	free(s->w.files[1].bytes);
+}
+
+struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_t seed)
+{
+	struct set s;
+	set_up(&s, o);
+	if (s.is_sound)
+		explore(&s.w, s.initial, &s.log, seed);
+	tear_down(&s);
+	return s.w.result;
 }
 
 uint64_t qkc_whole_explore_all(const struct qkc_operation *o, size_t n, uint64_t stream)
@@ -559,5 +579,61 @@ uint64_t qkc_whole_explore_all(const struct qkc_operation *o, size_t n, uint64_t
 		n_bad += r.n_bad + (r.n_distinct < o[i].min_states);
 	}
 	(void)printf("%" PRIu64 " states\n", n_states);
+	return n_bad;
+}
+
+/* ---- calls that fail ---- */
+
+/* False where there were fewer such calls. */
+static bool fail_once(struct set *s, enum qkc_fail what, uint64_t nth)
+{
+	struct whole *w = &s->w;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkc_disk *d = qkc_disk_copy(s->initial);
+	struct qkc_log log = {0};
+	struct parts parts;
+	struct qcow_image *image = open_image(w, d, &w->before, &log, &err);
+	if (image == NULL)
+		abort(); /* it could be opened before */
+	w->fault = (struct qkc_fault){.what = what, .nth = nth};
+	enum qcow_status status = w->o->run(image, &err);
+	bool was_hit = w->fault.count >= nth;
+	w->fault = (struct qkc_fault){0};
+	qcow_close(image);
+	struct face seen = look(w, d, &parts);
+	const char *why = seen.why;
+	if (seen.is_good && !is_allowed(w, &seen, &parts, status != QCOW_OK))
+		why = "neither before nor after";
+	/* nobody asks again for a flush that has failed */
+	if (was_hit && what == QKC_FAIL_FLUSH && status == QCOW_OK && (w->o->how & QKC_TIDIES) == 0)
+		why = "a flush has failed";
+	if (why[0] != '\0') {
+		w->result.n_bad++;
+		(void)printf("FAILED %s: failure %u of call %" PRIu64 ", which answered %s: %s\n",
+			w->o->name, what, nth, qcow_status_name(status), why);
+	}
+	w->result.n_distinct += was_hit;
+	qkc_log_clear(&log);
+	qkc_disk_free(d);
+	return was_hit;
+}
+
+uint64_t qkc_whole_fail_all(const struct qkc_operation *o, size_t n)
+{
+	static const enum qkc_fail fails[] = {QKC_FAIL_WRITE, QKC_FAIL_FLUSH, QKC_FAIL_SPACE};
+	uint64_t n_bad = 0, n_failures = 0;
+	for (size_t i = 0; i < n; i++) {
+		struct set s;
+		set_up(&s, &o[i]);
+		for (size_t f = 0; f < 3 && s.is_sound; f++)
+			for (uint64_t nth = 1; fail_once(&s, fails[f], nth);)
+				nth += 1 + nth / 12;
+		(void)printf("%-46s %6" PRIu64 " failures, %" PRIu64 " bad\n", o[i].name,
+			s.w.result.n_distinct, s.w.result.n_bad);
+		n_failures += s.w.result.n_distinct;
+		n_bad += s.w.result.n_bad + (s.w.result.n_distinct == 0);
+		tear_down(&s);
+	}
+	(void)printf("%" PRIu64 " failures\n", n_failures);
 	return n_bad;
 }

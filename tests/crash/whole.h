@@ -22,8 +22,9 @@ enum qkc_how {
 	/* A file `base` lies below the image, and below `backing`, and is written too: qcow2 or raw. */
 	QKC_OVER_BASE = 2,
 	QKC_OVER_RAW_BASE = 4,
-	QKC_IN_PARTS =
-		8 /* it writes to the disk, no more: until it has returned, each sector is old or new */
+	/* It writes to the disk, no more: until it has returned, each sector is old or new. */
+	QKC_IN_PARTS = 8,
+	QKC_TIDIES = 16 /* done, it gives space back: that may fail, and nobody is told */
 };
 
 struct qkc_operation {
@@ -52,5 +53,13 @@ struct qkc_whole_result qkc_whole_explore(const struct qkc_operation *o, uint64_
 /* Explore `n`, print a line each. Answers the bad states, and the operations with too few states. `stream`: another one for
  * each test, so that they do not draw the same. */
 uint64_t qkc_whole_explore_all(const struct qkc_operation *o, size_t n, uint64_t stream);
+
+/*
+ * Each operation again, where the Nth write, zero or growth of its files fails, or the Nth flush, or space ends with it, for N =
+ * 1, 2, … (strides in long ones): once it has been closed, with the files well again, the image is what it was before or is
+ * after it, and after it where the operation said so, which it must not after a flush that failed (but QKC_TIDIES). Answers how many times it was
+ * not so, and operations without a failure.
+ */
+uint64_t qkc_whole_fail_all(const struct qkc_operation *o, size_t n);
 
 #endif
