@@ -15,6 +15,7 @@
 #include "base/num.h"
 
 #define MIN_PAGES 16U
+#define DROP_PART 16U /* of all pages, a sixteenth */
 /* a page, its key, its scratch, its place in the free list, and 2 to 4 slots */
 #define BYTES_PER_PAGE (QK_CENSUS_PAGE_BYTES + 8U + 8U + 4U + 16U)
 
@@ -117,12 +118,13 @@ const uint64_t *qk_census_sorted(struct qk_census *c, size_t *n)
 	return c->scratch;
 }
 
-/* Give up the upper half of the pages: the pass ends below them. */
-static void drop_upper_half(struct qk_census *c)
+/* Give up the highest pages: the pass ends below them. A few at a time, for clusters mostly come by ascending offset, and what
+ * is given up has to be counted in another pass. */
+static void drop_highest(struct qk_census *c)
 {
 	size_t n = 0;
 	const uint64_t *sorted = qk_census_sorted(c, &n);
-	uint64_t limit = sorted[n / 2];
+	uint64_t limit = sorted[n - n / DROP_PART];
 
 	c->hi = limit << c->page_shift;
 	c->current_key = QK_CENSUS_NO_KEY;
@@ -144,7 +146,7 @@ bool qk_census_seek(struct qk_census *c, uint64_t key)
 
 	if (c->slots[s] == 0) {
 		if (c->n_pages == c->max_pages && c->n_free == 0) {
-			drop_upper_half(c);
+			drop_highest(c);
 			if (key >= c->hi >> c->page_shift)
 				return false;
 			s = find_slot(c, key);

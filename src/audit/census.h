@@ -4,7 +4,7 @@
  * fixed amount of memory.
  *
  * Counters live in pages of 1 KiB that exist only where a reference was seen. When the pages run out the
- * upper half of the clusters seen so far is forgotten and `hi` comes down: the pass then is exact
+ * highest of the clusters seen so far are forgotten and `hi` comes down: the pass then is exact
  * for clusters [lo, hi), and the next pass starts at hi. A file that fits needs one pass; a sparse or hostile
  * one costs passes by the number of its references, not by its length.
  *

@@ -59,6 +59,9 @@ enum qcow_status qk_rw_make_space(
 		.ext = &image->ext,
 		.prove = image->rw->prove,
 		.passes = image->rw->discard};
+	/* the one that it is to replace */
+	if (image->rw->space != NULL)
+		qk_space_shed(image->rw->space);
 	/* a rebuild of the refcounts may have made the file longer */
 	QK_TRY(qcow_store_size(image->store, &rq.file_size, err));
 	return qk_space_new(&rq, out, err);

@@ -13,6 +13,7 @@
  * Invariants:
  *   H1  every run was taken once and not given back
  *   H2  after round 2 every cluster of the structure has a block, and the table has room for every entry
+ *   H3  clusters that were taken ahead are given back once at most before the end: nothing is taken ahead in round 2
  */
 #include "engine/shadow.h"
 
@@ -37,6 +38,8 @@ struct builder {
 	size_t done_runs; /* round 2: runs whose areas have blocks, and clusters of the next */
 	uint64_t done_in_run;
 	uint64_t n_likely; /* round 1: blocks that are still to come, at most */
+	struct qk_shadow_run
+		returned; /* taken ahead, and given back where room was scarce: they may have been counted */
 };
 
 /* ---- clusters ---- */
@@ -79,12 +82,26 @@ static enum qcow_status take(struct builder *b, uint64_t n, uint64_t min_n,
 	/* where room is scarce, what was taken for blocks to come may be all of it */
 	if (status == QCOW_E_NOSPC && spare->n != 0) {
 		give_back(src, spare->first, spare->n);
+		QK_ASSERT(H3, b->returned.n == 0);
+		b->returned = *spare;
 		spare->n = 0;
 		status = src->take(src->ctx, n, min_n, &out->first, &out->n, err);
 	}
 	QK_TRY(status);
 	QK_ASSERT(H1, out->n >= min_n && out->n <= n && out->n != 0);
 	return QCOW_OK;
+}
+
+/* As many clusters in a row as can be had, up to n: single ones lie far apart, and each would keep another block of the
+ * source's counts in memory. */
+static enum qcow_status take_row(
+	struct builder *b, uint64_t n, struct qk_shadow_run *out, struct qcow_error *err)
+{
+	enum qcow_status status = QCOW_E_NOSPC;
+
+	for (uint64_t least = n; status == QCOW_E_NOSPC && least != 0; least /= 2)
+		status = take(b, n, least, out, err);
+	return status;
 }
 
 /* A cluster for one block. */
@@ -94,7 +111,7 @@ static enum qcow_status take_block(struct builder *b, uint64_t *cluster, struct 
 
 	/* no more than is needed: what comes next would lie behind it */
 	if (spare->n == 0)
-		QK_TRY(take(b, qk_max(qk_min(TAKE_AT_ONCE, b->n_likely), 1), 1, spare, err));
+		QK_TRY(take_row(b, qk_max(qk_min(TAKE_AT_ONCE, b->n_likely), 1), spare, err));
 	/* remembered first: what was taken is never lost */
 	QK_TRY(add_run(b->s, spare->first, 1, err));
 	*cluster = spare->first++;
@@ -341,6 +358,7 @@ static enum qcow_status set_run(
 static enum qcow_status set_own(struct builder *b, struct qcow_error *err)
 {
 	QK_TRY(set_run(b, &b->s->spare, 0, err));
+	QK_TRY(set_run(b, &b->returned, 0, err));
 	for (size_t i = 0; i < b->s->n_runs; i++)
 		QK_TRY(set_run(b, &b->s->runs[i], 1, err));
 	return QCOW_OK;

@@ -24,9 +24,11 @@ enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struc
 	c->batch_room = qk_max(BATCH_BYTES, size);
 	c->l1 = qk_malloc(qk_max(n, 1), sizeof(*c->l1));
 	c->is_single = qk_calloc(qk_max(n, 1), sizeof(*c->is_single));
+	c->reach = qk_calloc(qk_max(n, 1), sizeof(*c->reach));
 	c->tables = qk_malloc_aligned(QK_SECTOR, (size_t)c->batch_room);
 	c->batch = qk_malloc_aligned(QK_SECTOR, (size_t)c->batch_room);
-	if (c->l1 == NULL || c->is_single == NULL || c->tables == NULL || c->batch == NULL)
+	if (c->l1 == NULL || c->is_single == NULL || c->reach == NULL || c->tables == NULL ||
+		c->batch == NULL)
 		return QK_FAIL_NOMEM(err);
 	for (uint64_t i = 0; i < n; i++)
 		c->l1[i] = base[i] & QK_OFFSET_MASK;
@@ -37,6 +39,7 @@ void qk_copy_release(struct qk_copy *c)
 {
 	free(c->l1);
 	free(c->is_single);
+	free(c->reach);
 	free(c->tables);
 	free(c->batch);
 	*c = (struct qk_copy){0};
@@ -191,10 +194,9 @@ static enum qcow_status host_of(
 	return e.finding == 0 ? QCOW_OK : qk_snapshot_bad_entry(off, i, raw, e.finding, err);
 }
 
-/* Entries of 8 bytes that are plain, or 0, from the i-th on, in a window of 16-bit counts, up to the first that is something
- * else. */
-static uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *counter,
-	const struct qk_plain *p, uint32_t i, bool *changed)
+/* Entries of 8 bytes that are plain, or 0, from the i-th on, up to the first that is something else. */
+static inline uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *counter,
+	const struct qk_plain *p, uint32_t i, bool is_wide, bool *changed)
 {
 	uint32_t end = c->image->geometry.l2_entries;
 	bool any = false;
@@ -208,7 +210,8 @@ static uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *counter,
 		if (off == 0 || k >= p->n)
 			continue;
 		uint8_t top = (uint8_t)((*at & ~COPIED_TOP) |
-					(counter->v16[k] == 1 ? COPIED_TOP : 0));
+					(qk_counter_is_single(counter, k, is_wide) ? COPIED_TOP
+										   : 0));
 		any |= top != *at;
 		*at = top;
 	}
@@ -242,7 +245,8 @@ static enum qcow_status judge_table(struct qk_copy *c, const struct qk_counter *
 	uint32_t n = c->image->geometry.l2_entries;
 	for (uint32_t i = 0; i < n; i++) {
 		if (p.applies)
-			i = judge_plain(c, counter, &p, i, changed);
+			i = counter->is_wide ? judge_plain(c, counter, &p, i, true, changed)
+					     : judge_plain(c, counter, &p, i, false, changed);
 		if (i < n)
 			QK_TRY(judge_entry(c, counter, off, i, changed, err));
 	}
@@ -257,8 +261,14 @@ enum qcow_status qk_copy_judged(
 		bool changed = false;
 		if (c->l1[i] == 0)
 			continue;
+		if (!qk_counter_is_reached(counter, &c->reach[i])) {
+			c->n_left--;
+			continue;
+		}
 		QK_TRY(qk_snapshot_goes_on(counter->progress, err));
 		QK_TRY(get(c, i, err));
+		if (c->reach[i].end == 0 && qk_counter_is_cut(counter))
+			c->reach[i] = qk_reach_of(&c->image->geometry, c->table);
 		QK_TRY(judge_table(c, counter, c->l1[i], &changed, err));
 		if (changed)
 			QK_TRY(put(c, i, err));

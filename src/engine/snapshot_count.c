@@ -4,10 +4,11 @@
  *
  * The changes are kept by L2 table, so that a table that many snapshots share is read once. Counts are held for a window
  * of clusters, from which the second refcount structure is built front to back; where the file is larger than
- * that the tables are read again for the next window.
+ * that the tables that point into the next window are read again for it.
  *
  * Invariants: SN3 deltas are sorted and each table is there once when a window is loaded; SN4 the window is asked for
- * in ascending order. Memory: 48 MiB. Specification: "Host cluster management", "Snapshots".
+ * in ascending order. Memory: 24 MiB, 24 million clusters of 127 references or less. Specification: "Host cluster management",
+ * "Snapshots".
  */
 #include "engine/snapshot_int.h"
 
@@ -19,8 +20,11 @@
 #include "engine/rw.h"
 #include "format/l1l2.h"
 
-#define WINDOW_BYTES QK_MIB(48)
+#define WINDOW_BYTES QK_MIB(24)
 #define BATCH_BYTES  QK_MIB(1) /* of tables that are read at once */
+#define GROUP_BITS   16U /* of struct qk_reach */
+#define WIDE_MOST    (INT32_MAX / 2) /* references */
+#define NARROW_MOST  (UINT8_MAX / 2)
 
 /* ---- life ---- */
 
@@ -35,10 +39,8 @@ enum qcow_status qk_counter_init(struct qk_counter *c, struct qcow_image *image,
 
 static void drop_window(struct qk_counter *c)
 {
-	free(c->v16);
-	free(c->v32);
-	c->v16 = NULL;
-	c->v32 = NULL;
+	c->narrow = NULL;
+	c->wide = NULL;
 	c->lo = c->hi = 0;
 	c->is_current = false;
 }
@@ -46,26 +48,28 @@ static void drop_window(struct qk_counter *c)
 void qk_counter_release(struct qk_counter *c)
 {
 	drop_window(c);
+	free(c->memory);
 	free(c->deltas);
 	free(c->table);
 	*c = (struct qk_counter){0};
 }
 
-/* One count of the window; what lies outside is no part of it. */
+/* Count i of the window, `delta` more. Does it still fit? */
+static inline bool add_at(struct qk_counter *c, uint64_t i, int64_t delta, bool is_wide)
+{
+	int64_t v = (is_wide ? c->wide[i] : c->narrow[i]) + 2 * delta;
+	if (is_wide)
+		c->wide[i] = (int32_t)v;
+	else
+		c->narrow[i] = (uint8_t)v;
+	return is_wide ? v >= INT32_MIN && v <= INT32_MAX : v >= 0 && v <= UINT8_MAX;
+}
+
+/* One count; what lies outside the window is no part of it. */
 static void add(struct qk_counter *c, uint64_t cluster, int64_t delta)
 {
-	if (cluster < c->lo || cluster >= c->hi)
-		return;
-	uint64_t i = cluster - c->lo;
-	if (c->is_wide) {
-		int64_t v = c->v32[i] + delta;
-		c->overflows = c->overflows || v > INT32_MAX || v < INT32_MIN;
-		c->v32[i] = (int32_t)v;
-		return;
-	}
-	int64_t v = c->v16[i] + delta;
-	c->overflows = c->overflows || v > INT16_MAX || v < INT16_MIN;
-	c->v16[i] = (int16_t)v;
+	if (cluster >= c->lo && cluster < c->hi && !add_at(c, cluster - c->lo, delta, c->is_wide))
+		c->overflows = true;
 }
 
 /* ---- what changes ---- */
@@ -91,6 +95,8 @@ static void settle(struct qk_counter *c)
 		}
 		last->table += c->deltas[i].table;
 		last->data += c->deltas[i].data;
+		if (last->reach.end == 0)
+			last->reach = c->deltas[i].reach;
 	}
 	c->n_deltas = c->n_sorted = n;
 }
@@ -109,7 +115,7 @@ enum qcow_status qk_counter_add(
 		c->deltas = v;
 		c->room = room;
 	}
-	c->deltas[c->n_deltas++] = (struct qk_delta){off, table, data};
+	c->deltas[c->n_deltas++] = (struct qk_delta){.off = off, .table = table, .data = data};
 	c->n_sorted = 0;
 	c->is_current = c->is_current && data == 0;
 	if (c->is_current)
@@ -137,7 +143,7 @@ enum qcow_status qk_counter_add_tree(struct qk_counter *c, const uint64_t *l1, u
 
 void qk_counter_reset(struct qk_counter *c)
 {
-	c->is_current = false;
+	c->is_current = c->has_freed = false;
 	c->n_deltas = c->n_sorted = 0;
 }
 
@@ -149,13 +155,13 @@ static void set_base(struct qk_counter *c, uint64_t at, const uint64_t *counts, 
 	uint64_t all = 0;
 	for (uint64_t i = 0; i < n; i++)
 		all |= counts[i];
-	c->overflows = c->overflows || all > (c->is_wide ? INT32_MAX : INT16_MAX);
+	c->overflows = c->overflows || all > (c->is_wide ? WIDE_MOST : NARROW_MOST);
 	if (c->is_wide)
 		for (uint64_t i = 0; i < n; i++)
-			c->v32[at + i] = (int32_t)counts[i];
+			c->wide[at + i] = (int32_t)(counts[i] * 2 + (counts[i] != 0));
 	else
 		for (uint64_t i = 0; i < n; i++)
-			c->v16[at + i] = (int16_t)counts[i];
+			c->narrow[at + i] = (uint8_t)(counts[i] * 2 + (counts[i] != 0));
 }
 
 static enum qcow_status load_base(struct qk_counter *c, struct qcow_error *err)
@@ -163,7 +169,7 @@ static enum qcow_status load_base(struct qk_counter *c, struct qcow_error *err)
 	uint64_t *counts QK_AUTO_FREE = qk_malloc(QK_SHADOW_COUNTS, sizeof(*counts));
 	if (counts == NULL)
 		return QK_FAIL_NOMEM(err);
-	for (uint64_t at = c->lo; at < c->hi; at += QK_SHADOW_COUNTS) {
+	for (uint64_t at = c->lo; at < c->hi && !c->overflows; at += QK_SHADOW_COUNTS) {
 		uint64_t n = qk_min(QK_SHADOW_COUNTS, c->hi - at);
 		memset(counts, 0, (size_t)n * sizeof(*counts));
 		QK_TRY(c->space.counts(c->space.ctx, at, n, counts, err));
@@ -207,25 +213,22 @@ static enum qcow_status add_closely(struct qk_counter *c, const struct qk_delta 
 	return QCOW_OK;
 }
 
-/* Count plain entries of 8 bytes from the `i`-th on, in a window of 16-bit counts, up to the first that is something else. */
-static uint32_t add_plain(struct qk_counter *c, const struct qk_plain *p, int32_t delta,
-	const uint8_t *table, uint32_t i)
+/* Count plain entries of 8 bytes from the `i`-th on, up to the first that is something else. */
+static inline uint32_t add_plain(struct qk_counter *c, const struct qk_plain *p,
+	const struct qk_delta *d, const uint8_t *table, uint32_t i, bool is_wide)
 {
 	uint32_t end = c->image->geometry.l2_entries;
-	bool overflows = false;
+	bool fits = true;
 	for (; i < end; i++) {
 		uint64_t raw = qk_load64(table + (size_t)i * sizeof(raw));
 		uint64_t off = raw & QK_OFFSET_MASK;
 		if (QK_UNLIKELY((raw & p->bad_bits) != 0 || (off == 0 && raw != 0)))
 			break;
 		uint64_t at = (off >> p->cluster_bits) - p->lo;
-		if (off == 0 || at >= p->n)
-			continue;
-		int32_t v = c->v16[at] + delta;
-		overflows |= v != (int16_t)v;
-		c->v16[at] = (int16_t)v;
+		if (off != 0 && at < p->n)
+			fits &= add_at(c, at, d->data, is_wide);
 	}
-	c->overflows = c->overflows || overflows;
+	c->overflows = c->overflows || !fits;
 	return i;
 }
 
@@ -234,14 +237,37 @@ static enum qcow_status add_table(struct qk_counter *c, const struct qk_delta *d
 {
 	const struct qk_geometry *g = &c->image->geometry;
 	const struct qk_plain p = qk_plain_init(c);
-	bool is_fast = p.applies && d->data >= INT16_MIN && d->data <= INT16_MAX;
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		if (is_fast)
-			i = add_plain(c, &p, d->data, table, i);
+		if (p.applies)
+			i = c->is_wide ? add_plain(c, &p, d, table, i, true)
+				       : add_plain(c, &p, d, table, i, false);
 		if (i < g->l2_entries)
 			QK_TRY(add_closely(c, d, table, i, err));
 	}
 	return QCOW_OK;
+}
+
+struct qk_reach qk_reach_of(const struct qk_geometry *g, const uint8_t *table)
+{
+	uint64_t least = UINT64_MAX, most = 0;
+	for (uint32_t i = 0; i < g->l2_entries; i++) {
+		uint64_t raw = qk_load64(table + (size_t)i * g->l2_entry_size);
+		uint64_t off = raw & QK_OFFSET_MASK;
+		if ((raw & QK_FLAG_COMPRESSED) != 0)
+			return (struct qk_reach){0, UINT32_MAX};
+		least = qk_min(least, off == 0 ? UINT64_MAX : off);
+		most = qk_max(most, off);
+	}
+	if (most == 0)
+		return (struct qk_reach){1, 1};
+	unsigned bits = g->cluster_bits + GROUP_BITS;
+	return (struct qk_reach){(uint32_t)(least >> bits), (uint32_t)(most >> bits) + 1};
+}
+
+bool qk_counter_is_reached(const struct qk_counter *c, const struct qk_reach *reach)
+{
+	return reach->end == 0 || ((uint64_t)reach->first << GROUP_BITS < c->hi &&
+					  (uint64_t)reach->end << GROUP_BITS > c->lo);
 }
 
 enum qcow_status qk_snapshot_goes_on(const struct qcow_progress *progress, struct qcow_error *err)
@@ -251,34 +277,52 @@ enum qcow_status qk_snapshot_goes_on(const struct qcow_progress *progress, struc
 	return QCOW_OK;
 }
 
+/* Are the entries of the table to be counted? */
+static bool is_read(const struct qk_counter *c, size_t i)
+{
+	return c->deltas[i].data != 0 && qk_counter_is_reached(c, &c->deltas[i].reach);
+}
+
 /* How many of the tables from the `i`-th on lie side by side, and go into the buffer? */
 static size_t stretch(const struct qk_counter *c, size_t i)
 {
 	uint64_t size = c->image->geometry.cluster_size;
 	size_t n = 1, most = (size_t)(c->table_bytes / size);
-	while (n < most && i + n < c->n_deltas && c->deltas[i + n].data != 0 &&
+	while (n < most && i + n < c->n_deltas && is_read(c, i + n) &&
 		c->deltas[i + n].off == c->deltas[i].off + n * size)
 		n++;
 	return n;
 }
 
+/* The n tables from the `i`-th on, which lie side by side. */
+static enum qcow_status add_tables(struct qk_counter *c, size_t i, size_t n, struct qcow_error *err)
+{
+	const struct qk_geometry *g = &c->image->geometry;
+	QK_TRY(qk_snapshot_goes_on(c->progress, err));
+	QK_TRY(qcow_store_read_padded(
+		c->image->store, c->table, n * (size_t)g->cluster_size, c->deltas[i].off, err));
+	for (size_t k = 0; k < n; k++) {
+		struct qk_delta *d = &c->deltas[i + k];
+		const uint8_t *table = c->table + k * g->cluster_size;
+		if (d->reach.end == 0 && qk_counter_is_cut(c))
+			d->reach = qk_reach_of(g, table);
+		QK_TRY(add_table(c, d, table, err));
+	}
+	return QCOW_OK;
+}
+
 static enum qcow_status sweep(struct qk_counter *c, struct qcow_error *err)
 {
-	uint64_t size = c->image->geometry.cluster_size;
 	size_t n = 0;
 	QK_TRY(load_base(c, err));
 	for (size_t i = 0; i < c->n_deltas; i++)
 		add(c, c->deltas[i].off >> c->image->geometry.cluster_bits, c->deltas[i].table);
-	for (size_t i = 0; i < c->n_deltas; i += n) {
+	for (size_t i = 0; i < c->n_deltas && !c->overflows; i += n) {
 		n = 1;
-		if (c->deltas[i].data == 0)
+		if (!is_read(c, i))
 			continue;
 		n = stretch(c, i);
-		QK_TRY(qk_snapshot_goes_on(c->progress, err));
-		QK_TRY(qcow_store_read_padded(
-			c->image->store, c->table, n * (size_t)size, c->deltas[i].off, err));
-		for (size_t k = 0; k < n; k++)
-			QK_TRY(add_table(c, &c->deltas[i + k], c->table + k * size, err));
+		QK_TRY(add_tables(c, i, n, err));
 	}
 	return QCOW_OK;
 }
@@ -299,33 +343,32 @@ static enum qcow_status fail_count(
 		off, v, g->refcount_bits);
 }
 
-/* The smallest and the largest count of the window. */
-static void find_extremes(const struct qk_counter *c, int32_t *least, int32_t *most)
+/* The smallest and the largest of the window's words, and whether there is one that lost its last reference. */
+static void find_extremes(const struct qk_counter *c, int32_t *least, int32_t *most, bool *freed)
 {
 	uint64_t n = c->hi - c->lo;
+	uint8_t narrow_most = 0;
+	bool any = false;
 	*least = *most = 0;
-	if (c->is_wide) {
-		for (uint64_t i = 0; i < n; i++) {
-			*least = c->v32[i] < *least ? c->v32[i] : *least;
-			*most = c->v32[i] > *most ? c->v32[i] : *most;
-		}
-		return;
+	for (uint64_t i = 0; c->is_wide && i < n; i++) {
+		*least = c->wide[i] < *least ? c->wide[i] : *least;
+		*most = c->wide[i] > *most ? c->wide[i] : *most;
+		any |= c->wide[i] == 1;
 	}
-	int16_t lo = 0, hi = 0;
-	for (uint64_t i = 0; i < n; i++) {
-		lo = c->v16[i] < lo ? c->v16[i] : lo;
-		hi = c->v16[i] > hi ? c->v16[i] : hi;
-	}
-	*least = lo;
-	*most = hi;
+	*freed = any || (!c->is_wide && memchr(c->narrow, 1, (size_t)n) != NULL);
+	for (uint64_t i = 0; !c->is_wide && i < n; i++)
+		narrow_most = c->narrow[i] > narrow_most ? c->narrow[i] : narrow_most;
+	*most = c->is_wide ? *most : narrow_most;
 }
 
-static enum qcow_status judge(const struct qk_counter *c, struct qcow_error *err)
+static enum qcow_status judge(struct qk_counter *c, struct qcow_error *err)
 {
 	int64_t max = (int64_t)qk_min(c->image->geometry.refcount_max, INT64_MAX);
 	int32_t least = 0, most = 0;
-	find_extremes(c, &least, &most);
-	if (QK_LIKELY(least >= 0 && most <= max))
+	bool freed = false;
+	find_extremes(c, &least, &most, &freed);
+	c->has_freed = c->has_freed || freed;
+	if (QK_LIKELY(least >= 0 && most / 2 <= max))
 		return QCOW_OK;
 	uint64_t at = c->lo;
 	while (qk_counter_at(c, at) >= 0 && qk_counter_at(c, at) <= max)
@@ -335,16 +378,24 @@ static enum qcow_status judge(const struct qk_counter *c, struct qcow_error *err
 
 static enum qcow_status make_window(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
 {
-	uint64_t width = c->is_wide ? sizeof(*c->v32) : sizeof(*c->v16);
+	uint64_t width = c->is_wide ? sizeof(*c->wide) : sizeof(*c->narrow);
 	drop_window(c);
+	uint64_t hi = qk_min(c->end, lo + WINDOW_BYTES / width), bytes = (hi - lo) * width;
+	/* its memory stays: what is freed and taken again by turns does not go back to the system */
+	if (bytes > c->memory_bytes || c->memory == NULL) {
+		free(c->memory);
+		c->memory_bytes = 0;
+		c->memory = qk_malloc(qk_max(bytes, 1), 1);
+		if (c->memory == NULL)
+			return QK_FAIL_NOMEM(err);
+		c->memory_bytes = bytes;
+	}
+	memset(c->memory, 0, (size_t)bytes);
 	c->lo = lo;
-	c->hi = qk_min(c->end, lo + WINDOW_BYTES / width);
+	c->hi = hi;
 	c->overflows = false;
-	void *v = qk_calloc(qk_max(c->hi - lo, 1), width);
-	if (v == NULL)
-		return QK_FAIL_NOMEM(err);
-	c->v16 = c->is_wide ? NULL : v;
-	c->v32 = c->is_wide ? v : NULL;
+	c->narrow = c->is_wide ? NULL : c->memory;
+	c->wide = c->is_wide ? c->memory : NULL;
 	return QCOW_OK;
 }
 
@@ -375,7 +426,7 @@ enum qcow_status qk_counter_load(struct qk_counter *c, uint64_t lo, struct qcow_
 	}
 	if (c->overflows)
 		return QK_FAIL(
-			err, QCOW_E_LIMIT, "a cluster has more than %d references", INT32_MAX);
+			err, QCOW_E_LIMIT, "a cluster has more than %d references", WIDE_MOST);
 	QK_TRY(judge(c, err));
 	c->is_current = c->lo == 0 && c->hi == c->end;
 	return QCOW_OK;
@@ -395,10 +446,10 @@ static enum qcow_status counts(
 		uint64_t part = qk_min(n - at, c->hi - c->lo - from);
 		if (c->is_wide)
 			for (uint64_t i = 0; i < part; i++)
-				out[at + i] = (uint64_t)c->v32[from + i];
+				out[at + i] = (uint64_t)c->wide[from + i] / 2;
 		else
 			for (uint64_t i = 0; i < part; i++)
-				out[at + i] = (uint64_t)c->v16[from + i];
+				out[at + i] = c->narrow[from + i] / 2U;
 		at += part;
 	}
 	return QCOW_OK;

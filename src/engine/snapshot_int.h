@@ -59,13 +59,24 @@ enum qcow_status qk_l1_read(struct qcow_image *image, uint64_t off, uint64_t n, 
 
 /* ---- snapshot_count.c: refcounts after the switch ---- */
 
+/* Where the entries of an L2 table point: groups of 64 Ki clusters [first, end). */
+struct qk_reach {
+	uint32_t first, end; /* end 0: the table has not been read */
+};
+
 /* What changes for one L2 table, or another cluster. */
 struct qk_delta {
 	uint64_t off; /* of the cluster */
 	int32_t table; /* references to it */
 	int32_t data; /* references to each cluster that its entries name; 0: it is not read */
+	struct qk_reach reach;
+	bool is_freed; /* of qk_counter_punch */
 };
 
+/*
+ * A count of the window is twice the number of references, and 1 more where there was one before: what is 1 lost the last.
+ * It has 8 bits while they suffice.
+ */
 struct qk_counter {
 	struct qcow_image *image;
 	struct qk_space *sp; /* whose counts they are */
@@ -74,12 +85,14 @@ struct qk_counter {
 	size_t n_deltas, room, n_sorted;
 	struct qk_shadow_source space; /* the counts as they are */
 	uint64_t end; /* of what has refcounts, in clusters */
-	uint64_t lo, hi; /* the window: v[i] is the refcount of cluster lo + i */
-	uint64_t window; /* clusters */
-	bool is_wide; /* v32 instead of v16 */
-	bool overflows; /* v16 cannot hold it */
-	int16_t *v16;
-	int32_t *v32;
+	uint64_t lo, hi; /* the window: that of cluster lo + i is narrow[i], or wide[i] */
+	uint8_t *narrow;
+	int32_t *wide;
+	void *memory; /* of either */
+	uint64_t memory_bytes;
+	bool is_wide;
+	bool overflows; /* narrow cannot hold it */
+	bool has_freed; /* some window had a cluster without its last reference */
 	bool is_current; /* the window is of all clusters, and everything added is counted in it */
 	uint8_t *table; /* table_bytes: a cluster, or several */
 	uint64_t table_bytes;
@@ -112,14 +125,20 @@ enum qcow_status qk_counter_load(
 	struct qk_counter *c, uint64_t lo, struct qcow_error *err) QK_MUST_USE;
 static inline int64_t qk_counter_at(const struct qk_counter *c, uint64_t cluster)
 {
-	return c->is_wide ? c->v32[cluster - c->lo] : c->v16[cluster - c->lo];
+	int64_t v = c->is_wide ? c->wide[cluster - c->lo] : c->narrow[cluster - c->lo];
+	return (v - (v & 1)) / 2;
+}
+/* Of the counts as they are stored, in a loop without a branch for the width. */
+static inline bool qk_counter_is_single(const struct qk_counter *c, uint64_t i, bool is_wide)
+{
+	return ((is_wide ? c->wide[i] : c->narrow[i]) | 1) == 3;
 }
 /* What loops over entries of 8 bytes need, in registers: nearly all are 0, or a plain cluster and nothing else. */
 struct qk_plain {
 	uint64_t bad_bits; /* set in none of those */
 	uint64_t lo, n; /* the window */
 	unsigned cluster_bits;
-	bool applies; /* the entries have 8 bytes, the counts 16 bits */
+	bool applies; /* the entries have 8 bytes */
 };
 static inline struct qk_plain qk_plain_init(const struct qk_counter *c)
 {
@@ -127,8 +146,17 @@ static inline struct qk_plain qk_plain_init(const struct qk_counter *c)
 	/* compressed, reserved, the zero flag; what is not aligned */
 	const uint64_t unusual = UINT64_C(0x7f000000000001ff);
 	return (struct qk_plain){unusual | (QK_OFFSET_MASK & (g->cluster_size - 1)), c->lo,
-		c->hi - c->lo, g->cluster_bits, !g->extended_l2 && !c->is_wide};
+		c->hi - c->lo, g->cluster_bits, !g->extended_l2};
 }
+/* Is there more than one window? */
+static inline bool qk_counter_is_cut(const struct qk_counter *c)
+{
+	return c->lo != 0 || c->hi < c->end;
+}
+/* Where the entries of the table point. */
+struct qk_reach qk_reach_of(const struct qk_geometry *g, const uint8_t *table);
+/* May an entry of the table point into the window? */
+bool qk_counter_is_reached(const struct qk_counter *c, const struct qk_reach *reach);
 /* The source for qk_shadow_build: the counts of the counter, clusters of the space. */
 void qk_counter_source(struct qk_counter *c, struct qk_shadow_source *out);
 
@@ -147,6 +175,7 @@ struct qk_copy {
 	uint64_t *
 		l1; /* as it becomes, without COPIED: where it differs from base the table is a copy */
 	bool *is_single; /* after qk_copy_judged: the table has one reference */
+	struct qk_reach *reach; /* of the tables */
 	uint64_t n;
 	uint64_t spare, n_spare; /* clusters taken and not used yet: offset */
 	uint64_t n_left; /* tables not looked at yet */

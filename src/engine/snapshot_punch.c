@@ -11,6 +11,9 @@
  */
 #include "engine/snapshot_int.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "engine/rw.h"
 
 struct punching {
@@ -28,70 +31,81 @@ static void flush_run(struct punching *p)
 
 static void note(struct punching *p, uint64_t cluster)
 {
-	const struct qk_counter *c = p->c;
-	if (cluster < c->lo || cluster >= c->hi || qk_counter_at(c, cluster) != 0)
-		return;
 	if (p->n != 0 && cluster != p->first + p->n)
 		flush_run(p);
 	if (p->n++ == 0)
 		p->first = cluster;
 }
 
-static void punch_table(struct punching *p, const struct qk_delta *d)
+static int by_place(const void *key, const void *item)
 {
-	struct qk_counter *c = p->c;
-	const struct qk_geometry *g = &c->image->geometry;
-	if (qcow_store_read_padded(
-		    c->image->store, c->table, (size_t)g->cluster_size, d->off, NULL) != QCOW_OK)
-		return;
-	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		uint64_t first = 0, n = 0;
-		if (qk_counter_hosts(c, d, c->table, i, &first, &n, NULL) != QCOW_OK)
-			return;
-		for (uint64_t k = 0; k < n; k++)
-			note(p, first + k);
-	}
-	flush_run(p);
+	const uint64_t *off = key;
+	const struct qk_delta *d = item;
+	return (*off > d->off) - (*off < d->off);
 }
 
-/* Tables before their own clusters: those are read here. */
+/* A table that has to be read once more, for another window? */
+static bool is_needed(struct punching *p, uint64_t cluster)
+{
+	struct qk_counter *c = p->c;
+	uint64_t off = cluster << c->image->geometry.cluster_bits;
+	if (!qk_counter_is_cut(c))
+		return false;
+	/* the load of the window sorted them */
+	struct qk_delta *d = bsearch(&off, c->deltas, c->n_sorted, sizeof(*c->deltas), by_place);
+	if (d == NULL || d->data == 0)
+		return false;
+	d->is_freed = true;
+	return true;
+}
+
+/* The next cluster from `at` on that has lost its last reference, or the end of the window. */
+static uint64_t next_freed(const struct qk_counter *c, uint64_t at)
+{
+	uint64_t i = at - c->lo, n = c->hi - c->lo;
+	if (!c->is_wide) {
+		const uint8_t *found = memchr(c->narrow + i, 1, (size_t)(n - i));
+		return found != NULL ? c->lo + (uint64_t)(found - c->narrow) : c->hi;
+	}
+	while (i < n && c->wide[i] != 1)
+		i++;
+	return c->lo + i;
+}
+
 static void punch_window(struct punching *p)
 {
-	struct qk_counter *c = p->c;
-	for (size_t i = 0; i < c->n_deltas; i++)
-		if (c->deltas[i].data < 0)
-			punch_table(p, &c->deltas[i]);
-}
-
-static void punch_tables(struct punching *p)
-{
-	struct qk_counter *c = p->c;
-	for (size_t i = 0; i < c->n_deltas; i++)
-		if (c->deltas[i].table < 0)
-			note(p, c->deltas[i].off >> c->image->geometry.cluster_bits);
+	const struct qk_counter *c = p->c;
+	for (uint64_t at = next_freed(c, c->lo); at < c->hi; at = next_freed(c, at + 1))
+		if (!is_needed(p, at))
+			note(p, at);
 	flush_run(p);
 }
 
-/* `of` for each window of counts; the one that is loaded will do where it is the only one. */
-static bool each_window(struct punching *p, void (*of)(struct punching *p))
+/* Those that were needed until now. */
+static void punch_tables(struct punching *p)
 {
-	uint64_t lo = 0;
-	do {
-		if (qk_counter_load(p->c, lo, NULL) != QCOW_OK)
-			return false;
-		of(p);
-		lo = p->c->hi;
-	} while (lo < p->c->end);
-	return true;
+	const struct qk_counter *c = p->c;
+	for (size_t i = 0; i < c->n_deltas; i++)
+		if (c->deltas[i].is_freed)
+			note(p, c->deltas[i].off >> c->image->geometry.cluster_bits);
+	flush_run(p);
 }
 
 void qk_counter_punch(struct qk_counter *c)
 {
 	struct punching p = {.c = c};
 	const struct qk_rw *rw = c->image->rw;
+	uint64_t lo = 0;
 	/* a refcount that may be too low frees nothing for good */
-	if ((rw->discard & QCOW_DISCARD_PASS_SNAPSHOT) == 0 || !qk_space_is_proven(c->sp))
+	if ((rw->discard & QCOW_DISCARD_PASS_SNAPSHOT) == 0 || !qk_space_is_proven(c->sp) ||
+		!c->has_freed)
 		return;
-	if (each_window(&p, punch_window))
-		(void)each_window(&p, punch_tables);
+	/* for each window of counts; the one that is loaded will do where it is the only one */
+	do {
+		if (qk_counter_load(c, lo, NULL) != QCOW_OK)
+			return;
+		punch_window(&p);
+		lo = c->hi;
+	} while (lo < c->end);
+	punch_tables(&p);
 }

@@ -223,6 +223,8 @@ enum qcow_status qk_space_write_patches(struct qk_space *sp, const struct qk_hea
 
 /* The reservation is free again, in memory. QCOW_E_IO, QCOW_E_NOMEM: it stays. */
 enum qcow_status qk_space_unreserve_all(struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
+/* Refcount blocks that the disk has as they are leave memory. */
+void qk_space_shed(struct qk_space *sp);
 /* Is some refcount in memory that the disk has not got for sure? */
 bool qk_space_is_dirty(struct qk_space *sp);
 /* The header on the disk, of which `header` was decoded, has changed; its refcount table has not. Errors of the store. */

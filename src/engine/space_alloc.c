@@ -11,6 +11,8 @@
 
 #include <inttypes.h>
 
+#include "format/refcounts.h"
+
 #define CONSECUTIVE_BEFORE_RESERVING 64U
 #define RESERVE_BYTES		     QK_MIB(64)
 
@@ -61,6 +63,14 @@ static bool extend_run(struct finder *f, uint64_t cluster, bool is_free)
 	return f->s->here;
 }
 
+/* The next one from `c` on that has refcount 0, or `end`; one block counts them all. */
+static uint64_t next_free(
+	const struct qk_space *sp, const struct qk_refblock *b, uint64_t c, uint64_t end)
+{
+	uint64_t n = sp->g->rb_entries, base = c & ~(n - 1);
+	return base + qk_refcounts_find_zero(sp->g, b->bytes, c - base, end - base);
+}
+
 /* Clusters [first, end) of one block, NULL where all are free. */
 static enum qcow_status scan(struct finder *f, const struct qk_refblock *b, uint64_t first,
 	uint64_t end, bool *done, struct qcow_error *err)
@@ -69,6 +79,10 @@ static enum qcow_status scan(struct finder *f, const struct qk_refblock *b, uint
 
 	for (uint64_t c = first; c < end && !*done; c++) {
 		bool is_free = b == NULL || qk_refblock_at(f->sp, b, c) == 0;
+		if (!is_free && f->n == 0 && !f->s->here) {
+			c = next_free(f->sp, b, c, end) - 1;
+			continue;
+		}
 		any = any || is_free;
 		if (is_free)
 			QK_TRY(look_at(f, c, &is_free, err));

@@ -64,21 +64,43 @@ static void link_use(struct qk_space *sp, struct qk_refblock *b)
 
 /* ---- making and dropping ---- */
 
+static void release(struct qk_refblock *b)
+{
+	if (b != NULL)
+		free(b->bytes);
+	free(b);
+}
+
+/* Memory for one: that of the last one that left the cache, where there is any. */
+static struct qk_refblock *get_memory(struct qk_space *sp, uint64_t maps)
+{
+	struct qk_refblock *b = sp->idle_block;
+
+	sp->idle_block = NULL;
+	if (b != NULL)
+		return b;
+	b = qk_calloc(1, sizeof(*b) + maps);
+	if (b == NULL)
+		return NULL;
+	b->bytes = qk_malloc_aligned(QK_SECTOR, sp->g->cluster_size);
+	if (b->bytes != NULL)
+		return b;
+	release(b);
+	return NULL;
+}
+
 static struct qk_refblock *make(
 	struct qk_space *sp, uint64_t idx, uint64_t off, enum qk_refblock_state state)
 {
 	uint64_t maps = 2 * n_words(sp) * sizeof(uint64_t);
-	struct qk_refblock *b = qk_calloc(1, sizeof(*b) + maps);
-	uint8_t *bytes = qk_malloc_aligned(QK_SECTOR, sp->g->cluster_size);
+	struct qk_refblock *b = get_memory(sp, maps);
 
-	if (b == NULL || bytes == NULL) {
-		free(b);
-		free(bytes);
+	if (b == NULL)
 		return NULL;
-	}
-	*b = (struct qk_refblock){.idx = idx, .off = off, .bytes = bytes, .state = state};
+	*b = (struct qk_refblock){.idx = idx, .off = off, .bytes = b->bytes, .state = state};
 	b->dirty = (uint64_t *)(void *)(b + 1);
 	b->unstable = b->dirty + n_words(sp);
+	memset(b->dirty, 0, (size_t)maps);
 	return b;
 }
 
@@ -92,10 +114,10 @@ static void insert(struct qk_space *sp, struct qk_refblock *b)
 	sp->n_blocks++;
 }
 
-static void destroy(struct qk_refblock *b)
+static void destroy(struct qk_space *sp, struct qk_refblock *b)
 {
-	free(b->bytes);
-	free(b);
+	release(sp->idle_block);
+	sp->idle_block = b;
 }
 
 static void evict(struct qk_space *sp, struct qk_refblock *b)
@@ -107,7 +129,7 @@ static void evict(struct qk_space *sp, struct qk_refblock *b)
 	*at = b->next_hash;
 	unlink_use(sp, b);
 	sp->n_blocks--;
-	destroy(b);
+	destroy(sp, b);
 }
 
 /* A few of the oldest: what cannot leave goes to the other end, or each load would meet it again. */
@@ -159,14 +181,27 @@ void qk_refblocks_tidy(struct qk_space *sp)
 	}
 }
 
+void qk_space_shed(struct qk_space *sp)
+{
+	(void)pthread_mutex_lock(&sp->lock);
+	uint64_t was = sp->max_blocks;
+	sp->max_blocks = 0;
+	qk_refblocks_tidy(sp);
+	sp->max_blocks = was;
+	release(sp->idle_block);
+	sp->idle_block = NULL;
+	(void)pthread_mutex_unlock(&sp->lock);
+}
+
 void qk_refblocks_release(struct qk_space *sp)
 {
 	for (struct qk_refblock *b = sp->newest; b != NULL;) {
 		struct qk_refblock *older = b->older;
-		destroy(b);
+		release(b);
 		b = older;
 	}
-	sp->newest = sp->oldest = NULL;
+	release(sp->idle_block);
+	sp->newest = sp->oldest = sp->idle_block = NULL;
 }
 
 /* ---- finding ---- */
@@ -193,7 +228,7 @@ static enum qcow_status load(
 	enum qcow_status status = qcow_store_read_padded(
 		sp->store, b->bytes, (size_t)sp->g->cluster_size, off, err);
 	if (status != QCOW_OK) {
-		destroy(b);
+		destroy(sp, b);
 		qk_err_context(err, "refcount block %" PRIu64 " at %" PRIu64, idx, off);
 		if (err != NULL)
 			err->finding = QCOW_FINDING_TABLE_READ_FAILED;

@@ -20,6 +20,8 @@ struct qk_space_census {
 	struct qk_space_noted beyond; /* the first entry that points past the end of the file */
 	bool has_unread_tables;
 	bool has_damage; /* some entry or table is not as it should be */
+	bool reclaims; /* what nothing refers to is free */
+	uint64_t stored[QK_CENSUS_PAGE_BYTES / 2]; /* refcounts of a page */
 };
 
 /* Release it also after a failure. QCOW_E_NOMEM. */

@@ -122,6 +122,7 @@ struct qk_space {
 	struct qk_refblock
 		*busy; /* every block that is dirty, unstable or not linked, and maybe others */
 	uint64_t n_blocks, max_blocks;
+	struct qk_refblock *idle_block; /* memory of one that left */
 	struct qk_refblock *publishing; /* list, pinned */
 	uint8_t *scratch; /* cluster_size, of the publication */
 

@@ -12,16 +12,19 @@
  * Nor is an image written that has entries past the end of the file: it would grow over them, and what is an error
  * now would read as zeros, or as what somebody else has put there.
  *
- * Memory: 16 MiB for the counters, 2 MiB for the set of L2 tables, whatever the image's size.
+ * Memory: 34 MiB for the counters, as far as there are clusters (17 million at a time), 2 MiB for the set of L2 tables,
+ * whatever the image's size.
  */
 #include "engine/space_census.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "format/l1l2.h"
+#include "format/refcounts.h"
 
-#define CENSUS_BYTES QK_MIB(16)
+#define CENSUS_BYTES QK_MIB(34)
 #define L2SET_BYTES  QK_MIB(2)
 #define SMALL_TABLES QK_MIB(8) /* L1 and L2 tables that are always counted at open */
 
@@ -158,21 +161,64 @@ static enum qcow_status turn_to(struct qk_space_census *c, uint64_t cluster, str
 	return qk_refblock_get(sp, idx, &c->block, err);
 }
 
-static enum qcow_status compare(void *ctx, uint64_t cluster, uint64_t word, struct qcow_error *err)
+static enum qcow_status compare(struct qk_space_census *c, uint64_t cluster, uint64_t word,
+	uint64_t stored, struct qcow_error *err)
 {
-	struct qk_space_census *c = ctx;
 	uint64_t refs = word & QK_CENSUS_WIDE_COUNT;
 	uint64_t off = cluster << c->sp->g->cluster_bits;
 
+	if (refs == 0)
+		return QCOW_OK;
 	QK_TRY(qk_space_census_judge(c->sp, cluster, word, err));
-	QK_TRY(turn_to(c, cluster, err));
-	uint64_t stored = c->block == NULL ? 0 : qk_refblock_at(c->sp, c->block, cluster);
 	if (stored >= refs)
 		return QCOW_OK;
 	return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_REFCOUNT_TOO_LOW, off, QCOW_NO_OFFSET,
 		"not opened for writing: the cluster at %" PRIu64 " has refcount %" PRIu64
 		" and %" PRIu64 " references",
 		off, stored, refs);
+}
+
+/* What the counters of some clusters say. */
+struct verdict {
+	bool is_bad, has_leaks;
+};
+
+/* n narrow counters and the refcounts that are stored. */
+static struct verdict judge_counters(const uint16_t *counters, const uint64_t *stored, uint64_t n)
+{
+	unsigned bad = 0, leaks = 0;
+
+	for (uint64_t i = 0; i < n; i++) {
+		unsigned refs = counters[i] & QK_CENSUS_COUNT_MASK;
+		unsigned is_shared = refs > 1;
+		bad |= (counters[i] & QK_CENSUS_OVERLAP) |
+		       (is_shared & (unsigned)((counters[i] & QK_CENSUS_COPIED) != 0)) |
+		       (unsigned)(stored[i] < refs);
+		leaks |= (unsigned)(refs == 0) & (unsigned)(stored[i] != 0);
+	}
+	return (struct verdict){bad != 0, leaks != 0};
+}
+
+/* Clusters [first, first + n) of one page and one refcount block. */
+static enum qcow_status compare_part(struct qk_space_census *c, const uint8_t *page, uint64_t first,
+	uint64_t n, bool *has_leaks, struct qcow_error *err)
+{
+	uint64_t at = first & c->census.page_mask;
+
+	QK_TRY(turn_to(c, first, err));
+	if (c->block != NULL)
+		qk_refcounts_load(c->sp->g, c->block->bytes, first & (c->sp->g->rb_entries - 1), n,
+			c->stored);
+	else
+		memset(c->stored, 0, sizeof(c->stored));
+	struct verdict v = {true, true};
+	if (!c->census.wide)
+		v = judge_counters((const uint16_t *)(const void *)page + at, c->stored, n);
+	*has_leaks = v.has_leaks && c->block != NULL;
+	for (uint64_t i = 0; v.is_bad && i < n; i++)
+		QK_TRY(compare(
+			c, first + i, qk_census_load(&c->census, page, at + i), c->stored[i], err));
+	return QCOW_OK;
 }
 
 /* ---- leaks ---- */
@@ -213,6 +259,61 @@ static void reclaim_part(struct qk_space_census *c, struct qk_refblock *b, uint6
 	}
 }
 
+/* More leaks than the cache holds stay leaks. */
+static bool has_room(const struct qk_space *sp)
+{
+	return sp->n_blocks <= sp->max_blocks;
+}
+
+/* The clusters of one page, which has references. */
+static enum qcow_status compare_page(
+	struct qk_space_census *c, uint64_t key, struct qcow_error *err)
+{
+	const struct qk_census *census = &c->census;
+	const uint8_t *page = qk_census_find(census, key);
+	uint64_t at = qk_max(key << census->page_shift, census->lo);
+	uint64_t end = (key + 1) << census->page_shift;
+	bool has_leaks = false;
+
+	if (census->hi < c->n_clusters)
+		end = qk_min(end, census->hi);
+	while (at < end) {
+		uint64_t next = qk_min((at | (c->sp->g->rb_entries - 1)) + 1, end);
+		QK_TRY(compare_part(c, page, at, next - at, &has_leaks, err));
+		if (has_leaks && c->reclaims && has_room(c->sp))
+			reclaim_part(c, c->block, at, next, page);
+		at = next;
+	}
+	return QCOW_OK;
+}
+
+static enum qcow_status compare_pages(struct qk_space_census *c, struct qcow_error *err)
+{
+	size_t n = 0;
+	const uint64_t *keys = qk_census_sorted(&c->census, &n);
+
+	for (size_t i = 0; i < n; i++)
+		QK_TRY(compare_page(c, keys[i], err));
+	return QCOW_OK;
+}
+
+/* Parts of clusters [at, end) that no page counts: is there any, and what is stored for them is 0 from now on. */
+static bool reclaim_rest(
+	struct qk_space_census *c, struct qk_refblock *b, uint64_t at, uint64_t end)
+{
+	bool any = false;
+
+	while (at < end) {
+		uint64_t next = qk_min((at | c->census.page_mask) + 1, end);
+		bool is_rest = qk_census_find(&c->census, at >> c->census.page_shift) == NULL;
+		if (is_rest && b != NULL)
+			reclaim_part(c, b, at, next, NULL);
+		any = any || is_rest;
+		at = next;
+	}
+	return any;
+}
+
 /* Of one block, what the window covers; with the last window what lies past the end of the file too. */
 static enum qcow_status reclaim_block(
 	struct qk_space_census *c, uint64_t idx, struct qcow_error *err)
@@ -224,12 +325,10 @@ static enum qcow_status reclaim_block(
 
 	if (census->hi < c->n_clusters)
 		end = qk_min(end, census->hi);
+	if (!reclaim_rest(c, NULL, at, end))
+		return QCOW_OK;
 	QK_TRY(qk_refblock_get(c->sp, idx, &b, err));
-	while (at < end) {
-		uint64_t next = qk_min((at | census->page_mask) + 1, end);
-		reclaim_part(c, b, at, next, qk_census_find(census, at >> census->page_shift));
-		at = next;
-	}
+	(void)reclaim_rest(c, b, at, end);
 	qk_refblock_put(b);
 	return QCOW_OK;
 }
@@ -238,13 +337,10 @@ static enum qcow_status reclaim(struct qk_space_census *c, struct qcow_error *er
 {
 	struct qk_space *sp = c->sp;
 
-	if (c->has_damage || !is_all_known(sp))
-		return QCOW_OK;
 	for (uint64_t i = c->census.lo >> sp->g->rb_bits; i < sp->table_entries; i++) {
 		if (c->census.hi < c->n_clusters && i << sp->g->rb_bits >= c->census.hi)
 			break;
-		/* more leaks than the cache holds stay leaks */
-		if (sp->table[i] != 0 && sp->n_blocks <= sp->max_blocks)
+		if (sp->table[i] != 0 && has_room(sp))
 			QK_TRY(reclaim_block(c, i, err));
 	}
 	return QCOW_OK;
@@ -253,13 +349,14 @@ static enum qcow_status reclaim(struct qk_space_census *c, struct qcow_error *er
 static enum qcow_status compare_pass(void *ctx, struct qcow_error *err)
 {
 	struct qk_space_census *c = ctx;
-	enum qcow_status status = qk_space_census_each(c, compare, c, err);
 
+	c->reclaims = !c->has_damage && is_all_known(c->sp);
+	enum qcow_status status = compare_pages(c, err);
 	if (c->block != NULL)
 		qk_refblock_put(c->block);
 	c->block = NULL;
 	QK_TRY(status);
-	return reclaim(c, err);
+	return c->reclaims ? reclaim(c, err) : QCOW_OK;
 }
 
 static enum qcow_status prove(struct qk_space *sp, struct qcow_error *err)

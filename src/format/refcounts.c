@@ -2,6 +2,8 @@
 /* refcounts: see refcounts.h. The widths that images have are loops without calls. */
 #include "format/refcounts.h"
 
+#include <string.h>
+
 #include "base/bytes.h"
 #include "base/num.h"
 
@@ -41,6 +43,31 @@ void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t in
 		for (uint64_t i = 0; i < n; i++)
 			qk_refcount_set(g, block, index + i, counts[i]);
 	}
+}
+
+/* Of 16-bit entries, 16 at a time while none is 0: the first of 16 one of which is. */
+static uint64_t pass_full(const uint8_t *block, uint64_t index, uint64_t end)
+{
+	uint16_t v[16];
+	for (; index + 16 <= end; index += 16) {
+		unsigned any = 0;
+		memcpy(v, block + index * 2, sizeof(v));
+		for (unsigned i = 0; i < 16; i++)
+			any |= v[i] == 0;
+		if (any != 0)
+			break;
+	}
+	return index;
+}
+
+uint64_t qk_refcounts_find_zero(
+	const struct qk_geometry *g, const uint8_t *block, uint64_t index, uint64_t end)
+{
+	if (g->refcount_order == 4)
+		index = pass_full(block, index, end);
+	while (index < end && qk_refcount_get(g, block, index) != 0)
+		index++;
+	return index;
 }
 
 uint64_t qk_refcounts_most(const uint64_t *counts, uint64_t n)

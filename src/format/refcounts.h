@@ -13,6 +13,10 @@ void qk_refcounts_load(const struct qk_geometry *g, const uint8_t *block, uint64
 void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t index, uint64_t n,
 	const uint64_t *counts);
 
+/* The first entry in [index, end) of the block that is 0, or `end`. */
+uint64_t qk_refcounts_find_zero(
+	const struct qk_geometry *g, const uint8_t *block, uint64_t index, uint64_t end);
+
 /* The largest of n counts, 0 where there are none. */
 uint64_t qk_refcounts_most(const uint64_t *counts, uint64_t n);
 

@@ -227,10 +227,11 @@ static void every_failure_gives_all_back(void **state)
 			qk_shadow_release(&sh);
 			for (unsigned c = 0; c < N; c++)
 				assert_int_equal(s.taken[c], 0);
-			if (status == QCOW_OK)
+			/* where a row is refused, half of it may be had */
+			if (status == QCOW_OK && (of_store || s.n_calls < at))
 				break;
 		}
-		assert_true(at > 20);
+		assert_true(at > (of_store ? 6 : 20));
 	}
 	drop(&s);
 	qkt_fault_free(fault);

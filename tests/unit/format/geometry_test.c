@@ -140,6 +140,12 @@ static void many_refcounts_are_each_of_them(void **state)
 		qk_refcounts_load(&g, many, at, n, back);
 		assert_memory_equal(counts, back, (size_t)n * sizeof(*counts));
 		assert_true(qk_refcounts_most(counts, n) == most);
+		for (uint64_t z = n; z-- != 0; qk_refcount_set(&g, many, at + z, 0)) {
+			uint64_t zero = at;
+			while (zero < at + n && slow_refcount(many, 1U << order, zero) != 0)
+				zero++;
+			assert_true(qk_refcounts_find_zero(&g, many, at, at + n) == zero);
+		}
 	}
 	assert_true(qk_refcounts_most(NULL, 0) == 0);
 }
