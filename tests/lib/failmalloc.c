@@ -17,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -48,7 +49,7 @@ void *__libc_memalign(size_t align, size_t size);
 #endif
 
 static _Atomic uint64_t count, nth, hits;
-static _Atomic int64_t live;
+static _Atomic int64_t live, live_bytes, peak_bytes;
 static _Atomic bool for_ever;
 
 void qkt_failmalloc_arm(uint64_t n, bool ever)
@@ -74,6 +75,28 @@ int64_t qkt_failmalloc_live(void)
 	return atomic_load(&live);
 }
 
+int64_t qkt_failmalloc_bytes(void)
+{
+	return atomic_load(&live_bytes);
+}
+
+void qkt_failmalloc_start_peak(void)
+{
+	atomic_store(&peak_bytes, atomic_load(&live_bytes));
+}
+
+int64_t qkt_failmalloc_peak(void)
+{
+	return atomic_load(&peak_bytes);
+}
+
+static void note_bytes(int64_t n)
+{
+	int64_t now = atomic_fetch_add(&live_bytes, n) + n, most = atomic_load(&peak_bytes);
+	while (now > most && !atomic_compare_exchange_weak(&peak_bytes, &most, now))
+		;
+}
+
 static bool fails(void)
 {
 	uint64_t at = atomic_fetch_add(&count, 1) + 1, n = atomic_load(&nth);
@@ -86,8 +109,10 @@ static bool fails(void)
 
 static void *made(void *p)
 {
-	if (p != NULL)
-		atomic_fetch_add(&live, 1);
+	if (p == NULL)
+		return NULL;
+	atomic_fetch_add(&live, 1);
+	note_bytes((int64_t)malloc_usable_size(p));
 	return p;
 }
 
@@ -105,8 +130,13 @@ void *ENTRY(realloc)(void *old, size_t size)
 {
 	if (fails())
 		return NULL;
+	int64_t was = old != NULL ? (int64_t)malloc_usable_size(old) : 0;
 	void *p = REAL(realloc)(old, size);
-	return old == NULL ? made(p) : p;
+	if (old == NULL)
+		return made(p);
+	if (p != NULL)
+		note_bytes((int64_t)malloc_usable_size(p) - was);
+	return p;
 }
 
 int ENTRY(posix_memalign)(void **out, size_t align, size_t size)
@@ -129,8 +159,10 @@ int ENTRY(posix_memalign)(void **out, size_t align, size_t size)
 
 void ENTRY(free)(void *p)
 {
-	if (p != NULL)
+	if (p != NULL) {
 		atomic_fetch_sub(&live, 1);
+		note_bytes(-(int64_t)malloc_usable_size(p));
+	}
 	REAL(free)(p);
 }
 

@@ -16,4 +16,9 @@ uint64_t qkt_failmalloc_count(void);
 /* Blocks that are allocated and not freed. */
 int64_t qkt_failmalloc_live(void);
 
+/* Bytes that are allocated, and the most there were at a time since the start (or the last start_peak). */
+int64_t qkt_failmalloc_bytes(void);
+void qkt_failmalloc_start_peak(void);
+int64_t qkt_failmalloc_peak(void);
+
 #endif
