@@ -9,8 +9,8 @@ need_qemu
 FAILMALLOC=${FAILMALLOC:?names the library to preload}
 
 # failing N EVER COMMAND…: run it so, into out, err, $rc and count
-# (fresh: what makes the images anew before each run; after: what must be true of them when it has failed)
-fresh=: after=:
+# (fresh: what makes the images anew before each run; after: what must be true of them when it has failed, whole: when not)
+fresh=: after=: whole=:
 failing() {
 	rm -f target count
 	$fresh
@@ -31,6 +31,7 @@ judge() {
 		elif ! $after >/dev/null 2>&1; then why="changes what the disk reads, or damages it"
 		fi
 	elif ! cmp -s good out; then why="succeeds with another output"
+	elif ! $whole >/dev/null 2>&1; then why="succeeds, and the image is not what it should be"
 	elif [[ -e good-target ]] && ! cmp -s good-target target; then why="succeeds with another target"
 	fi
 }
@@ -41,7 +42,7 @@ sweep() {
 	shift 2
 	rm -f target good-target
 	$fresh
-	"$@" >good 2>err </dev/null || { bad "$name" "fails without faults: $(<err)"; return; }
+	{ "$@" >good 2>err </dev/null && $whole; } || { bad "$name" "fails without faults: $(<err)"; return; }
 	[[ ! -e target ]] || mv target good-target
 	for ever in 0 1; do
 		for ((n = 1; ; n += ever ? 6 : step)); do
@@ -96,7 +97,22 @@ reads_the_same() {
 		((rc == 0 || rc == 3)) || return 1
 	done
 }
-fresh=work after=reads_the_same
+fresh=work after=reads_the_same whole=reads_the_same
 sweep rebase_is_whole_or_fails 5 "$QCOW" rebase -b flat.qcow2 -F qcow2 work.qcow2
 sweep commit_is_whole_or_fails 5 "$QCOW" commit work.qcow2
+
+# those that write a disk: a part of it may be written, and nothing is damaged
+disk() { cp base.qcow2 work.qcow2; }
+is_sound() { "$QEMU_IMG" check -q work.qcow2 || (($? == 3)); }
+is_written() { is_sound && "$QEMU_IMG" compare -q work.qcow2 "$written"; }
+fresh=disk after=is_sound whole=is_written
+cp base.qcow2 written.qcow2
+"$QEMU_IMG" convert -n -O qcow2 flat.qcow2 written.qcow2
+written=written.qcow2
+sweep convert_to_what_exists_is_right_or_fails 5 "$QCOW" convert -n -O qcow2 flat.qcow2 work.qcow2
+"$QEMU_IMG" convert -O raw base.qcow2 written.raw
+dd if=want.raw of=written.raw bs=64k skip=1 seek=2 count=20 conv=notrunc status=none
+written=written.raw
+sweep dd_to_what_exists_is_right_or_fails 5 "$QCOW" dd -f raw -O qcow2 if=want.raw of=work.qcow2 bs=64k skip=1 \
+	seek=2 count=20 conv=notrunc
 finish
