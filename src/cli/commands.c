@@ -10,6 +10,7 @@ extern const struct cli_command cli_cmd_bitmap;
 extern const struct cli_command cli_cmd_check;
 extern const struct cli_command cli_cmd_commit;
 extern const struct cli_command cli_cmd_compare;
+extern const struct cli_command cli_cmd_compat;
 extern const struct cli_command cli_cmd_completion;
 extern const struct cli_command cli_cmd_convert;
 extern const struct cli_command cli_cmd_create;
@@ -35,6 +36,7 @@ const struct cli_command *const cli_commands[] = {
 	&cli_cmd_check,
 	&cli_cmd_commit,
 	&cli_cmd_compare,
+	&cli_cmd_compat,
 	&cli_cmd_completion,
 	&cli_cmd_convert,
 	&cli_cmd_create,
