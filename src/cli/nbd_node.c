@@ -70,6 +70,19 @@ static enum qcow_status take_tls(
 	return id != NULL ? cli_nbd_use_creds(cli, id, a, err) : QCOW_OK;
 }
 
+/* open-timeout: seconds. A connection that is lost is not made again, whatever reconnect-delay says. */
+static enum qcow_status take_timeout(
+	struct cli *cli, const json_t *spec, struct qk_nbd_address *a, struct qcow_error *err)
+{
+	uint64_t delay = 0, timeout = 0;
+	QK_TRY(cli_spec_u64(cli, spec, "reconnect-delay", &delay, err));
+	QK_TRY(cli_spec_u64(cli, spec, "open-timeout", &timeout, err));
+	if (delay != 0)
+		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "'reconnect-delay' is not built in");
+	a->open_timeout_s = timeout < 86400 ? (unsigned)timeout : 86400;
+	return QCOW_OK;
+}
+
 static enum qcow_status take_members(
 	struct cli *cli, const json_t *spec, struct qk_nbd_address *a, struct qcow_error *err)
 {
@@ -122,6 +135,8 @@ enum qcow_status cli_nbd_open(struct cli *cli, const json_t *spec, unsigned flag
 		status = take_members(cli, spec, &address, err);
 	if (status == QCOW_OK && name != NULL)
 		status = take_tls(cli, spec, &address, err);
+	if (status == QCOW_OK)
+		status = take_timeout(cli, spec, &address, err);
 	if (status == QCOW_OK)
 		status = qk_nbd_open(&address, (flags & QCOW_FILE_WRITE) != 0, out, err);
 	qk_nbd_address_release(&address);

@@ -205,6 +205,29 @@ enum qcow_status qk_nbd_address_parse(
 	return QK_FAIL(err, QCOW_E_INVAL, "'%s' is no NBD address", text);
 }
 
+/* NULL stays NULL. */
+static bool copy_string(const char *from, char **out)
+{
+	*out = from != NULL ? qk_strndup(from, strlen(from)) : NULL;
+	return from == NULL || *out != NULL;
+}
+
+enum qcow_status qk_nbd_address_copy(
+	const struct qk_nbd_address *from, struct qk_nbd_address *out, struct qcow_error *err)
+{
+	*out = (struct qk_nbd_address){.tls = from->tls,
+		.no_verify = from->no_verify,
+		.open_timeout_s = from->open_timeout_s};
+	bool is_whole = copy_string(from->path, &out->path) &&
+			copy_string(from->host, &out->host) &&
+			copy_string(from->port, &out->port) &&
+			copy_string(from->export_name, &out->export_name) &&
+			copy_string(from->tls_dir, &out->tls_dir) &&
+			copy_string(from->tls_psk_file, &out->tls_psk_file) &&
+			copy_string(from->tls_username, &out->tls_username);
+	return is_whole ? QCOW_OK : QK_FAIL_NOMEM(err);
+}
+
 void qk_nbd_address_release(struct qk_nbd_address *a)
 {
 	free(a->path);

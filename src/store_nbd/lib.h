@@ -12,10 +12,13 @@
 #define QK_LIBNBD_CALLS(X)       \
 	X(add_meta_context)      \
 	X(aio_block_status)      \
+	X(aio_connect_tcp)       \
+	X(aio_connect_unix)      \
 	X(aio_flush)             \
 	X(aio_get_direction)     \
 	X(aio_get_fd)            \
 	X(aio_is_closed)         \
+	X(aio_is_connecting)     \
 	X(aio_is_dead)           \
 	X(aio_is_ready)          \
 	X(aio_notify_read)       \

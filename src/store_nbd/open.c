@@ -6,9 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/mem.h"
 #include "store_nbd/wire.h"
+
+#define HANDSHAKE_S 60 /* for a server that nobody said anything about */
 
 /* What libnbd said last, without the name of its own function. */
 static const char *said(const struct qk_libnbd *lib)
@@ -56,25 +59,70 @@ bool qk_nbd_set_tls(
 	       (a->tls_username == NULL || lib->set_tls_username(nbd, a->tls_username) == 0);
 }
 
-static enum qcow_status reach(
-	const struct qk_nbd_wire *wire, const struct qk_nbd_address *a, struct qcow_error *err)
+/* Begin to connect; the name of a host is looked up at once. */
+static int begin(struct qk_nbd_wire *w, const struct qk_nbd_address *a)
 {
-	const struct qk_libnbd *lib = wire->lib;
-	struct nbd_handle *nbd = wire->nbd;
-	if (!qk_nbd_set_tls(lib, nbd, a) || lib->set_export_name(nbd, a->export_name) != 0 ||
-		lib->add_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
-		lib->set_pread_initialize(nbd, false) != 0)
-		return QK_FAIL(err, QCOW_E_INVAL, "%s", said(lib));
-	int r = a->path != NULL ? lib->connect_unix(nbd, a->path)
-				: lib->connect_tcp(nbd, a->host, a->port);
-	return r == 0 ? QCOW_OK : fail_connect(lib, a, err);
+	const struct qk_libnbd *lib = w->lib;
+	if (!qk_nbd_set_tls(lib, w->nbd, a) || lib->set_export_name(w->nbd, a->export_name) != 0 ||
+		lib->add_meta_context(w->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+		lib->set_pread_initialize(w->nbd, false) != 0)
+		return -1;
+	return a->path != NULL ? lib->aio_connect_unix(w->nbd, a->path)
+			       : lib->aio_connect_tcp(w->nbd, a->host, a->port);
 }
 
-/* The export in `wire`. */
-static enum qcow_status ask(struct qk_nbd_wire *wire, bool writable, struct qcow_error *err)
+static int64_t now_ms(void)
 {
-	const struct qk_libnbd *lib = wire->lib;
-	struct nbd_handle *nbd = wire->nbd;
+	struct timespec t;
+	(void)clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Connected and ready for requests before `deadline`, once. */
+static enum qcow_status reach_once(struct qk_nbd_wire *w, const struct qk_nbd_address *a,
+	int64_t deadline, struct qcow_error *err)
+{
+	w->nbd = w->lib->create();
+	if (w->nbd == NULL)
+		return QK_FAIL_NOMEM(err);
+	if (begin(w, a) != 0)
+		return fail_connect(w->lib, a, err);
+	while (w->lib->aio_is_connecting(w->nbd) > 0) {
+		int64_t left = deadline - now_ms();
+		enum qk_nbd_turn turn = qk_nbd_wire_turn(w, left > 0 ? (int)left : 0);
+		if (turn == QK_NBD_LOST)
+			return fail_connect(w->lib, a, err);
+		if (turn == QK_NBD_TIME_IS_OVER)
+			return QK_FAIL(err, QCOW_E_IO,
+				"no NBD connection: the server does not finish the handshake");
+	}
+	return w->lib->aio_is_ready(w->nbd) > 0 ? QCOW_OK : fail_connect(w->lib, a, err);
+}
+
+/* As often as open-timeout lets it. */
+static enum qcow_status reach(
+	struct qk_nbd_wire *w, const struct qk_nbd_address *a, struct qcow_error *err)
+{
+	const struct timespec pause = {.tv_nsec = 100000000};
+	unsigned seconds = a->open_timeout_s != 0 ? a->open_timeout_s : HANDSHAKE_S;
+	int64_t deadline = now_ms() + (int64_t)seconds * 1000;
+	for (;;) {
+		enum qcow_status status = reach_once(w, a, deadline, err);
+		bool again = status != QCOW_OK && a->open_timeout_s != 0 &&
+			     is_unreachable(w->lib->get_errno()) && now_ms() < deadline;
+		if (!again)
+			return status;
+		qk_nbd_wire_end(w);
+		qk_err_clear(err);
+		(void)nanosleep(&pause, NULL);
+	}
+}
+
+/* What the export of the first connection can do. */
+static enum qcow_status ask(struct qk_nbd_disk *d, bool writable, struct qcow_error *err)
+{
+	const struct qk_libnbd *lib = d->lib;
+	struct nbd_handle *nbd = d->wires[0].nbd;
 	int64_t size = lib->get_size(nbd);
 	int64_t least = lib->get_block_size(nbd, LIBNBD_SIZE_MINIMUM);
 	int64_t most = lib->get_block_size(nbd, LIBNBD_SIZE_MAXIMUM);
@@ -82,54 +130,71 @@ static enum qcow_status ask(struct qk_nbd_wire *wire, bool writable, struct qcow
 		return QK_FAIL(err, QCOW_E_IO, "the export has no size: %s", said(lib));
 	if (writable && lib->is_read_only(nbd) != 0)
 		return QK_FAIL(err, QCOW_E_READONLY, "request for write access denied");
-	wire->size = (uint64_t)size;
-	wire->min_block = least > 1 && least <= 65536 && (least & (least - 1)) == 0
-				  ? (uint32_t)least
-				  : 1;
-	wire->max_request = 32u << 20;
-	if (most >= (int64_t)wire->min_block && most < (int64_t)wire->max_request)
-		wire->max_request = (uint32_t)most / wire->min_block * wire->min_block;
-	wire->writable = writable;
-	wire->can_flush = lib->can_flush(nbd) > 0;
-	wire->can_zero = lib->can_zero(nbd) > 0;
-	wire->has_extents = lib->can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	d->size = (uint64_t)size;
+	d->min_block = least > 1 && least <= 65536 && (least & (least - 1)) == 0 ? (uint32_t)least
+										 : 1;
+	d->max_request = 32u << 20;
+	if (most >= (int64_t)d->min_block && most < (int64_t)d->max_request)
+		d->max_request = (uint32_t)most / d->min_block * d->min_block;
+	d->writable = writable;
+	d->can_flush = lib->can_flush(nbd) > 0;
+	d->can_zero = lib->can_zero(nbd) > 0;
+	d->has_extents = lib->can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	d->can_widen = lib->can_multi_conn(nbd) > 0;
+	atomic_store(&d->wires[0].is_up, true);
 	return QCOW_OK;
 }
 
-/* Connected, and its thread not yet there. */
-static enum qcow_status connect_wire(const struct qk_nbd_address *a, bool writable,
-	struct qk_nbd_wire *wire, struct qcow_error *err)
+void qk_nbd_disk_widen(struct qk_nbd_disk *d)
 {
-	QK_TRY(qk_libnbd_load(&wire->lib, err));
-	wire->nbd = wire->lib->create();
-	if (wire->nbd == NULL)
-		return QK_FAIL_NOMEM(err);
-	QK_TRY(reach(wire, a, err));
-	return ask(wire, writable, err);
+	for (int i = 1; i < QK_NBD_CONNECTIONS; i++) {
+		struct qk_nbd_wire *w = &d->wires[i];
+		w->size = d->size;
+		w->nbd = d->lib->create();
+		if (w->nbd == NULL || begin(w, &d->address) != 0 ||
+			qk_nbd_wire_start(w, NULL) != QCOW_OK)
+			return;
+	}
+}
+
+void qk_nbd_disk_free(struct qk_nbd_disk *d)
+{
+	for (int i = 0; i < QK_NBD_CONNECTIONS; i++)
+		qk_nbd_wire_end(&d->wires[i]);
+	qk_nbd_address_release(&d->address);
+	free(d);
+}
+
+/* Connected, with the first connection's thread. */
+static enum qcow_status connect_disk(struct qk_nbd_disk *d, const struct qk_nbd_address *a,
+	bool writable, struct qcow_error *err)
+{
+	QK_TRY(qk_libnbd_load(&d->lib, err));
+	for (int i = 0; i < QK_NBD_CONNECTIONS; i++) {
+		d->wires[i].lib = d->lib;
+		d->wires[i].kick = -1;
+	}
+	QK_TRY(qk_nbd_address_copy(a, &d->address, err));
+	QK_TRY(reach(&d->wires[0], &d->address, err));
+	QK_TRY(ask(d, writable, err));
+	return qk_nbd_wire_start(&d->wires[0], err);
 }
 
 enum qcow_status qk_nbd_open(const struct qk_nbd_address *a, bool writable, struct qcow_store **out,
 	struct qcow_error *err)
 {
-	struct qk_nbd_wire *wire = qk_calloc(1, sizeof(*wire));
+	struct qk_nbd_disk *disk = qk_calloc(1, sizeof(*disk));
 	QK_AUTO_FREE char *name = qk_nbd_address_text(a);
-	if (wire == NULL || name == NULL) {
-		free(wire);
+	if (disk == NULL || name == NULL) {
+		free(disk);
 		return QK_FAIL_NOMEM(err);
 	}
 	struct qcow_store *store = NULL;
-	enum qcow_status status = connect_wire(a, writable, wire, err);
+	enum qcow_status status = connect_disk(disk, a, writable, err);
 	if (status == QCOW_OK)
-		status = qk_nbd_wire_start(wire, err);
+		status = qcow_store_new(&qk_nbd_disk_ops, disk, &store, err);
 	if (status != QCOW_OK) {
-		if (wire->nbd != NULL)
-			wire->lib->close(wire->nbd);
-		free(wire);
-		return status;
-	}
-	status = qcow_store_new(&qk_nbd_wire_ops, wire, &store, err);
-	if (status != QCOW_OK) {
-		qk_nbd_wire_ops.close(wire);
+		qk_nbd_disk_free(disk);
 		return status;
 	}
 	status = qcow_store_set_name(store, name, err);

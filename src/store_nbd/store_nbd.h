@@ -7,7 +7,8 @@
  *   lib.c      libnbd, loaded at first use
  *   open.c     connecting, and what the export can do
  *   list.c     what a server exports
- *   wire.c     requests: any number at once on one connection, and the thread that moves their bytes
+ *   wire.c     one connection, and the thread that moves its bytes
+ *   calls.c    requests: any number at once, on up to four connections where the server allows
  */
 #ifndef QK_STORE_NBD_STORE_NBD_H
 #define QK_STORE_NBD_STORE_NBD_H
@@ -25,6 +26,7 @@ struct qk_nbd_address {
 	bool no_verify; /* believe any certificate */
 	char *tls_dir; /* of ca-cert.pem, client-cert.pem, client-key.pem; NULL: libnbd's places */
 	char *tls_psk_file, *tls_username;
+	unsigned open_timeout_s; /* try again for so long while nobody listens; 0: once */
 };
 
 /* Does a name look like an NBD export: nbd://…, nbd+unix://…, nbd:…? */
@@ -37,6 +39,9 @@ bool qk_nbd_is_name(const char *text);
  */
 enum qcow_status qk_nbd_address_parse(const char *text, struct qk_nbd_address *out,
 	struct qcow_error *err) __attribute__((warn_unused_result));
+/* A copy with strings of its own. QCOW_E_NOMEM. Release *out, after a failure too. */
+enum qcow_status qk_nbd_address_copy(const struct qk_nbd_address *from, struct qk_nbd_address *out,
+	struct qcow_error *err) __attribute__((warn_unused_result));
 void qk_nbd_address_release(struct qk_nbd_address *address);
 
 /* The address as one URI, without TLS's parts: what messages call it. NULL: out of memory. Free it. */
@@ -44,7 +49,7 @@ char *qk_nbd_address_text(const struct qk_nbd_address *address);
 
 /*
  * Connect. The store's size is fixed; a server that has no block status answers data. Nothing is durable before
- * a flush. A connection that breaks fails every later call. Any thread.
+ * a flush. A connection that breaks fails every later call. Any thread. A handshake has a minute, or open_timeout_s.
  * QCOW_E_READONLY (`writable` and the export is not), QCOW_E_NOENT, QCOW_E_ACCESS, QCOW_E_IO, QCOW_E_NOMEM.
  */
 enum qcow_status qk_nbd_open(const struct qk_nbd_address *address, bool writable,
