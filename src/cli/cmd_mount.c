@@ -145,6 +145,12 @@ static enum qcow_status on_grow(
 	return serve_resize(ctx, name, new_size, err);
 }
 
+static void on_unused(void *ctx, void *export_ctx)
+{
+	(void)ctx;
+	serve_lazy_close(export_ctx);
+}
+
 /* From a thread of the file system: it is one client, which has left. */
 static void on_end(void *ctx)
 {
@@ -180,6 +186,7 @@ static bool show(struct serve *s, struct wanted *w)
 		.image_opts = cli_flag(s->args, "image-opts"),
 		.read_only = !w->writes};
 	w->fuse.grow = w->grows ? on_grow : NULL;
+	w->fuse.on_unused = on_unused;
 	w->fuse.on_end = on_end;
 	w->fuse.log = on_log;
 	w->fuse.ctx = s;

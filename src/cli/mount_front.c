@@ -10,9 +10,10 @@
 
 /* ---- names ---- */
 
-static bool is_export(void *ctx, const char *path)
+static bool is_file(void *ctx, const char *path)
 {
-	return serve_find(ctx, path) != NULL;
+	const struct serve *s = ctx;
+	return qk_fuse_has(s->fuse, path);
 }
 
 static char *name_of(struct serve *s, const char *base, const struct serve_part *part)
@@ -20,7 +21,7 @@ static char *name_of(struct serve *s, const char *base, const struct serve_part 
 	char *name = NULL;
 	(void)base;
 	if (part->kind == SERVE_SNAPSHOT)
-		return mount_path("snapshots", part, "", is_export, s);
+		return mount_path("snapshots", part, "", is_file, s);
 	int n = part->kind == SERVE_LAYER ? asprintf(&name, "chain/%u", part->number)
 					  : asprintf(&name, "partitions/p%u", part->number);
 	return n < 0 ? NULL : name;
@@ -70,7 +71,9 @@ static enum qcow_status set_bitmaps(struct serve *s, const char *name, const cha
 static enum qcow_status add(
 	struct serve *s, const struct qk_nbd_export *export, struct qcow_error *err)
 {
-	QK_TRY(qk_fuse_add(s->fuse, export, qk_view_offset(export->ctx), err));
+	bool sleeps = export->ops == &serve_lazy_ops;
+	uint64_t off = sleeps ? 0 : qk_view_offset(export->ctx);
+	QK_TRY(qk_fuse_add(s->fuse, export, off, sleeps, err));
 	return set_bitmaps(s, export->name, export->bitmaps, export->n_bitmaps, err);
 }
 

@@ -8,6 +8,7 @@
  *   serve_loop.c     the main thread: signals, connections that come and go, the control socket, the end
  *   serve_process.c  --fork, --run, --exit-with-parent, --pid-file, readiness
  *   serve_nbd.c      exports shown by the NBD server
+ *   serve_lazy.c     snapshots that are opened when they are first read
  *   serve_ctl.c      the control socket: clients and their lines
  *   serve_do.c       what the lines ask for
  *   serve_list.c     -L of qemu-nbd's personality
@@ -47,8 +48,8 @@ struct serve_part {
 
 /* Who shows the exports: the NBD server, or the file system of `qcow mount`. The calls are those of serve/nbd/server.h. */
 struct serve_front {
-	/* Snapshots, layers and partitions without --snapshots …, what cannot be shown is left out and said so, and no
-	 * other image is opened. */
+	/* Snapshots, layers and partitions without --snapshots …, what cannot be shown is left out and said so, no
+	 * other image is opened, and snapshots are opened when they are first read (serve_lazy_ops). */
 	bool shows_all;
 	enum qcow_status (*add)(
 		struct serve *s, const struct qk_nbd_export *export, struct qcow_error *err);
@@ -150,6 +151,9 @@ enum qcow_status serve_try_open(
 	struct serve *s, const struct serve_operand *operand, struct qcow_error *err) QK_MUST_USE;
 /* Is what this option asks for to be shown? */
 bool serve_shows(const struct serve *s, const char *option);
+/* An image of its own for a snapshot of one that is open; `key`: snapshot.id=… */
+enum qcow_status serve_open_snapshot(struct serve *s, const struct serve_operand *operand,
+	const char *key, struct qk_view_image **out, struct qcow_error *err) QK_MUST_USE;
 /* The export of this name, or NULL. */
 struct serve_export *serve_find(struct serve *s, const char *name);
 /* Take an export off the server, and forget it. */
@@ -165,6 +169,14 @@ enum qcow_status serve_add_snapshots(
 void serve_close_readers(struct serve *s, struct serve_image *image);
 /* Close what is left. False: something could not be stored, which is reported. */
 bool serve_forget_all(struct serve *s);
+
+/* serve_lazy.c. What an export of a snapshot has as its ctx. */
+struct serve_lazy;
+extern const struct qk_nbd_export_ops serve_lazy_ops;
+enum qcow_status serve_lazy_new(struct serve *s, struct serve_image *owner, const char *id,
+	uint64_t size, struct serve_lazy **out, struct qcow_error *err) QK_MUST_USE;
+/* Nobody reads it for now. */
+void serve_lazy_close(struct serve_lazy *lazy);
 
 /* serve_listen.c. Make or inherit the sockets, by the options. False: reported. */
 bool serve_listen(struct serve *s);

@@ -9,10 +9,6 @@
 #include "cli/serve.h"
 #include "serve/view/parts.h"
 
-enum {
-	SNAPSHOTS_MOST = 1000 /* that a folder shows: each has files open */
-};
-
 /* Of a layer: tables, and half as much of decoded clusters. */
 #define CACHE_BYTES (UINT64_C(64) << 20)
 
@@ -23,6 +19,7 @@ struct adding {
 	struct serve_image *image; /* the same, or NULL: a snapshot's */
 	struct qk_view_image *shared;
 	const char *snapshot, *snapshot_id;
+	bool is_new; /* nothing of the image is shown yet but by this one */
 	struct qcow_error *err;
 };
 
@@ -172,18 +169,28 @@ static bool copy_text(char **out, const char *text)
 	return text == NULL || *out != NULL;
 }
 
+/* One that shows nothing yet. NULL: out of memory. */
+static struct serve_export *new_export(const struct adding *a, const char *name)
+{
+	struct serve_export *e = qk_calloc(1, sizeof(*e));
+	if (e == NULL)
+		return NULL;
+	if (!copy_text(&e->name, name) || !copy_text(&e->snapshot, a->snapshot) ||
+		!copy_text(&e->snapshot_id, a->snapshot_id)) {
+		free_export(e);
+		return NULL;
+	}
+	e->owner = a->owner;
+	return e;
+}
+
 static enum qcow_status add_export(
 	struct adding *a, const char *name, struct qk_view_options view, bool is_whole)
 {
 	struct names names = {.n = 0};
-	struct serve_export *e = qk_calloc(1, sizeof(*e));
-	if (e == NULL || !copy_text(&e->name, name) || !copy_text(&e->snapshot, a->snapshot) ||
-		!copy_text(&e->snapshot_id, a->snapshot_id)) {
-		if (e != NULL)
-			free_export(e);
+	struct serve_export *e = new_export(a, name);
+	if (e == NULL)
 		return QK_FAIL_NOMEM(a->err);
-	}
-	e->owner = a->owner;
 	e->image = view.depth == 0 ? a->image : NULL;
 	e->is_whole = is_whole;
 	view.read_only = a->image == NULL || !a->image->writable || view.depth != 0;
@@ -336,9 +343,49 @@ static bool is_shown(const struct adding *a, const char *id)
 	return false;
 }
 
+enum qcow_status serve_open_snapshot(struct serve *s, const struct serve_operand *operand,
+	const char *key, struct qk_view_image **out, struct qcow_error *err)
+{
+	struct serve_operand snapshot = *operand;
+	snapshot.snapshot = key;
+	struct cli_open_request request = request_of(s, &snapshot);
+	request.flags |= CLI_OPEN_NO_LOCK;
+	return open_shared(s, &request, false, out, err);
+}
+
+/* One that is opened when it is first read. */
+static enum qcow_status add_lazy(struct adding *a, const char *name, uint64_t size)
+{
+	struct serve_lazy *lazy = NULL;
+	if (size > INT64_MAX)
+		return QK_FAIL(a->err, QCOW_E_LIMIT, "its disk is too long for a file");
+	struct serve_export *e = new_export(a, name);
+	if (e == NULL)
+		return QK_FAIL_NOMEM(a->err);
+	enum qcow_status status = serve_lazy_new(
+		a->s, a->owner, a->snapshot_id, size, &lazy, a->err);
+	if (status == QCOW_OK) {
+		const struct qk_nbd_export export = {.name = e->name,
+			.size = size,
+			.read_only = true,
+			.ops = &serve_lazy_ops,
+			.ctx = lazy};
+		status = a->s->front->add(a->s, &export, a->err);
+		if (status != QCOW_OK)
+			serve_lazy_ops.close(lazy);
+	}
+	if (status != QCOW_OK) {
+		free_export(e);
+		return status;
+	}
+	e->next = a->s->exports;
+	a->s->exports = e;
+	return QCOW_OK;
+}
+
 /* Another image of the same file, for the snapshot alone: what a snapshot holds is never written to. */
-static enum qcow_status add_snapshot(
-	struct adding *a, const struct serve_operand *o, const struct serve_part *part)
+static enum qcow_status add_snapshot(struct adding *a, const struct serve_operand *o,
+	const struct serve_part *part, uint64_t size)
 {
 	QK_AUTO_FREE char *own = NULL, *key = NULL;
 	struct adding of = {.s = a->s,
@@ -346,42 +393,45 @@ static enum qcow_status add_snapshot(
 		.snapshot = part->name,
 		.snapshot_id = part->id,
 		.err = a->err};
-	if (is_shown(a, part->id))
+	if (!a->is_new && is_shown(a, part->id))
 		return QCOW_OK;
 	own = a->s->front->name(a->s, o->name, part);
 	if (own == NULL || asprintf(&key, "snapshot.id=%s", part->id) < 0)
 		return QK_FAIL_NOMEM(a->err);
+	if (a->s->front->shows_all)
+		return add_lazy(&of, own, size);
 	if (serve_find(a->s, own) != NULL)
 		return QCOW_OK; /* names are not unique: the first is meant */
-	struct serve_operand snapshot = *o;
-	snapshot.snapshot = key;
-	struct cli_open_request request = request_of(a->s, &snapshot);
-	request.flags |= CLI_OPEN_NO_LOCK;
-	QK_TRY(open_shared(a->s, &request, false, &of.shared, a->err));
+	QK_TRY(serve_open_snapshot(a->s, o, key, &of.shared, a->err));
 	enum qcow_status status = add_disk(&of, own);
 	(void)qk_view_image_drop(of.shared); /* nothing was written */
 	return status;
 }
 
+/* While the table of snapshots is walked. */
+struct walk {
+	struct adding *a;
+	const struct serve_operand *operand;
+	enum qcow_status status;
+};
+
+static bool visit_snapshot(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot)
+{
+	struct walk *w = ctx;
+	const struct serve_part part = {.kind = SERVE_SNAPSHOT,
+		.name = snapshot->name,
+		.id = snapshot->id,
+		.number = index + 1};
+	w->status = left_out(
+		w->a, "a snapshot", add_snapshot(w->a, w->operand, &part, snapshot->disk_size));
+	return w->status == QCOW_OK;
+}
+
 static enum qcow_status add_snapshots(struct adding *a, const struct serve_operand *o)
 {
-	struct qcow_info info;
-	qcow_get_info(a->shared->image, &info);
-	if (a->s->front->shows_all && info.n_snapshots > SNAPSHOTS_MOST) {
-		cli_error(a->s->cli, "the first %u of %u snapshots are shown", SNAPSHOTS_MOST,
-			info.n_snapshots);
-		info.n_snapshots = SNAPSHOTS_MOST;
-	}
-	for (uint32_t i = 0; i < info.n_snapshots; i++) {
-		struct qcow_snapshot snapshot;
-		QK_TRY(qcow_get_snapshot(a->shared->image, i, &snapshot, a->err));
-		const struct serve_part part = {.kind = SERVE_SNAPSHOT,
-			.name = snapshot.name,
-			.id = snapshot.id,
-			.number = i + 1};
-		QK_TRY(left_out(a, "a snapshot", add_snapshot(a, o, &part)));
-	}
-	return QCOW_OK;
+	struct walk w = {.a = a, .operand = o};
+	QK_TRY(qcow_each_snapshot(a->shared->image, visit_snapshot, &w, a->err));
+	return w.status;
 }
 
 enum qcow_status serve_add_snapshots(
@@ -438,8 +488,12 @@ static enum qcow_status open_operand(
 	image->all_bitmaps = !s->cli->qemu && !cli_flag(s->args, "bitmap") && o->snapshot == NULL;
 	image->next = s->images;
 	s->images = image;
-	struct adding a = {
-		.s = s, .owner = image, .image = image, .shared = image->shared, .err = err};
+	struct adding a = {.s = s,
+		.owner = image,
+		.image = image,
+		.shared = image->shared,
+		.is_new = true,
+		.err = err};
 	status = add_disk(&a, o->name);
 	if (status == QCOW_OK && serve_shows(s, "layers"))
 		status = add_layers(&a, o->name);

@@ -200,4 +200,28 @@ same hostile_names_are_encoded names.want names.got
 [[ $(ls m/bitmaps | tr '\n' ' ') == '%2E.%2Fup.json b..json ' ]] && ok and_those_of_bitmaps || bad and_those_of_bitmaps "$(ls m/bitmaps)"
 for file in m/snapshots/*; do cmp -s -n 1048576 "$file" /dev/zero || bad "$file is read"; done
 end_server
+
+# ---- as many snapshots as there may be: none is open before it is read ----
+create many.qcow2 1M
+io -c 'write -P 6 0 64k' many.qcow2
+"$QEMU_IMG" snapshot -c a many.qcow2
+python3 - <<'PY'
+import struct
+data = bytearray(open("many.qcow2", "rb").read())
+l1 = struct.unpack_from(">QI", data, struct.unpack_from(">Q", data, 64)[0])
+end = -(-len(data) // 65536) * 65536
+table = bytearray()
+for i in range(65536):
+    id, name = b"%d" % (i + 1), b"snap%d" % i
+    entry = struct.pack(">QIHHIIQIIQQ", *l1, len(id), len(name), 0, 0, 0, 0, 16, 0, 1 << 20) + id + name
+    table += entry + bytes(-len(entry) % 8)
+struct.pack_into(">IQ", data, 60, 65536, end)
+open("many.qcow2", "wb").write(data + bytes(end - len(data)) + table)
+PY
+start many.qcow2
+(($(ls m/snapshots | wc -l) == 65536)) && ok all_snapshots_are_files || bad all_snapshots_are_files
+same one_is_read <(dd if=/dev/zero bs=64k count=1 status=none | tr '\0' '\6') <(head -c 65536 m/snapshots/snap65535)
+for i in {1..100}; do (($(ls "/proc/$server/fd" | wc -l) < 16)) && break; sleep 0.05; done
+(($(ls "/proc/$server/fd" | wc -l) < 16)) && ok and_closed || bad and_closed "$(ls -l "/proc/$server/fd")"
+end_server
 finish

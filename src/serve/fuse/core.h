@@ -54,6 +54,9 @@ struct qk_fuse_node {
 	fuse_ino_t ino;
 	uint64_t generation;
 	struct qk_fuse_node *parent; /* NULL: the root, or taken out */
+	struct qk_fuse_node *same_hash; /* the next with this hash of parent and name */
+	struct qk_fuse_node *next_writable;
+	size_t n_children; /* of a folder */
 	char *name; /* the last part */
 	char *path; /* files: all of it, the export's name */
 	enum qk_fuse_kind kind;
@@ -65,7 +68,7 @@ struct qk_fuse_node {
 	const struct qk_nbd_export_ops *ops;
 	void *ctx;
 	/* files */
-	bool read_only;
+	bool read_only, sleeps;
 	uint64_t off;
 	_Atomic uint64_t size;
 	struct qk_fuse_blocks blocks;
@@ -90,7 +93,10 @@ struct qk_fuse {
 	struct qk_view_gate gate;
 	pthread_mutex_t lock;
 	struct qk_fuse_node **nodes; /* NULL: free */
-	size_t n_nodes, room;
+	size_t n_nodes, room, n_free; /* n_free: holes in it */
+	struct qk_fuse_node **hashed; /* by parent and name; a power of two of them */
+	size_t n_hashed, n_named;
+	struct qk_fuse_node *writable; /* files that can be written to */
 	uint64_t generation;
 	struct fuse_session *session;
 	char *mountpoint; /* NULL: not mounted */

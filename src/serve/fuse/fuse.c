@@ -101,7 +101,7 @@ void qk_fuse_free(struct qk_fuse *fs)
 /* ---- files ---- */
 
 enum qcow_status qk_fuse_add(struct qk_fuse *fs, const struct qk_nbd_export *export, uint64_t off,
-	struct qcow_error *err)
+	bool sleeps, struct qcow_error *err)
 {
 	struct qk_fuse_node *node = NULL;
 	(void)pthread_mutex_lock(&fs->lock);
@@ -111,6 +111,11 @@ enum qcow_status qk_fuse_add(struct qk_fuse *fs, const struct qk_nbd_export *exp
 		node->ctx = export->ctx;
 		node->read_only = export->read_only;
 		node->off = off;
+		node->sleeps = sleeps;
+		if (!node->read_only) {
+			node->next_writable = fs->writable;
+			fs->writable = node;
+		}
 		atomic_store(&node->size, export->size);
 	}
 	(void)pthread_mutex_unlock(&fs->lock);
@@ -161,6 +166,14 @@ enum qcow_status qk_fuse_remove(
 		ops->close(ctx);
 	qk_view_gate_open(&fs->gate);
 	return status;
+}
+
+bool qk_fuse_has(struct qk_fuse *fs, const char *name)
+{
+	(void)pthread_mutex_lock(&fs->lock);
+	bool has = qk_fuse_tree_find(fs, name) != NULL;
+	(void)pthread_mutex_unlock(&fs->lock);
+	return has;
 }
 
 enum qcow_status qk_fuse_resized(

@@ -30,6 +30,8 @@ struct qk_fuse_options {
 	 * may be. */
 	enum qcow_status (*grow)(
 		void *ctx, const char *name, uint64_t new_size, struct qcow_error *err);
+	/* Nobody has the file of this export open any more, which was added with `sleeps`. NULL: nobody wants to know. */
+	void (*on_unused)(void *ctx, void *export_ctx);
 	/* Once, where somebody else unmounted it. */
 	void (*on_end)(void *ctx);
 	/* What a request failed for. */
@@ -42,14 +44,17 @@ enum qcow_status qk_fuse_new(const struct qk_fuse_options *options, struct qk_fu
 	struct qcow_error *err) QCOW_MUST_USE;
 
 /* A file "NAME" or "FOLDER/NAME" for an export whose name that is; `off`: where it begins on a disk that all exports which
- * can be written to share. Each part is a file name of at most 255 bytes. On success ops->close is called once, some day; on
+ * can be written to share. `sleeps`: the export opens what it shows when it is first asked for, so it is not asked while nobody has
+ * the file open. Each part is a file name of at most 255 bytes. On success ops->close is called once, some day; on
  * failure never. QCOW_E_EXIST, QCOW_E_INVAL, QCOW_E_NOMEM. */
 enum qcow_status qk_fuse_add(struct qk_fuse *fs, const struct qk_nbd_export *export, uint64_t off,
-	struct qcow_error *err) QCOW_MUST_USE;
+	bool sleeps, struct qcow_error *err) QCOW_MUST_USE;
 /* The file is gone, and the export closed. With `hard` also for who has it open (EIO), else QCOW_E_LOCKED then. QCOW_E_NOENT.
  * Not from a callback. */
 enum qcow_status qk_fuse_remove(
 	struct qk_fuse *fs, const char *name, bool hard, struct qcow_error *err) QCOW_MUST_USE;
+/* Is there a file of that name? */
+bool qk_fuse_has(struct qk_fuse *fs, const char *name);
 /* QCOW_E_NOENT. */
 enum qcow_status qk_fuse_resized(struct qk_fuse *fs, const char *name, uint64_t new_size,
 	struct qcow_error *err) QCOW_MUST_USE;

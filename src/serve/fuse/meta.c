@@ -40,6 +40,14 @@ static uint64_t text_bytes(struct qk_fuse *fs, struct qk_fuse_node *node)
 	return n;
 }
 
+static bool is_asleep(struct qk_fuse *fs, const struct qk_fuse_node *node)
+{
+	(void)pthread_mutex_lock(&fs->lock);
+	bool yes = node->sleeps && node->n_open == 0;
+	(void)pthread_mutex_unlock(&fs->lock);
+	return yes;
+}
+
 static void fill(struct qk_fuse *fs, struct qk_fuse_node *node, struct stat *st)
 {
 	*st = (struct stat){.st_ino = node->ino,
@@ -52,7 +60,8 @@ static void fill(struct qk_fuse *fs, struct qk_fuse_node *node, struct stat *st)
 		bytes = data = text_bytes(fs, node);
 	if (node->kind == QK_FUSE_FILE) {
 		bytes = atomic_load(&node->size);
-		data = qk_fuse_data_bytes(fs, node);
+		/* no file may seem to have nothing but holes: programs then read it no further */
+		data = is_asleep(fs, node) ? bytes : qk_fuse_data_bytes(fs, node);
 	}
 	st->st_size = (off_t)bytes;
 	st->st_blocks = (blkcnt_t)((data + BLOCK_BYTES - 1) / BLOCK_BYTES);
@@ -264,6 +273,16 @@ static void on_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	(void)pthread_mutex_unlock(&fs->lock);
 }
 
+/* The kernel knows the node while it waits for the answer. */
+static void put_to_sleep(struct qk_fuse *fs, struct qk_fuse_node *node)
+{
+	if (fs->o.on_unused == NULL || !qk_view_gate_enter(&fs->gate, &fs->is_over))
+		return;
+	if (node->ops != NULL)
+		fs->o.on_unused(fs->o.ctx, node->ctx);
+	qk_view_gate_leave(&fs->gate);
+}
+
 static void on_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct qk_fuse *fs = qk_fuse_of(req);
@@ -271,11 +290,16 @@ static void on_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	if (node != NULL && node->kind == QK_FUSE_TEXT)
 		free((void *)(uintptr_t)fi->fh);
 	(void)pthread_mutex_lock(&fs->lock);
+	bool is_last = false;
 	if (node != NULL) {
 		node->n_open -= node->n_open > 0;
-		qk_fuse_tree_let_go(fs, node);
+		is_last = node->n_open == 0 && node->sleeps && !node->is_gone;
+		if (!is_last)
+			qk_fuse_tree_let_go(fs, node);
 	}
 	(void)pthread_mutex_unlock(&fs->lock);
+	if (is_last)
+		put_to_sleep(fs, node);
 	(void)fuse_reply_err(req, 0);
 }
 

@@ -12,9 +12,8 @@ void qk_fuse_make_stale(
 	struct qk_fuse *fs, const struct qk_fuse_node *cause, uint64_t from, uint64_t to)
 {
 	(void)pthread_mutex_lock(&fs->lock);
-	for (size_t i = 0; i < fs->n_nodes; i++) {
-		struct qk_fuse_node *node = fs->nodes[i];
-		if (node == NULL || node == cause || node->kind != QK_FUSE_FILE || node->read_only)
+	for (struct qk_fuse_node *node = fs->writable; node != NULL; node = node->next_writable) {
+		if (node == cause)
 			continue;
 		uint64_t end = node->off + atomic_load(&node->size);
 		if (to <= node->off || from >= end)

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * serve_lazy: a snapshot whose image is opened when it is first read, and closed when nobody wants it any more: an image may
+ * have 65,536 of them.
+ *
+ * Locking: `open` lets one open at a time, whoever wants it; `in_use` keeps the view while it is read.
+ */
+#include <pthread.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "cli/serve.h"
+
+struct serve_lazy {
+	struct serve *s;
+	struct serve_image *owner;
+	char *key; /* snapshot.id=… */
+	uint64_t size;
+	pthread_rwlock_t in_use;
+	struct qk_view *view; /* NULL: not open */
+};
+
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
+
+static enum qcow_status open_view(struct serve_lazy *lazy, struct qcow_error *err)
+{
+	struct qk_view_image *shared = NULL;
+	struct qk_view_options options = {.size = lazy->size, .read_only = true};
+	(void)pthread_mutex_lock(&opening);
+	enum qcow_status status = serve_open_snapshot(
+		lazy->s, &lazy->owner->operand, lazy->key, &shared, err);
+	if (status == QCOW_OK)
+		status = qk_view_new(shared, &options, &lazy->view, err);
+	(void)qk_view_image_drop(shared); /* nothing was written */
+	(void)pthread_mutex_unlock(&opening);
+	return status;
+}
+
+/* Held for reading from here on; to be let go. */
+static enum qcow_status hold(struct serve_lazy *lazy, struct qcow_error *err)
+{
+	for (;;) {
+		(void)pthread_rwlock_rdlock(&lazy->in_use);
+		if (lazy->view != NULL)
+			return QCOW_OK;
+		(void)pthread_rwlock_unlock(&lazy->in_use);
+		(void)pthread_rwlock_wrlock(&lazy->in_use);
+		enum qcow_status status = lazy->view == NULL ? open_view(lazy, err) : QCOW_OK;
+		(void)pthread_rwlock_unlock(&lazy->in_use);
+		QK_TRY(status);
+	}
+}
+
+static enum qcow_status lazy_pread(
+	void *ctx, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	struct serve_lazy *lazy = ctx;
+	QK_TRY(hold(lazy, err));
+	enum qcow_status status = qk_view_ops(lazy->view)->pread(lazy->view, buf, len, off, err);
+	(void)pthread_rwlock_unlock(&lazy->in_use);
+	return status;
+}
+
+static enum qcow_status lazy_map(void *ctx, uint64_t off, uint64_t len, uint32_t max_depth,
+	struct qcow_extent *out, struct qcow_error *err)
+{
+	struct serve_lazy *lazy = ctx;
+	QK_TRY(hold(lazy, err));
+	enum qcow_status status =
+		qk_view_ops(lazy->view)->map(lazy->view, off, len, max_depth, out, err);
+	(void)pthread_rwlock_unlock(&lazy->in_use);
+	return status;
+}
+
+void serve_lazy_close(struct serve_lazy *lazy)
+{
+	(void)pthread_rwlock_wrlock(&lazy->in_use);
+	struct qk_view *view = lazy->view;
+	lazy->view = NULL;
+	(void)pthread_rwlock_unlock(&lazy->in_use);
+	if (view != NULL)
+		qk_view_ops(view)->close(view);
+}
+
+static void lazy_free(void *ctx)
+{
+	struct serve_lazy *lazy = ctx;
+	serve_lazy_close(lazy);
+	(void)pthread_rwlock_destroy(&lazy->in_use);
+	free(lazy->key);
+	free(lazy);
+}
+
+const struct qk_nbd_export_ops serve_lazy_ops = {
+	.pread = lazy_pread, .map = lazy_map, .close = lazy_free};
+
+enum qcow_status serve_lazy_new(struct serve *s, struct serve_image *owner, const char *id,
+	uint64_t size, struct serve_lazy **out, struct qcow_error *err)
+{
+	struct serve_lazy *lazy = qk_calloc(1, sizeof(*lazy));
+	if (lazy == NULL || asprintf(&lazy->key, "snapshot.id=%s", id) < 0) {
+		free(lazy);
+		return QK_FAIL_NOMEM(err);
+	}
+	lazy->s = s;
+	lazy->owner = owner;
+	lazy->size = size;
+	(void)pthread_rwlock_init(&lazy->in_use, NULL);
+	*out = lazy;
+	return QCOW_OK;
+}
