@@ -15,6 +15,7 @@ struct window {
 	uint8_t *buf;
 	uint64_t off; /* of buf[0] in the file */
 	size_t n, at;
+	uint64_t kept_bytes; /* of the entries so far, but for extra data that nobody reads */
 };
 
 static void stop(struct qk_snaplist *s, struct qk_audit *a, uint64_t off, const char *why)
@@ -26,13 +27,13 @@ static void stop(struct qk_snaplist *s, struct qk_audit *a, uint64_t off, const 
 		"snapshot %u of %u: %s", s->n, a->header->n_snapshots, why);
 }
 
-/* Make the window hold the longest entry from its place on, or all that the file has. */
-static bool fill(struct window *w, struct qk_audit *a)
+/* Make the window hold `ahead` bytes from its place on, or all that the file has. */
+static bool fill(struct window *w, struct qk_audit *a, size_t ahead)
 {
 	/* the padding of the last entry may lie past the end of the file, within its cluster */
 	uint64_t end = qk_audit_end(a);
 
-	if (w->n - w->at >= LONGEST_ENTRY_BYTES || (w->n != 0 && w->off + w->n >= end))
+	if (w->n - w->at >= ahead || (w->n != 0 && w->off + w->n >= end))
 		return true;
 	bool is_zero = false;
 	w->off += w->at;
@@ -68,12 +69,18 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 	struct qk_snapshot_entry e = {0};
 	uint64_t off = w->off + w->at;
 
-	if (!fill(w, a)) {
+	if (!fill(w, a, LONGEST_ENTRY_BYTES)) {
 		s->finding = QCOW_FINDING_TABLE_READ_FAILED;
 		return false;
 	}
 	struct qk_reader r = qk_reader_init(w->buf + w->at, w->n - w->at);
-	if (!qk_snapshot_decode(&r, &e)) {
+	bool is_whole = qk_snapshot_decode(&r, &e);
+	/* extra data beyond every limit can be left out, where the rest can be read */
+	if (!is_whole && fill(w, a, WINDOW_BYTES)) {
+		r = qk_reader_init(w->buf + w->at, w->n - w->at);
+		is_whole = qk_snapshot_decode(&r, &e);
+	}
+	if (!is_whole) {
 		stop(s, a, off, "the entry runs past the end of the file or past every limit");
 		return false;
 	}
@@ -81,6 +88,12 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 	uint64_t used = QK_SNAPSHOT_FIXED_BYTES + (uint64_t)e.extra.n + e.id.n + e.name.n;
 	if (!qk_in_range(off, used, a->file_size)) {
 		stop(s, a, off, "the entry runs past the end of the file");
+		return false;
+	}
+	w->kept_bytes += qk_snapshot_entry_bytes(
+		qk_min(e.extra.n, QK_MAX_SNAPSHOT_EXTRA), e.id.n, e.name.n);
+	if (w->kept_bytes > QK_MAX_SNAPSHOT_TABLE_BYTES) {
+		stop(s, a, off, "the table is longer than 64 MiB");
 		return false;
 	}
 	w->at += r.at;
@@ -96,10 +109,6 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 			e.extra.n);
 	s->v[s->n++] = l1;
 	s->table_bytes = w->off + w->at - a->header->snapshots_off;
-	if (s->table_bytes > QK_MAX_SNAPSHOT_TABLE_BYTES) {
-		stop(s, a, off, "the table is longer than 64 MiB");
-		return false;
-	}
 	return true;
 }
 

@@ -5,8 +5,9 @@
  *	words that unlink, COPIED cleared || refcounts raised, or new tables, copies and a second refcount structure ||
  *	sector 0, one write || entries name their copies || refcounts lowered || COPIED set ||
  *
- * and, when a check finds nothing any more, the dirty and the corrupt bit in a last write of sector 0. What is replaced is
- * saved first, where the caller wants to be able to undo it.
+ * and, when a check finds nothing any more, the dirty and the corrupt bit in a last write of sector 0. Before all of it go the
+ * autoclear bits that nobody here knows: what they speak of may be untrue after any write. What is replaced is saved first,
+ * where the caller wants to be able to undo it.
  */
 #include "check/repair.h"
 
@@ -24,6 +25,7 @@
 #define MIN_COPY_BYTES	     QK_MIB(64)
 #define MAX_ROUNDS	     1000U
 #define HEADER_FEATURES	     72U
+#define HEADER_AUTOCLEAR     88U
 
 struct repair {
 	struct qcow_store *store;
@@ -295,13 +297,39 @@ static void tell_plan(struct repair *r, const struct qk_plan *p)
 	tell_changes(r, p, QCOW_REPAIR_RAISE, QCOW_REPAIR_COPIED);
 }
 
+/* As whoever opens an image for writing: the unknown ones go, also where there is nothing to repair. */
+static enum qcow_status clear_autoclear(
+	struct repair *r, struct qk_plan *p, bool *again, struct qcow_error *err)
+{
+	uint64_t was = p->disk.autoclear;
+	uint64_t known = was & qk_feature_known_mask(QK_FEATURE_AUTOCLEAR);
+	uint8_t sector[QK_SECTOR];
+
+	if (known == was)
+		return QCOW_OK;
+	tell(r, &(struct qcow_repair_step){.phase = QCOW_REPAIR_HEADER,
+			.kind = QCOW_REPAIR_HEADER_FIELD,
+			.host_off = HEADER_AUTOCLEAR,
+			.was = was,
+			.now = known});
+	if (r->options->dry_run) {
+		p->disk.autoclear = p->header.autoclear = known;
+		return QCOW_OK;
+	}
+	memcpy(sector, p->cluster0, sizeof(sector));
+	qk_store64(sector + HEADER_AUTOCLEAR, known);
+	*again = true;
+	return write_sector0(r, sector, err);
+}
+
 /* *again: something was written, so look again. */
 static enum qcow_status work(
 	struct repair *r, struct qk_plan *p, bool *again, struct qcow_error *err)
 {
 	QK_TRY(qk_plan_init(p, err));
 	QK_TRY(check(r, p, err));
-	if (!is_wanted(r))
+	QK_TRY(clear_autoclear(r, p, again, err));
+	if (*again || !is_wanted(r))
 		return QCOW_OK;
 	QK_TRY(qk_plan_make(p, err));
 	if (qk_plan_is_empty(p))

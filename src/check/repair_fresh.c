@@ -20,6 +20,7 @@
 #define SNAP_WINDOW	 QK_KIB(256)
 #define LONGEST_SNAPSHOT (40U + QK_MAX_SNAPSHOT_EXTRA + 2U * 65535U + 8U)
 #define MIN_EXTRA_BYTES	 16U /* VM state size and disk size */
+#define NO_ICOUNT	 UINT64_MAX
 #define MAX_CLAIM	 QK_MIB(64)
 
 /* A walk over the image, window by window. */
@@ -279,11 +280,12 @@ struct snapshots {
 	uint32_t n_kept;
 };
 
-static enum qcow_status fill(struct snapshots *s, struct qcow_error *err)
+/* At least `ahead` bytes are at hand, or all there are. */
+static enum qcow_status fill(struct snapshots *s, uint64_t ahead, struct qcow_error *err)
 {
 	uint64_t end = qk_audit_end(&s->f->p->audit);
 
-	if (s->n - s->at >= LONGEST_SNAPSHOT || (s->n != 0 && s->window_off + s->n >= end))
+	if (s->n - s->at >= ahead || (s->n != 0 && s->window_off + s->n >= end))
 		return QCOW_OK;
 	s->window_off += s->at;
 	s->at = 0;
@@ -301,7 +303,8 @@ static void mend_extra(const struct qk_plan *p, struct qk_snapshot_entry *e, uin
 		memcpy(extra, e->extra.p, n);
 	if (p->g.version >= 3 && !e->has_disk_size) {
 		qk_store64(extra, e->has_vm_state_size64 ? e->vm_state_size64 : e->vm_state_size32);
-		n = MIN_EXTRA_BYTES;
+		qk_store64(extra + MIN_EXTRA_BYTES, NO_ICOUNT);
+		n = QK_SNAPSHOT_EXTRA_BYTES;
 	}
 	if (n >= MIN_EXTRA_BYTES && (!e->has_disk_size || e->disk_size > QK_MAX_SIZE)) {
 		e->has_disk_size = true;
@@ -325,9 +328,16 @@ static enum qcow_status copy_snapshot(struct snapshots *s, uint32_t i, struct qc
 	uint8_t extra[QK_MAX_SNAPSHOT_EXTRA] = {0};
 	struct qk_snapshot_entry e;
 
-	QK_TRY(fill(s, err));
+	QK_TRY(fill(s, LONGEST_SNAPSHOT, err));
 	struct qk_reader r = qk_reader_init(s->window + s->at, (size_t)(s->n - s->at));
-	if (!qk_snapshot_decode(&r, &e))
+	bool is_whole = qk_snapshot_decode(&r, &e);
+	if (!is_whole) {
+		/* extra data beyond every limit */
+		QK_TRY(fill(s, SNAP_WINDOW, err));
+		r = qk_reader_init(s->window + s->at, (size_t)(s->n - s->at));
+		is_whole = qk_snapshot_decode(&r, &e);
+	}
+	if (!is_whole)
 		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_SNAPSHOT_TABLE,
 			s->window_off + s->at, QCOW_NO_OFFSET, "snapshot %u cannot be read again",
 			i);

@@ -23,6 +23,7 @@
 
 #define COMPATIBLE_OFF 80U
 #define SIZES_BYTES    16U /* of the extra data of an entry: VM state, disk */
+#define NO_ICOUNT      UINT64_MAX
 
 /* Change the header area by `edit`, alone. After a failure the disk says what became of it. */
 static enum qcow_status write_area(struct qcow_image *image,
@@ -46,7 +47,7 @@ static enum qcow_status write_area(struct qcow_image *image,
 struct upgrade {
 	struct qk_snaps snaps;
 	struct qk_fresh fresh;
-	uint8_t *sizes; /* SIZES_BYTES for each snapshot */
+	uint8_t *sizes; /* QK_SNAPSHOT_EXTRA_BYTES for each snapshot */
 	uint64_t table_off; /* 0: the table stays */
 };
 
@@ -54,17 +55,18 @@ struct upgrade {
 static enum qcow_status add_sizes(
 	struct qcow_image *image, struct upgrade *u, bool *has_changed, struct qcow_error *err)
 {
-	u->sizes = qk_calloc(u->snaps.n + UINT64_C(1), SIZES_BYTES);
+	u->sizes = qk_calloc(u->snaps.n + UINT64_C(1), QK_SNAPSHOT_EXTRA_BYTES);
 	if (u->sizes == NULL)
 		return QK_FAIL_NOMEM(err);
 	for (uint32_t i = 0; i < u->snaps.n; i++) {
 		struct qk_snapshot_entry *e = &u->snaps.v[i];
-		uint8_t *extra = u->sizes + (size_t)i * SIZES_BYTES;
+		uint8_t *extra = u->sizes + (size_t)i * QK_SNAPSHOT_EXTRA_BYTES;
 		if (e->extra.n >= SIZES_BYTES)
 			continue;
 		qk_store64(extra, qk_snapshot_vm_state_bytes(e));
 		qk_store64(extra + 8, image->size);
-		e->extra = (struct qk_span){extra, SIZES_BYTES};
+		qk_store64(extra + SIZES_BYTES, NO_ICOUNT);
+		e->extra = (struct qk_span){extra, QK_SNAPSHOT_EXTRA_BYTES};
 		*has_changed = true;
 	}
 	return QCOW_OK;
