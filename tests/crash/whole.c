@@ -415,13 +415,21 @@ static bool are_parts(const uint64_t *seen, const uint64_t *was, const uint64_t 
 	return true;
 }
 
+/* The image before, and bitmaps that say too much. */
+static bool is_marked(const struct whole *w, const struct face *seen)
+{
+	return (w->o->how & QKC_MARKS) != 0 && seen->image == w->before.image &&
+	       seen->bitmaps == w->after.bitmaps;
+}
+
 static bool is_allowed(const struct whole *w, const struct face *seen, const struct parts *parts,
 	bool may_be_before)
 {
 	bool in_parts = (w->o->how & QKC_IN_PARTS) != 0;
 	const struct parts *was = &w->old_parts, *will_be = &w->new_parts;
 	if (may_be_before)
-		return (is_face(seen, &w->after) || is_face(seen, &w->before)) &&
+		return (is_face(seen, &w->after) || is_face(seen, &w->before) ||
+			       is_marked(w, seen)) &&
 		       (!in_parts || (are_parts(parts->hashes, was->hashes, will_be->hashes) &&
 					     are_parts(parts->raw, was->raw, will_be->raw)));
 	return is_face(seen, &w->after) && seen->base == w->after.base &&

@@ -24,7 +24,8 @@ enum qkc_how {
 	QKC_OVER_RAW_BASE = 4,
 	/* It writes to the disk, no more: until it has returned, each sector is old or new. */
 	QKC_IN_PARTS = 8,
-	QKC_TIDIES = 16 /* done, it gives space back: that may fail, and nobody is told */
+	QKC_TIDIES = 16, /* done, it gives space back: that may fail, and nobody is told */
+	QKC_MARKS = 32 /* bitmaps know of it first, and of more than is true where it fails */
 };
 
 struct qkc_operation {
