@@ -223,8 +223,13 @@ def run_case(args, path, data, left):
 class Bed:
     def __init__(self, program):
         self.p = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.broken, self.clean = set(), set()  # digests: two mutations make the same image in either order
 
     def treat(self, args, path, data, left):
+        digest = hashlib.md5(data).digest()
+        if digest in self.broken:
+            return
+        self.broken.add(digest)
         write(path, data)
         self.p.stdin.write(path + "\n")
         self.p.stdin.flush()
@@ -235,8 +240,10 @@ class Bed:
             raise Wrong(rest or "the bed has ended")
         if sorted(rest.split()) != sorted(left):
             raise Wrong("after the repair there is %s, not %s" % (rest.split(), left))
-        if not left:
+        digest = images.digest(path + ".repaired")
+        if not left and digest not in self.clean:
             ask_qemu(args, path + ".repaired")
+            self.clean.add(digest)
 
 
 # ---- which ----
@@ -307,7 +314,9 @@ def main():
     bed = Bed(args.bed)
     print("repair: %d images, seed %d" % (len(chosen), args.seed))
     passed = failed = 0
-    for name, base, mutation, case in chosen:
+    for i, (name, base, mutation, case) in enumerate(chosen):
+        if i and i % 500 == 0:
+            print("%d of %d: %d passed, %d failed" % (i, len(chosen), passed, failed), flush=True)
         row = expected.get(name)
         try:
             data, at = bases[base]
