@@ -81,8 +81,10 @@ enum qcow_status qk_amend_width(struct qcow_image *image, unsigned refcount_bits
 	enum qcow_status status = qk_shadow_build(&rq, &shadow, err);
 	if (status == QCOW_OK)
 		status = switch_width(image, &shadow, order, err);
-	if (status != QCOW_OK && !qk_control_is_fenced(image))
+	if (status != QCOW_OK && !qk_control_is_fenced(image)) {
 		qk_shadow_undo(&source, &shadow);
+		qk_shadow_explain(status, err);
+	}
 	qk_shadow_release(&shadow);
 	return qk_control_end(image,
 		status == QCOW_OK ? (unsigned)QK_RELOAD_HEADER | QK_RELOAD_SPACE : 0U, status, err);

@@ -456,3 +456,11 @@ void qk_shadow_undo(const struct qk_shadow_source *source, struct qk_shadow *s)
 		give_back(source, s->runs[i].first, s->runs[i].n);
 	s->n_runs = 0;
 }
+
+void qk_shadow_explain(enum qcow_status status, struct qcow_error *err)
+{
+	if (status == QCOW_E_NOSPC)
+		qk_err_context(err,
+			"the new tables have to lie beside those in use until they take their "
+			"place, nothing was changed");
+}

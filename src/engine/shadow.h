@@ -87,6 +87,9 @@ void qk_shadow_header(const struct qk_shadow *s, uint8_t out[QK_SHADOW_HEADER_BY
  * of the switch was written. */
 void qk_shadow_undo(const struct qk_shadow_source *source, struct qk_shadow *s);
 
+/* What QCOW_E_NOSPC means for an operation that was undone; nothing for another status. */
+void qk_shadow_explain(enum qcow_status status, struct qcow_error *err);
+
 /*
  * A source over the space of an image that is written and whose data plane stands still with nothing staged: its
  * refcounts as they are, but 0 for the table and blocks in use now (they are free with the switch) and for

@@ -104,6 +104,7 @@ static enum qcow_status run(struct qcow_image *image, const struct qcow_progress
 		qk_counter_source(&op.counter, &source);
 		qk_shadow_undo(&source, &op.shadow);
 		qk_fresh_give_back(&op.fresh, NULL);
+		qk_shadow_explain(status, err);
 	}
 	op_release(&op);
 	return qk_control_end(image, status == QCOW_OK ? reload : 0, status, err);

@@ -207,6 +207,63 @@ static void the_file_grows_by_what_is_in_it(void **state)
 	}
 }
 
+/* ---- where no space is left ---- */
+
+static enum qcow_status widen(struct qcow_image *image, struct qcow_error *err)
+{
+	struct qcow_amend_options o = QCOW_AMEND_OPTIONS_INIT;
+	o.refcount_bits = 64;
+	return qcow_amend(image, &o, err);
+}
+
+/* The file cannot grow, or the file system is full from the nth write on: refused, and not a byte of the image is another. */
+static bool is_refused_when_full(
+	enum qcow_status (*operation)(struct qcow_image *image, struct qcow_error *err),
+	uint64_t nth)
+{
+	/* what a failed switch to another width may leave is the amend test's */
+	const struct qkt_image_options o = {.is_fixed = nth == 0, .unjudged = operation == widen};
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	sh("cp before img");
+	assert_ok(qkt_image_open(&im, in_dir("img"), &o, &err), err);
+	if (nth != 0)
+		qkt_fault_arm(im.fault, QKT_WRITE, nth, QKT_ENOSPC, true);
+	enum qcow_status status = operation(im.image, &err);
+	bool is_hit = nth == 0 || qkt_fault_count(im.fault, QKT_WRITE) >= nth;
+	qkt_fault_disarm(im.fault);
+	/* sector 0, the last of them, is not lost for want of space: it is there already */
+	if (is_hit && nth < 3) {
+		assert_status(status, QCOW_E_NOSPC, err);
+		assert_non_null(strstr(err.message, "nothing was changed"));
+	}
+	qkt_image_close(&im);
+	if (is_hit && nth < 3)
+		sh("cmp img before");
+	else
+		sh("qemu-img check -q img");
+	return is_hit;
+}
+
+static void a_full_file_system_is_told_before_anything_changes(void **state)
+{
+	static const char *const clusters[] = {"512", "64k"};
+	enum qcow_status (*const operations[])(struct qcow_image *, struct qcow_error *) = {
+		create, apply, delete, widen};
+	(void)state;
+	for (unsigned i = 0; i < sizeof(clusters) / sizeof(clusters[0]); i++) {
+		sh("rm -f img && qemu-img create -q -f qcow2 -o cluster_size=%s before 1M && "
+		   "qemu-io -c 'write -q 0 1M' before && qemu-img snapshot -c s before && "
+		   "qemu-io -c 'write -q 0 64k' before",
+			clusters[i]);
+		for (unsigned k = 0; k < sizeof(operations) / sizeof(operations[0]); k++) {
+			assert_true(is_refused_when_full(operations[k], 0));
+			for (uint64_t nth = 1; is_refused_when_full(operations[k], nth); nth++)
+				;
+		}
+	}
+}
+
 int main(void)
 {
 	if (!has_qemu())
@@ -216,6 +273,7 @@ int main(void)
 		cmocka_unit_test(a_dry_run_has_the_verdict_of_the_run),
 		cmocka_unit_test(what_a_snapshot_alone_had_is_punched),
 		cmocka_unit_test(the_file_grows_by_what_is_in_it),
+		cmocka_unit_test(a_full_file_system_is_told_before_anything_changes),
 	};
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
