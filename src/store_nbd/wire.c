@@ -86,8 +86,8 @@ enum qcow_status qk_nbd_wire_start(struct qk_nbd_wire *w, struct qcow_error *err
 
 void qk_nbd_wire_end(struct qk_nbd_wire *w)
 {
-	atomic_store(&w->ends, true);
 	if (w->has_thread) {
+		atomic_store(&w->ends, true);
 		qk_nbd_wire_kick(w);
 		(void)pthread_join(w->thread, NULL);
 		(void)close(w->kick);

@@ -246,7 +246,7 @@ def servers_that_are_silent_or_late(folder):
     check(says, "does not finish the handshake" in says and time.time() - begin < 50, True)
     late = os.path.join(folder, "late")
     threading.Timer(0.7, lambda: Fake(late)).start()
-    served.run(QCOW, "info", "--image-opts", nbd(late, open_timeout=60))
+    served.run(QCOW, "io", "--image-opts", "-c", "read -P 0 1M 64k", nbd(late, open_timeout=60))
     check("nobody", "Failed to connect" in fails(QCOW, "info", "--image-opts", nbd(os.path.join(folder, "nobody"), open_timeout=1)), True)
     check("again", "not built in" in fails(QCOW, "info", "--image-opts", nbd(late, reconnect_delay=5)), True)
 
