@@ -260,6 +260,17 @@ static void look_at_disk(const struct look *l, struct image *img)
 		l->face->is_held = is_held(l, img);
 }
 
+/* Which of the eight key slots are active. LUKS1: 48 bytes each from 208 on, that begin with a mark. */
+static void mix_slots(const struct image *img, uint64_t *hash)
+{
+	uint8_t header[208 + 8 * 48];
+	if (!img->has_crypto)
+		return;
+	read_at(&img->file, header, sizeof(header), img->crypto_off);
+	for (unsigned i = 0; i < 8; i++)
+		mix(hash, be(header + 208 + i * 48, 4) == 0x00ac71f3);
+}
+
 static void *look_in_thread(void *ctx)
 {
 	struct look *l = ctx;
@@ -268,11 +279,14 @@ static void *look_in_thread(void *ctx)
 	if (qkc_disk_data_end(l->d) != 0 && !has_base(l->o))
 		image_data_bytes(img, qkc_disk_bytes(l->d) + QKC_DATA_FILE,
 			qkc_disk_data_end(l->d) - QKC_DATA_FILE);
+	if (l->o->passphrase != NULL)
+		image_unlock(img, l->o->passphrase);
 	need_sound(img, "");
 	uint64_t *hash = &l->face->image;
 	mix(hash, img->version);
 	mix(hash, img->refcount_order);
 	mix(hash, img->compatible);
+	mix_slots(img, hash);
 	look_below(l, img);
 	look_at_disk(l, img);
 	judge_raw_data(l, img);

@@ -2,8 +2,8 @@
 /*
  * whole: operations that manage an image are wholly done or not at all. Each runs once, on an image that QEMU made, and
  * every state that a crash may leave (explore.h) shows what the image was before it or what it is after it: size, version,
- * refcount width, lazy refcounts, the backing file, the disk, the snapshots, the bitmaps (or they are in use), as the oracle reads them,
- * and no error; a raw data file is the disk. Once the operation has returned it is the image after it, whatever is lost.
+ * refcount width, lazy refcounts, the key slots that are active, the backing file, the disk, the snapshots, the bitmaps (or they
+ * are in use), as the oracle reads them, and no error; a raw data file is the disk. Once the operation has returned it is the image after it, whatever is lost.
  *
  * With a file `base` below the image that is written too, as a commit does, the disk is what the oracle reads through both: in
  * every state. The base has no error, its snapshots are what they were, and afterwards it is what it was when the run ended.
