@@ -160,5 +160,7 @@ enum qcow_status qk_amend(
 	QK_TRY(judge(image, o, &plan, err));
 	if (plan.refcount_bits != image->geometry.refcount_bits)
 		QK_TRY(qk_amend_width_judge(image, plan.refcount_bits, NULL, err));
+	if (plan.version == 2 && image->geometry.version == 3)
+		QK_TRY(qk_amend_zeros_judge(image, err));
 	return o->dry_run ? QCOW_OK : carry_out(image, o, &plan, err);
 }

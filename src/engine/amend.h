@@ -43,4 +43,7 @@ enum qcow_status qk_amend_data_file(struct qcow_image *image, const char *name, 
 enum qcow_status qk_amend_zeros(struct qcow_image *image, const struct qcow_progress *progress,
 	struct qcow_error *err) QK_MUST_USE;
 
+/* Would that be refused as a whole? Changes nothing; the image may be open read-only. */
+enum qcow_status qk_amend_zeros_judge(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;
+
 #endif

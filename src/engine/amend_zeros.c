@@ -27,6 +27,7 @@
 #include "engine/control.h"
 #include "engine/fresh.h"
 #include "engine/image.h"
+#include "engine/look.h"
 #include "engine/meta.h"
 #include "engine/rw.h"
 #include "engine/snapshot_int.h"
@@ -38,6 +39,7 @@
 
 struct expand {
 	struct qcow_image *image;
+	struct qk_space *space; /* its refcounts */
 	const struct qcow_progress *progress;
 	uint8_t *table; /* a cluster */
 	uint8_t *dirty; /* of its sectors */
@@ -259,7 +261,7 @@ static enum qcow_status each_table(struct expand *x,
 static enum qcow_status judge_count(struct expand *x, uint64_t l2_off, struct qcow_error *err)
 {
 	uint64_t stored = 0;
-	QK_TRY(qk_space_refcount(x->image->rw->space, l2_off, &stored, err));
+	QK_TRY(qk_space_refcount(x->space, l2_off, &stored, err));
 	if (stored == x->references)
 		return QCOW_OK;
 	return QK_FAIL_AT(err, QCOW_E_UNSUPPORTED, 0, l2_off, QCOW_NO_OFFSET,
@@ -289,7 +291,8 @@ static enum qcow_status gather(
 	return QCOW_OK;
 }
 
-static enum qcow_status expand_all(struct expand *x, struct qcow_error *err)
+/* What refuses the whole before anything changes. */
+static enum qcow_status judge_all(struct expand *x, struct qcow_error *err)
 {
 	struct qk_snaps snaps = {0};
 	enum qcow_status status = qk_snaps_load(x->image, &snaps, err);
@@ -297,17 +300,35 @@ static enum qcow_status expand_all(struct expand *x, struct qcow_error *err)
 		status = gather(x, &snaps, err);
 	qk_snaps_release(&snaps);
 	QK_TRY(status);
-	QK_TRY(each_table(x, judge_count, err));
+	return each_table(x, judge_count, err);
+}
+
+static enum qcow_status expand_all(struct expand *x, struct qcow_error *err)
+{
+	QK_TRY(judge_all(x, err));
 	QK_TRY(each_table(x, expand_table, err));
 	x->done = x->n_tables;
 	return tell(x, err);
+}
+
+enum qcow_status qk_amend_zeros_judge(struct qcow_image *image, struct qcow_error *err)
+{
+	struct expand x = {.image = image};
+	struct qk_look look;
+	enum qcow_status status = QCOW_OK;
+	QK_TRY(qk_look_begin(&look, image, QCOW_PROVE_AUTO, err));
+	x.space = look.space;
+	if (x.space != NULL)
+		status = judge_all(&x, err);
+	free(x.tables);
+	return qk_look_end(&look, status, err);
 }
 
 enum qcow_status qk_amend_zeros(
 	struct qcow_image *image, const struct qcow_progress *progress, struct qcow_error *err)
 {
 	const struct qk_geometry *g = &image->geometry;
-	struct expand x = {.image = image, .progress = progress};
+	struct expand x = {.image = image, .space = image->rw->space, .progress = progress};
 	x.table = qk_malloc((size_t)g->cluster_size, 1);
 	x.dirty = qk_malloc((size_t)(g->cluster_size / QK_SECTOR), 1);
 	x.dropped = qk_malloc(g->l2_entries, sizeof(*x.dropped));

@@ -148,18 +148,17 @@ static void what_cannot_be_done_changes_nothing(void **state)
 	refused(CREATE "img 1M && qemu-img snapshot -c s img && qemu-img resize -q img 2M", &two,
 		QCOW_E_UNSUPPORTED, "snapshot 's'");
 	/* an L2 table with a refcount of 2, which the active tree alone has: seen when its tree is counted */
-	run_refuses(CREATE
-		"-o cluster_size=64k img 1M && qemu-io -c 'write -q 0 64k' -c 'write -q -z "
-		"64k 64k' img && "
-		"python3 -c \"import struct\n"
-		"b = bytearray(open('img', 'rb').read())\n"
-		"l1, table = struct.unpack('>QQ', b[40:56])\n"
-		"l2, = struct.unpack('>Q', b[l1:l1 + 8])\n"
-		"block, = struct.unpack('>Q', b[table:table + 8])\n"
-		"l2 &= ~(1 << 63)\n"
-		"b[l1:l1 + 8] = struct.pack('>Q', l2)\n"
-		"b[block + l2 // 65536 * 2 + 1] = 2\n"
-		"open('img', 'wb').write(b)\"",
+	refused(CREATE "-o cluster_size=64k img 1M && qemu-io -c 'write -q 0 64k' -c 'write -q -z "
+		       "64k 64k' img && "
+		       "python3 -c \"import struct\n"
+		       "b = bytearray(open('img', 'rb').read())\n"
+		       "l1, table = struct.unpack('>QQ', b[40:56])\n"
+		       "l2, = struct.unpack('>Q', b[l1:l1 + 8])\n"
+		       "block, = struct.unpack('>Q', b[table:table + 8])\n"
+		       "l2 &= ~(1 << 63)\n"
+		       "b[l1:l1 + 8] = struct.pack('>Q', l2)\n"
+		       "b[block + l2 // 65536 * 2 + 1] = 2\n"
+		       "open('img', 'wb').write(b)\"",
 		&two, QCOW_E_UNSUPPORTED, "repair the image first");
 	o.refcount_bits = 3;
 	refused(CREATE "img 1M", &o, QCOW_E_INVAL, "power of two");
