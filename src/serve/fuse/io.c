@@ -38,6 +38,8 @@ int qk_fuse_errno(struct qk_fuse *fs, const struct qk_fuse_node *node, const cha
 	case QCOW_E_INVAL:
 	case QCOW_E_RANGE:
 		return EINVAL;
+	case QCOW_E_NOENT:
+		return ESTALE; /* it has been taken away */
 	case QCOW_E_LIMIT:
 		return EFBIG;
 	default:
