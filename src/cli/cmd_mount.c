@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -166,16 +165,6 @@ static void on_log(void *ctx, const char *text)
 	cli_more(s->cli, "%s", text);
 }
 
-/* Each snapshot and each layer is a file of ours. */
-static void open_many_files(void)
-{
-	struct rlimit limit;
-	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-		return;
-	limit.rlim_cur = limit.rlim_max;
-	(void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 static bool show(struct serve *s, struct wanted *w)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -228,7 +217,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		return exit_code;
 	}
 	s.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	open_many_files();
+	serve_open_many_files(&s);
 	if (s.wake >= 0)
 		exit_code = mount_image(&s, &w);
 	else

@@ -226,6 +226,7 @@ static int run(struct cli *cli, const struct cli_args *args)
 		cli_error(cli, "cannot wait for events: %s", strerror(errno));
 		return 1;
 	}
+	serve_open_many_files(&s);
 	if (cli_flag(args, "list"))
 		return cli_objects_add_all(cli, args) ? serve_list(&s) : 1;
 	if (!cli_objects_add_all(cli, args) || !take_numbers(&s) || !check_options(&s) ||

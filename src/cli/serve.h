@@ -21,6 +21,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -132,6 +133,7 @@ struct serve {
 	atomic_bool was_served;
 	int ready_fd; /* the parent waits for a byte, or -1 */
 	int signals; /* signalfd */
+	struct rlimit files; /* as it was before serve_open_many_files; the child has it again */
 	pid_t child; /* of --run, or 0 */
 	int child_status;
 	int ctl_listener; /* or -1 */
@@ -194,6 +196,8 @@ void serve_unlisten(struct serve *s);
 /* serve_process.c. */
 /* --fork: false in the parent, which is done with *exit_code. */
 bool serve_fork(struct serve *s, int *exit_code);
+/* Each client, snapshot and layer has files of ours: as many as the host allows. */
+void serve_open_many_files(struct serve *s);
 /* --exit-with-parent. False: reported. */
 bool serve_follow_parent(struct serve *s);
 /* Clients can connect: pid file, service manager, parent. False: reported. */

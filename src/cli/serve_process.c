@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -81,6 +82,14 @@ static void let_go(struct serve *s)
 	s->ready_fd = -1;
 }
 
+void serve_open_many_files(struct serve *s)
+{
+	if (getrlimit(RLIMIT_NOFILE, &s->files) != 0)
+		return;
+	struct rlimit limit = {.rlim_cur = s->files.rlim_max, .rlim_max = s->files.rlim_max};
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 /* ---- --exit-with-parent ---- */
 
 bool serve_follow_parent(struct serve *s)
@@ -151,6 +160,8 @@ static void be_child(struct serve *s, const char *command)
 	(void)sigprocmask(SIG_SETMASK, &none, NULL);
 	(void)signal(SIGPIPE, SIG_DFL);
 	(void)signal(SIGXFSZ, SIG_DFL);
+	if (s->files.rlim_max != 0)
+		(void)setrlimit(RLIMIT_NOFILE, &s->files);
 	(void)setenv("uri", s->uri, 1);
 	(void)setenv("exportname", name != NULL ? name : "", 1);
 	(void)setenv("unixsocket", s->socket.path != NULL ? s->socket.path : "", 1);

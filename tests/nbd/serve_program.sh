@@ -74,6 +74,27 @@ grep -q '"start": 0, "length": 1048576, "depth": 0, "present": true, "zero": tru
 # ---- processes and sockets ----
 run "$QCOW" serve disk.qcow2 --run 'nbdinfo --size "$uri"; exit 3'
 [[ $rc == 3 && $(<out) == 67108864 ]] && ok run_ends_with_the_status_of_its_command || bad run_ends_with_the_status_of_its_command "$(shown)"
+prints its_command_has_the_limits_that_were_set 100 bash -c "ulimit -Sn 100; exec '$QCOW' serve -r disk.qcow2 --run 'ulimit -Sn'"
+python3 - many.qcow2 <<'PY'
+import struct, sys
+# 1,001 snapshots of nothing: version 2, an L1 table that holds no table
+entries = b""
+for i in range(1001):
+    name = b"%d" % (i + 1)
+    entries += struct.pack(">QIHHIIQII", 4096 * 2, 1, len(name), len(name), 0, 0, 0, 0, 0) + name * 2
+    entries += bytes(-len(entries) % 8)
+with open(sys.argv[1], "wb") as f:
+    f.write(struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 12, 1 << 20, 0, 1, 4096 * 2, 4096 * 3, 1, 1001, 4096 * 8))
+    f.truncate(4096 * 8)
+    f.seek(4096 * 3)
+    f.write(struct.pack(">Q", 4096 * 4))
+    f.seek(4096 * 4)
+    f.write(struct.pack(">H", 1) * 40)
+    f.seek(4096 * 8)
+    f.write(entries)
+PY
+prints more_snapshots_than_files_may_be_open '1048576 1002' bash -c "ulimit -n 60; exec '$QCOW' serve --snapshots -r -k '$s' many.qcow2 --run \"
+	nbdinfo --size 'nbd+unix:///@777?socket=$s' | tr '\n' ' '; nbdinfo --list --no-content '$uri' | grep -c ^export=\""
 cat >activate.py <<'PY'
 import os, socket, sys
 s = socket.socket(socket.AF_UNIX)
