@@ -61,6 +61,35 @@ static enum qcow_status lazy_pread(
 	return status;
 }
 
+/* Opening has to wait, so it is a worker's. */
+static enum qcow_status lazy_pread_nowait(
+	void *ctx, void *buf, size_t len, uint64_t off, struct qcow_error *err)
+{
+	struct serve_lazy *lazy = ctx;
+	enum qcow_status status = QCOW_E_WOULD_BLOCK;
+	if (pthread_rwlock_tryrdlock(&lazy->in_use) != 0)
+		return QK_FAIL(err, status, "the snapshot is being opened");
+	if (lazy->view != NULL)
+		status = qk_view_ops(lazy->view)->pread_nowait(lazy->view, buf, len, off, err);
+	(void)pthread_rwlock_unlock(&lazy->in_use);
+	return status;
+}
+
+static enum qcow_status lazy_flush(void *ctx, struct qcow_error *err)
+{
+	(void)ctx, (void)err;
+	return QCOW_OK; /* nothing is written */
+}
+
+static enum qcow_status lazy_cache(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
+{
+	struct serve_lazy *lazy = ctx;
+	QK_TRY(hold(lazy, err));
+	enum qcow_status status = qk_view_ops(lazy->view)->cache(lazy->view, off, len, err);
+	(void)pthread_rwlock_unlock(&lazy->in_use);
+	return status;
+}
+
 static enum qcow_status lazy_map(void *ctx, uint64_t off, uint64_t len, uint32_t max_depth,
 	struct qcow_extent *out, struct qcow_error *err)
 {
@@ -91,8 +120,12 @@ static void lazy_free(void *ctx)
 	free(lazy);
 }
 
-const struct qk_nbd_export_ops serve_lazy_ops = {
-	.pread = lazy_pread, .map = lazy_map, .close = lazy_free};
+const struct qk_nbd_export_ops serve_lazy_ops = {.pread = lazy_pread,
+	.pread_nowait = lazy_pread_nowait,
+	.flush = lazy_flush,
+	.cache = lazy_cache,
+	.map = lazy_map,
+	.close = lazy_free};
 
 enum qcow_status serve_lazy_new(struct serve *s, struct serve_image *owner, const char *id,
 	uint64_t size, struct serve_lazy **out, struct qcow_error *err)

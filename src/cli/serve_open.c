@@ -366,8 +366,11 @@ static enum qcow_status add_lazy(struct adding *a, const char *name, uint64_t si
 		a->s, a->owner, a->snapshot_id, size, &lazy, a->err);
 	if (status == QCOW_OK) {
 		const struct qk_nbd_export export = {.name = e->name,
+			.description = cli_arg(a->s->args, "description"),
 			.size = size,
 			.read_only = true,
+			.multi_conn = a->s->max_clients != 1,
+			.has_depth = !a->s->cli->qemu,
 			.ops = &serve_lazy_ops,
 			.ctx = lazy};
 		status = a->s->front->add(a->s, &export, a->err);
@@ -398,10 +401,15 @@ static enum qcow_status add_snapshot(struct adding *a, const struct serve_operan
 	own = a->s->front->name(a->s, o->name, part);
 	if (own == NULL || asprintf(&key, "snapshot.id=%s", part->id) < 0)
 		return QK_FAIL_NOMEM(a->err);
-	if (a->s->front->shows_all)
-		return add_lazy(&of, own, size);
+	/* of a part the size is known when it is open */
+	bool is_part = cli_flag(a->s->args, "partitions") || cli_flag(a->s->args, "offset");
+	if (a->s->front->shows_all || !is_part) {
+		enum qcow_status status = add_lazy(&of, own, size);
+		/* names are not unique: the first is meant */
+		return status == QCOW_E_EXIST && !a->s->front->shows_all ? QCOW_OK : status;
+	}
 	if (serve_find(a->s, own) != NULL)
-		return QCOW_OK; /* names are not unique: the first is meant */
+		return QCOW_OK;
 	QK_TRY(serve_open_snapshot(a->s, o, key, &of.shared, a->err));
 	enum qcow_status status = add_disk(&of, own);
 	(void)qk_view_image_drop(of.shared); /* nothing was written */

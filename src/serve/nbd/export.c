@@ -128,13 +128,49 @@ static enum qcow_status node_fill(
 	return QCOW_OK;
 }
 
+static struct qk_nbd_node **head_of(struct qk_nbd_registry *r, const void *name, size_t n)
+{
+	const uint8_t *p = name;
+	uint32_t hash = 2166136261U;
+	for (size_t i = 0; i < n; i++)
+		hash = (hash ^ p[i]) * 16777619U;
+	return &r->heads[(hash ^ hash >> 16) % QK_NBD_HEADS];
+}
+
 static struct qk_nbd_node *lookup(struct qk_nbd_registry *r, const void *name, size_t n)
 {
-	for (struct qk_nbd_node *node = r->first; node != NULL; node = node->next) {
+	for (struct qk_nbd_node *node = *head_of(r, name, n); node != NULL;
+		node = node->next_alike) {
 		if (strlen(node->name) == n && (n == 0 || memcmp(node->name, name, n) == 0))
 			return node;
 	}
 	return NULL;
+}
+
+/* Behind the others, and in front of those with the same hash; with the lock. */
+static void put_in(struct qk_nbd_registry *r, struct qk_nbd_node *node)
+{
+	struct qk_nbd_node **head = head_of(r, node->name, strlen(node->name));
+	node->next_alike = *head;
+	*head = node;
+	if (r->last != NULL)
+		r->last->next = node;
+	else
+		r->first = node;
+	r->last = node;
+}
+
+static void take_out(struct qk_nbd_registry *r, struct qk_nbd_node *node)
+{
+	struct qk_nbd_node **at = head_of(r, node->name, strlen(node->name)), *before = NULL;
+	while (*at != node)
+		at = &(*at)->next_alike;
+	*at = node->next_alike;
+	for (at = &r->first; *at != node; at = &(*at)->next)
+		before = *at;
+	*at = node->next;
+	if (r->last == node)
+		r->last = before;
 }
 
 enum qcow_status qk_nbd_registry_add(
@@ -150,11 +186,8 @@ enum qcow_status qk_nbd_registry_add(
 	}
 	pthread_mutex_lock(&r->lock);
 	bool is_there = lookup(r, node->name, strlen(node->name)) != NULL;
-	struct qk_nbd_node **at = &r->first;
-	while (*at != NULL)
-		at = &(*at)->next;
 	if (!is_there)
-		*at = node;
+		put_in(r, node);
 	pthread_mutex_unlock(&r->lock);
 	if (!is_there)
 		return QCOW_OK;
@@ -247,10 +280,7 @@ struct qk_nbd_node *qk_nbd_registry_take(
 	if (*is_used)
 		node = NULL;
 	if (node != NULL) {
-		struct qk_nbd_node **at = &r->first;
-		while (*at != node)
-			at = &(*at)->next;
-		*at = node->next;
+		take_out(r, node);
 		node->is_removed = true;
 	}
 	pthread_mutex_unlock(&r->lock);

@@ -16,7 +16,8 @@
 #include "serve/view/gate.h"
 
 struct qk_nbd_node {
-	struct qk_nbd_node *next;
+	struct qk_nbd_node *next; /* in the order they were added */
+	struct qk_nbd_node *next_alike; /* of the same place in `heads` */
 	char *name, *description;
 	_Atomic uint64_t size;
 	bool read_only, multi_conn, rotational, has_depth, needs_tls;
@@ -32,10 +33,13 @@ struct qk_nbd_node {
 	_Atomic uint64_t slow_until;
 };
 
+#define QK_NBD_HEADS 1024U
 struct qk_nbd_registry {
 	pthread_mutex_t lock;
 	pthread_cond_t closed; /* a node that was taken out lost a reference */
-	struct qk_nbd_node *first;
+	struct qk_nbd_node *first, *last;
+	struct qk_nbd_node
+		*heads[QK_NBD_HEADS]; /* by a hash of the name: there may be 65,536 snapshots */
 	struct qk_view_gate gate;
 };
 
