@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "cli/driver.h"
+#include "cli/nullstore.h"
 #include "cli/utf8.h"
 
 bool cli_path_protocol(const char *path, size_t *protocol_bytes)
@@ -210,10 +211,19 @@ static json_t *dot_path(const char *path)
 	return json_string_nocheck(text);
 }
 
+/* "null-co://": {"file": {"driver": "null-co"}} */
+static enum qcow_status null_disk(json_t **out, struct qcow_error *err)
+{
+	*out = json_pack("{s:{s:s}}", "file", "driver", "null-co");
+	return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+}
+
 /* json strings must be UTF-8, paths need not be: such a path goes through untouched. */
 static enum qcow_status parse_path(const char *path, json_t **out, struct qcow_error *err)
 {
 	size_t n = 0;
+	if (strcmp(path, CLI_NULL_STORE_NAME) == 0)
+		return null_disk(out, err);
 	bool has_protocol = cli_path_protocol(path, &n);
 	bool is_blkdebug = has_protocol && n == strlen("blkdebug") &&
 			   strncmp(path, "blkdebug", n) == 0;

@@ -481,6 +481,10 @@ server=$(<pid)
 prints with_its_size 67108864 nbdinfo --size "$uri"
 end_server
 says it_has_no_such_snapshot 1 "qemu-nbd: Failed to load snapshot: Can't find snapshot" "$QCOW_QEMU_NBD" -l none -f qcow2 -k "$s" disk.qcow2
+expect it_shows_a_disk_of_nothing 0 "$QCOW_QEMU_NBD" -t -f raw -k "$s" --fork --pid-file pid null-co://
+server=$(<pid)
+prints of_a_gigabyte 1073741824 nbdinfo --size "$uri"
+end_server
 says no_kernel_device 1 '*Failed to open /dev/nbd-none: No such file or directory' "$QCOW_QEMU_NBD" -c /dev/nbd-none disk.qcow2
 "$QCOW_QEMU_NBD" -f qcow2 -k "$s" --pid-file pid disk.qcow2 &
 server=$!
