@@ -24,8 +24,6 @@ enum {
 	DRAIN_TURNS = 5000 /* of a millisecond */
 };
 
-extern char **environ;
-
 _Thread_local struct qk_fuse_worker *qk_fuse_me;
 
 /* What libfuse said, in a row. */
