@@ -90,7 +90,7 @@ def clients(server, folder):
     uri = "nbds://localhost:%d/?tls-certificates=%s" % (server.port, folder)
     creds = "tls-creds-x509,id=t,dir=%s,endpoint=client" % folder
     opts = "driver=nbd,server.type=inet,server.host=localhost,server.port=%d,tls-creds=t" % server.port
-    yield "nbdinfo", ("nbdinfo", uri)
+    yield "nbdinfo", ("nbdinfo", "--size", uri)
     yield "nbdcopy", ("nbdcopy", uri, "null:")
     for img in filter(None, (served.IMG, served.newest("qemu-img"))):
         yield img, (img, "compare", "--object", creds, "--image-opts", opts, "driver=raw,file.driver=null-co,file.read-zeroes=on,file.size=%d" % SIZE)
@@ -108,7 +108,7 @@ def certificates_of_clients(folder, image):
                 raise AssertionError("%s with the certificates of %r: %s" % (name, who, text))
     for name, command in clients(server, folder + "/good"):  # and the next ones
         check(name, outcome(*command)[0], True)
-    check("clear text", outcome("nbdinfo", "nbd://localhost:%d" % server.port)[0], False)
+    check("clear text", outcome("nbdinfo", "--size", "nbd://localhost:%d" % server.port)[0], False)
     check("connections that are left", server.status()["connections"], [])
     check("status", server.stop(), 0)
 
@@ -217,7 +217,7 @@ def options_around_starttls(folder, image):
         raise AssertionError("an option in clear text did not spoil the handshake")
     except (OSError, Closed):
         pass
-    check("served", outcome("nbdinfo", "nbds+unix://localhost/?socket=%s&tls-certificates=%s/good" % (server.path, folder))[0], True)
+    check("served", outcome("nbdinfo", "--size", "nbds+unix://localhost/?socket=%s&tls-certificates=%s/good" % (server.path, folder))[0], True)
     check("status", server.stop(), 0)
 
 
@@ -235,7 +235,7 @@ def a_server_that_allows_both(folder, image):
     check("a read", c.request(READ, 0, 512).error, 0)
     check("no status", c.error(STATUS, 0, 512), EINVAL)
     c.close()
-    check("clear text", outcome("nbdinfo", server.uri())[0], True)
+    check("clear text", outcome("nbdinfo", "--size", server.uri())[0], True)
     server.end()
 
 
@@ -257,7 +257,7 @@ def shared_keys(folder, image):
             got, text = outcome(*command)
             if got != want:
                 raise AssertionError("%r: %s" % (command, text))
-    check("clear text", outcome("nbdinfo", server.uri())[0], False)
+    check("clear text", outcome("nbdinfo", "--size", server.uri())[0], False)
     check("status", server.stop(), 0)
 
 
