@@ -79,13 +79,16 @@ static enum qcow_status find_named_bitmaps(struct serve *s, const struct serve_i
 	size_t at = 0;
 	for (const char *name = cli_arg_next(s->args, "bitmap", &at); name != NULL;
 		name = cli_arg_next(s->args, "bitmap", &at)) {
+		struct qcow_image *layer = NULL;
 		uint32_t index = 0;
 		if (out->n == QK_NBD_MAX_BITMAPS)
 			return QK_FAIL(err, QCOW_E_LIMIT, "more than %u bitmaps", out->n);
-		enum qcow_status status = qcow_bitmap_find(
-			image->shared->image, name, &index, NULL);
+		enum qcow_status status = qk_view_find_bitmap(
+			image->shared->image, name, &layer, &index, err);
 		if (status == QCOW_E_NOENT && may_be_gone)
 			continue;
+		if (status == QCOW_E_RANGE)
+			return status;
 		if (status != QCOW_OK)
 			return QK_FAIL(err, QCOW_E_NOENT, "Bitmap '%s' is not found", name);
 		out->own[out->n] = NULL;

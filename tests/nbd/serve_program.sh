@@ -475,6 +475,14 @@ elif [[ $(head -n 4 out) == "exports available: 1
   size:  83886080" ]] && grep -q '^  flags: 0x[0-9a-f]* ( readonly flush' out && grep -q '^   qemu:allocation-depth$' out; then ok it_lists_exports
 else bad it_lists_exports "$(shown)"; fi
 end_server
+create -b disk.qcow2 -F qcow2 above.qcow2
+expect it_shows_a_bitmap_of_a_layer_below 0 "$QCOW_QEMU_NBD" -r -t -f qcow2 -k "$s" -B other --fork --pid-file pid above.qcow2
+server=$(<pid)
+run nbdinfo --map=qemu:dirty-bitmap:other "$uri"
+[[ $rc == 0 && -s out ]] && ok and_its_ranges_too || bad and_its_ranges_too "$(shown)"
+end_server
+create -b disk.qcow2 -F qcow2 longer.qcow2 1G
+says but_not_one_of_another_length 1 "*another length*" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B other longer.qcow2
 says it_has_no_such_bitmap 1 "*Bitmap 'none' is not found" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B none disk.qcow2
 expect it_shows_a_snapshot 0 "$QCOW_QEMU_NBD" -t -l first -f qcow2 -k "$s" --fork --pid-file pid disk.qcow2
 server=$(<pid)

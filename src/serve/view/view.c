@@ -197,13 +197,30 @@ void qk_view_set_size(struct qk_view *v, uint64_t size)
 	v->size = size;
 }
 
+enum qcow_status qk_view_find_bitmap(struct qcow_image *image, const char *name,
+	struct qcow_image **layer, uint32_t *index, struct qcow_error *err)
+{
+	enum qcow_status status = QCOW_E_NOENT;
+	*layer = NULL;
+	for (struct qcow_image *at = image; at != NULL && status == QCOW_E_NOENT;
+		at = qcow_backing(at)) {
+		*layer = at;
+		status = qcow_bitmap_find(at, name, index, err);
+	}
+	if (status == QCOW_OK && qcow_size(*layer) != qcow_size(image))
+		return QK_FAIL(err, QCOW_E_RANGE,
+			"bitmap '%s' is that of a layer with another length", name);
+	return status;
+}
+
 static enum qcow_status ask_bitmap(struct qk_view *v, struct bitmap *b, uint64_t off, uint64_t len,
 	struct qcow_bitmap_extent *out, struct qcow_error *err)
 {
 	if (b->reader == NULL) {
+		struct qcow_image *layer = NULL;
 		uint32_t index = 0;
-		QK_TRY(qcow_bitmap_find(v->owner->image, b->name, &index, err));
-		QK_TRY(qcow_bitmap_open(v->owner->image, index, &b->reader, err));
+		QK_TRY(qk_view_find_bitmap(v->owner->image, b->name, &layer, &index, err));
+		QK_TRY(qcow_bitmap_open(layer, index, &b->reader, err));
 	}
 	return qcow_bitmap_read(b->reader, v->off + off, len, out, err);
 }

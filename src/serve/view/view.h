@@ -46,6 +46,12 @@ struct qk_view;
 enum qcow_status qk_view_new(struct qk_view_image *image, const struct qk_view_options *options,
 	struct qk_view **out, struct qcow_error *err) __attribute__((warn_unused_result));
 
+/* The first layer from `image` down that has this bitmap: *layer and its *index. QCOW_E_NOENT (none has), QCOW_E_RANGE (its disk
+ * has another length). */
+enum qcow_status qk_view_find_bitmap(struct qcow_image *image, const char *name,
+	struct qcow_image **layer, uint32_t *index, struct qcow_error *err)
+	__attribute__((warn_unused_result));
+
 /* The table for a view that was made read-only, or not. */
 const struct qk_nbd_export_ops *qk_view_ops(const struct qk_view *view);
 
