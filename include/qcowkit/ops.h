@@ -47,7 +47,8 @@ struct qcow_convert_options {
 	struct qcow_progress progress;
 	/* Copy the persistent bitmaps of the source (one source, version 3; a qcow2 target of version 3): content,
 	 * granularity, whether they are enabled. One that is marked in use, or cannot be read, refuses the
-	 * whole before anything is written, or with skip_broken_bitmaps is left out and told. */
+	 * whole before anything is written, or with skip_broken_bitmaps is left out and told. Into target_image, a disk
+	 * of the same size, they go in one step after the disk; none may have a name that is there. */
 	bool bitmaps, skip_broken_bitmaps;
 	void (*on_skipped_bitmap)(void *ctx, const char *name, const struct qcow_error *why);
 	void *bitmap_ctx;

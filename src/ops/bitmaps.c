@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * bitmaps: see bitmaps.h. Which ones are broken is found out before the target is touched, so that a refusal
- * leaves nothing behind; content that turns out to be damaged later fails the whole.
+ * leaves nothing behind; an image that is there gets them in one step, after its disk; content that turns out to be damaged later fails the whole.
  */
 #include "ops/bitmaps.h"
 
+#include <qcowkit/manage.h>
+
+#include "base/mem.h"
 #include "base/num.h"
 
 #define MIN_GRANULARITY_BITS 9U /* that can be written */
@@ -59,6 +62,74 @@ struct walk {
 
 static bool visit(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap);
 
+/* ---- into an image that is there ---- */
+
+struct actions {
+	struct qcow_bitmap_action *v;
+	size_t n;
+};
+
+static void add_action(struct actions *a, struct qcow_bitmap_action action)
+{
+	a->v[a->n++] = action;
+}
+
+/* What makes the bitmap in the target; nothing where it is broken, which is told unless the run is dry. */
+static enum qcow_status list_one(const struct qcow_convert_options *options, uint32_t index,
+	bool is_dry, struct actions *a, struct qcow_error *err)
+{
+	struct qcow_bitmap bitmap;
+	struct qcow_error why = QCOW_ERROR_INIT;
+	struct qcow_bitmap_reader *reader = NULL;
+
+	QK_TRY(qcow_get_bitmap(options->sources[0], index, &bitmap, err));
+	QK_TRY(begin(options->sources[0], index, &bitmap, &reader, &why, err));
+	if (reader == NULL) {
+		if (!is_dry && options->on_skipped_bitmap != NULL)
+			options->on_skipped_bitmap(options->bitmap_ctx, bitmap.name, &why);
+		return QCOW_OK;
+	}
+	qcow_bitmap_close(reader);
+	add_action(a, (struct qcow_bitmap_action){.act = QCOW_BITMAP_ADD,
+			      .name = bitmap.name,
+			      .granularity_bits = bitmap.granularity_bits});
+	add_action(a, (struct qcow_bitmap_action){.act = QCOW_BITMAP_MERGE,
+			      .name = bitmap.name,
+			      .source = bitmap.name,
+			      .source_image = options->sources[0]});
+	if (!bitmap.is_auto)
+		add_action(a, (struct qcow_bitmap_action){
+				      .act = QCOW_BITMAP_DISABLE, .name = bitmap.name});
+	return QCOW_OK;
+}
+
+/* All of them in one step, which is done or not done. */
+static enum qcow_status edit_target(
+	const struct qcow_convert_options *options, bool is_dry, struct qcow_error *err)
+{
+	struct qcow_bitmap_edit_options how = QCOW_BITMAP_EDIT_OPTIONS_INIT;
+	struct qcow_info info;
+	struct actions a = {0};
+	enum qcow_status status = QCOW_OK;
+
+	qcow_get_info(options->sources[0], &info);
+	struct qcow_bitmap_action *v QK_AUTO_FREE = qk_calloc(
+		(uint64_t)info.n_bitmaps * 3 + 1, sizeof(*v));
+	if (v == NULL)
+		return QK_FAIL_NOMEM(err);
+	a.v = v;
+	for (uint32_t i = 0; i < info.n_bitmaps && status == QCOW_OK; i++)
+		status = list_one(options, i, is_dry, &a, err);
+	how.dry_run = is_dry;
+	how.progress.cancelled = options->progress.cancelled;
+	how.progress.ctx = options->progress.ctx;
+	if (status == QCOW_OK && a.n != 0)
+		status = qcow_bitmap_edit(options->target_image, a.v, a.n, &how, NULL, err);
+	return status;
+}
+
+/* ---- into a new image ---- */
+
 enum qcow_status qk_bitmaps_check(
 	const struct qcow_convert_options *options, bool is_raw, struct qcow_error *err)
 {
@@ -69,17 +140,21 @@ enum qcow_status qk_bitmaps_check(
 	if (options->n_sources != 1)
 		return QK_FAIL(
 			err, QCOW_E_INVAL, "Copying bitmaps only possible with single source");
-	if (options->keep_target)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
-			"bitmaps are copied into new images only, not with -n");
 	qcow_get_info(options->sources[0], &info);
 	if (info.version < 3)
 		return QK_FAIL(err, QCOW_E_INVAL, "Source lacks bitmap support");
-	if (is_raw || options->create.version < 3)
+	uint32_t version = options->create.version;
+	if (options->target_image != NULL) {
+		qcow_get_info(options->target_image, &info);
+		version = info.version;
+	}
+	if (is_raw || version < 3)
 		return QK_FAIL(err, QCOW_E_INVAL, "Format driver '%s' does not support bitmaps%s",
 			options->format, is_raw ? "" : " in version 2");
 	struct walk walk = {.options = options, .err = err};
 	QK_TRY(qcow_each_bitmap(options->sources[0], visit, &walk, err));
+	if (walk.status == QCOW_OK && options->target_image != NULL)
+		return edit_target(options, true, err);
 	return walk.status;
 }
 
@@ -139,6 +214,8 @@ enum qcow_status qk_bitmaps_copy(const struct qcow_convert_options *options, uin
 
 	if (!options->bitmaps)
 		return QCOW_OK;
+	if (options->target_image != NULL)
+		return edit_target(options, false, err);
 	walk.size = qk_min(size, qcow_size(options->sources[0]));
 	QK_TRY(qcow_each_bitmap(options->sources[0], visit, &walk, err));
 	return walk.status;

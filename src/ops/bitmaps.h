@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * bitmaps: the persistent bitmaps of a source go over into a new image.
+ * bitmaps: the persistent bitmaps of a source go over into a new image, or one that is there.
  */
 #ifndef QK_OPS_BITMAPS_H
 #define QK_OPS_BITMAPS_H

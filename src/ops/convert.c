@@ -55,8 +55,6 @@ static enum qcow_status check_qcow2(const struct request *request, struct qcow_e
 	if (options->keep_target && options->target_image == NULL)
 		return QK_FAIL(err, QCOW_E_INVAL,
 			"an existing qcow2 image is written through target_image");
-	if (options->target_image != NULL && options->bitmaps)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "bitmaps go into new images only");
 	if (options->target_image != NULL)
 		return QCOW_OK;
 	if (options->compress && request->create.data_file_name != NULL)

@@ -136,4 +136,22 @@ run "$QCOW" convert --bitmaps --skip-broken-bitmaps -O qcow2 inuse.qcow2 new.qco
 if [[ $rc == 0 && $(<err) == "qcow: warning: Skipping inconsistent bitmap 'plain'" ]]; then ok 'broken ones are skipped'; else bad 'broken ones are skipped' "$(shown)"; fi
 listed new.qcow2 >got; "$QEMU_IMG" convert --bitmaps --skip-broken-bitmaps -O qcow2 inuse.qcow2 peer.qcow2 2>/dev/null; listed peer.qcow2 >want
 same 'broken ones are skipped as qemu-img skips them' want got
+# -n: into an image that is there, in one step after the disk
+size=$("$QEMU_IMG" info --output=json default.qcow2 | python3 -c 'import json, sys; print(json.load(sys.stdin)["virtual-size"])')
+for program in "$QCOW" "$QCOW_QEMU_IMG"; do
+	create there.qcow2 "$size"
+	"$QEMU_IMG" bitmap --add there.qcow2 'its own'
+	expect "${program##*/}: -n --bitmaps" 0 "$program" convert -n --bitmaps -O qcow2 default.qcow2 there.qcow2
+	for name in "${names[@]}"; do
+		"$QCOW" map --bitmap "$name" default.qcow2 >want; "$QCOW" map --bitmap "$name" there.qcow2 >got
+		same "${program##*/}: -n: $name" want got
+	done
+	listed default.qcow2 >want; "$QEMU_IMG" bitmap --remove there.qcow2 'its own'; listed there.qcow2 >got
+	same "${program##*/}: -n: flags and granularities" want got
+	expect "${program##*/}: -n: the disk too" 0 "$QEMU_IMG" compare default.qcow2 there.qcow2
+	expect "${program##*/}: -n: clean" 0 "$QEMU_IMG" check -q there.qcow2
+	cp there.qcow2 before
+	says "${program##*/}: a name that is there" 1 '*already exists*' "$program" convert -n --bitmaps -O qcow2 default.qcow2 there.qcow2
+	same "${program##*/}: is found before anything is written" before there.qcow2
+done
 finish
