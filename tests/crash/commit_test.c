@@ -159,6 +159,13 @@ static const struct qkc_operation operations[] = {
 		"qemu-io -f qcow2 -c 'write -q -s r 30k 20k' -c 'write -q -z 60k 5k' back.raw "
 		"&& " CREATE "-b back.raw -F qcow2 -o cluster_size=4k img " SIZE " && " WRITTEN,
 		"back.raw", NULL, commit_and_keep, write_both, 200, QKC_OVER_BASE},
+	{"commit from an encrypted v3 4k",
+		BASE("cluster_size=4k") BELOW CREATE
+		"--object secret,id=k,data=abc -b base -F qcow2 -o "
+		"encrypt.format=aes,encrypt.key-secret=k,cluster_size=4k img " SIZE
+		" && qemu-io --object secret,id=k,data=abc -c 'write -q -z 6k 21k' -c 'write -q "
+		"-P 9 42k 30k' --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=img",
+		NULL, "abc", commit, write_both, 50, QKC_OVER_BASE},
 	{"commit and keep v3 4k",
 		BASE("cluster_size=4k") BELOW SHARED("base") OVERLAY("cluster_size=4k", "qcow2")
 			WRITTEN,

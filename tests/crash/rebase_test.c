@@ -104,6 +104,13 @@ static const struct qkc_operation operations[] = {
 		to_none, 120),
 	ROW("rebase to none v3 512, bitmaps", FILES OVERLAY("cluster_size=512") BITMAPS WRITTEN,
 		to_none, 200),
+	{"rebase encrypted 4k",
+		FILES "qemu-img create -q --object secret,id=k,data=abc -f qcow2 -b back.raw -F "
+		      "raw -o encrypt.format=aes,encrypt.key-secret=k,cluster_size=4k img " SIZE
+		      " && qemu-io --object secret,id=k,data=abc -c 'write -q -P 7 10k 5k' -c "
+		      "'write -q -z 18k 3k' --image-opts "
+		      "driver=qcow2,encrypt.key-secret=k,file.filename=img",
+		"back.raw", "abc", to_other, writes, 30, 0},
 	ROW("rename v2 512", FILES OVERLAY("compat=0.10,cluster_size=512") WRITTEN, rename_below,
 		2),
 	ROW("rename v3 4k, snapshots, bitmaps",

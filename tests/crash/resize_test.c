@@ -12,6 +12,14 @@
 #define CREATE	   "qemu-img create -q -f qcow2 "
 #define FILL(size) " && qemu-io -c 'write -q -P 3 0 " size "' img"
 
+/* with snapshots */
+#define KEY    "--object secret,id=k,data=abc "
+#define OPENED " --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=img"
+#define ENCRYPTED(options)                                                                        \
+	CREATE KEY "-o encrypt.format=aes,encrypt.key-secret=k," options " img 200k && "          \
+		   "qemu-io " KEY "-c 'write -q -P 3 0 200k'" OPENED " && qemu-img snapshot " KEY \
+		   "-c one" OPENED " && qemu-io " KEY "-c 'write -q -P 4 20k 30k'" OPENED
+
 static enum qcow_status resize(struct qcow_image *image, uint64_t size,
 	enum qcow_preallocation preallocation, struct qcow_error *err)
 {
@@ -34,6 +42,16 @@ static enum qcow_status a_little_longer(struct qcow_image *image, struct qcow_er
 static enum qcow_status longer_allocated(struct qcow_image *image, struct qcow_error *err)
 {
 	return resize(image, qcow_size(image) * 2, QCOW_PREALLOC_METADATA, err);
+}
+
+static enum qcow_status longer_reserved(struct qcow_image *image, struct qcow_error *err)
+{
+	return resize(image, qcow_size(image) * 2, QCOW_PREALLOC_FALLOC, err);
+}
+
+static enum qcow_status longer_written(struct qcow_image *image, struct qcow_error *err)
+{
+	return resize(image, qcow_size(image) * 2, QCOW_PREALLOC_FULL, err);
 }
 
 static enum qcow_status shorter(struct qcow_image *image, struct qcow_error *err)
@@ -115,6 +133,15 @@ static const struct qkc_operation operations[] = {
 		"back.raw", NULL, longer, grows_with_zeros, 56, 0},
 	{"longer allocated 4k", CREATE "-o cluster_size=4k img 100k" FILL("100k"), NULL, NULL,
 		longer_allocated, grows_with_zeros, 3, 0},
+	{"longer reserved 64k, snapshots",
+		CREATE "-o cluster_size=64k img 200k" FILL("200k") SHARED, NULL, NULL,
+		longer_reserved, grows_with_zeros, 3, 0},
+	{"longer written v2 4k", CREATE "-o compat=0.10,cluster_size=4k img 100k" FILL("100k"),
+		NULL, NULL, longer_written, grows_with_zeros, 3, 0},
+	{"shorter encrypted 4k", ENCRYPTED("cluster_size=4k"), NULL, "abc", shorter,
+		grows_with_zeros, 10, QKC_TIDIES},
+	{"longer encrypted 64k", ENCRYPTED("cluster_size=64k"), NULL, "abc", longer,
+		grows_with_zeros, 2, 0},
 	{"shorter, data file 4k", CREATE "-o " DATA ",cluster_size=4k img 200k" FILL("200k"), NULL,
 		NULL, shorter, grows_with_zeros, 3, QKC_TIDIES},
 	{"shorter, raw data file 512",

@@ -16,6 +16,14 @@
 #define PACKED	" && qemu-io -c 'write -q -c -P 3 128k 64k' img && qemu-img snapshot -c four img"
 #define BITMAPS " && qemu-img bitmap --add -g 512 img on && qemu-io -c 'write -q -P 9 0 7k' img"
 
+#define KEY    "--object secret,id=k,data=abc "
+#define OPENED " --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=img"
+#define ENCRYPTED                                                                                \
+	"qemu-img create -q " KEY "-f qcow2 -o encrypt.format=aes,encrypt.key-secret=k,"         \
+	"cluster_size=4k img 200k && qemu-io " KEY "-c 'write -q -P 3 0 100k'" OPENED            \
+	" && qemu-img snapshot " KEY "-c two" OPENED " && qemu-io " KEY "-c 'write -q -P 4 90k " \
+	"8k'" OPENED " && qemu-img snapshot " KEY "-c three" OPENED
+
 static enum qcow_status longer(struct qcow_image *image, struct qcow_error *err)
 {
 	static char name[256];
@@ -67,11 +75,12 @@ static const char *renames(struct qcow_image *image)
 	{                                                   \
 		name, setup, NULL, NULL, run, renames, 3, 0 \
 	}
-#define ROWS(name, setup)                                                          \
-	{"make, " name, setup, NULL, NULL, make, writes, 15, 0},                   \
-		{"apply, " name, setup, NULL, NULL, apply, writes, 15, QKC_MARKS}, \
-	{                                                                          \
-		"delete, " name, setup, NULL, NULL, delete_all, writes, 15, 0      \
+#define ROWS(name, setup) ROWS_OPENED(name, setup, NULL)
+#define ROWS_OPENED(name, setup, passphrase)                                             \
+	{"make, " name, setup, NULL, passphrase, make, writes, 15, 0},                   \
+		{"apply, " name, setup, NULL, passphrase, apply, writes, 15, QKC_MARKS}, \
+	{                                                                                \
+		"delete, " name, setup, NULL, passphrase, delete_all, writes, 15, 0      \
 	}
 
 static const struct qkc_operation operations[] = {
@@ -87,6 +96,7 @@ static const struct qkc_operation operations[] = {
 	ROWS("v3 512, bitmaps", CREATE("cluster_size=512") SHARED BITMAPS),
 	ROWS("v3 4k, compressed, bitmaps", CREATE("cluster_size=4k") SHARED PACKED BITMAPS),
 	ROWS("v3 64k, compressed, bitmaps", CREATE("cluster_size=64k") SHARED PACKED BITMAPS),
+	ROWS_OPENED("encrypted 4k", ENCRYPTED, "abc"),
 	ROWS("subclusters 16k", CREATE("cluster_size=16k,extended_l2=on") SHARED),
 };
 
