@@ -67,6 +67,7 @@ static void *run(void *ctx)
 	while (!atomic_load(&w->ends) && qk_nbd_wire_turn(w, -1) == QK_NBD_TURNED)
 		if (!atomic_load(&w->is_up))
 			come_up(w);
+	atomic_store(&w->is_up, false); /* the next call takes another */
 	return NULL;
 }
 
