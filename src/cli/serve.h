@@ -30,7 +30,7 @@
 #include "serve/view/view.h"
 
 enum {
-	SERVE_LISTENERS = 8
+	SERVE_LISTENERS = 32
 };
 
 struct serve;

@@ -37,7 +37,8 @@ static bool take(struct serve *s, int fd)
 	}
 	if (s->n_listeners == SERVE_LISTENERS) {
 		(void)close(fd);
-		return true; /* as many addresses as one name may have here */
+		cli_error(s->cli, "more than %d listening sockets", SERVE_LISTENERS);
+		return false;
 	}
 	(void)fcntl(fd, F_SETFL, O_NONBLOCK);
 	s->listeners[s->n_listeners++] = fd;
