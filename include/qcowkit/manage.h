@@ -464,9 +464,9 @@ QCOW_EXPORT enum qcow_status qcow_set_backing(struct qcow_image *image,
 
 /*
  * The image gives up everything that it holds: its disk reads what lies below, and zeros where nothing does. Internal
- * snapshots stay. For an overlay whose content is in its backing file: a crash during the call leaves some of it in the
- * image and some not. QCOW_E_CORRUPT with a finding: a damaged table, nothing was done. QCOW_E_NOTSUP, QCOW_E_READONLY,
- * errors of the store.
+ * snapshots stay; what it held in a data file becomes holes. For an overlay whose content is in its backing file: a
+ * crash during the call leaves some of it in the image and some not. QCOW_E_CORRUPT with a finding: a damaged table,
+ * nothing was done. QCOW_E_NOTSUP, QCOW_E_READONLY, errors of the store.
  */
 QCOW_EXPORT enum qcow_status qcow_empty(
 	struct qcow_image *image, struct qcow_error *err) QCOW_MUST_USE;

@@ -460,8 +460,8 @@ QCOW_EXPORT enum qcow_status qcow_zero(struct qcow_image *image, uint64_t off, u
 
 /* The content of the range is not needed any more: clusters that lie in it whole (the last of the disk may
  * be cut) are given up and read as zeros; the rest of the range stays as it is, and so does all of it in a
- * version 2 image with a backing file, where nothing could hide that. In a data file their space goes back to the
- * host with the next flush, in a raw one at once. flags: QCOW_IO_FUA. */
+ * version 2 image with a backing file, where nothing could hide that. With QCOW_DISCARD_PASS_REQUEST their space in a data
+ * file goes back to the host with the next flush, in a raw one at once. flags: QCOW_IO_FUA. */
 QCOW_EXPORT enum qcow_status qcow_discard(struct qcow_image *image, uint64_t off, uint64_t len,
 	unsigned flags, struct qcow_error *err) QCOW_MUST_USE;
 

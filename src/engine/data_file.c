@@ -6,7 +6,10 @@
  * so any mixture of old, zeros and new that a crash leaves is one that writes in place could have left. What must not
  * happen is a punch behind that write. So who punches holds the stripe of the cluster, and looks at its entry again.
  *
- * Invariants: O1 a cluster is punched only while its entry names nothing, as readers see it and as the disk has it;
+ * The same holds for a cluster that stays with a zero cluster (QCOW_DISCARD_NO_UNREF): who writes to it again takes the
+ * stripe to change its entry.
+ *
+ * Invariants: O1 a cluster is punched only while nothing of it shows by its entry, as readers see it and as the disk has it;
  * O2 nothing is written to the data file past the end of the disk (a device may end there).
  * Locking: lock, a leaf, for the list alone.
  */
@@ -77,6 +80,12 @@ enum qcow_status qk_data_file_zero(
 	return fence != QCOW_OK ? fence : status;
 }
 
+void qk_data_file_give_back(struct qcow_image *image, uint64_t off, uint64_t len)
+{
+	if (off < image->size)
+		(void)punch(image->data_store, off, qk_min(len, image->size - off), NULL);
+}
+
 /* ---- what was unlinked ---- */
 
 struct qk_pair qk_data_file_unlinked(uint64_t off)
@@ -115,23 +124,27 @@ void qk_data_file_take(struct qcow_image *image, struct qk_pairs *unlinked)
 			struct qk_pair pair = b->v[i];
 			if ((pair.a & QK_FREED_DATA_FILE) == 0 || pair.b == 0)
 				continue;
+			b->v[i].b = 0;
+			if (!qk_space_is_passed(
+				    image->rw->discard, (unsigned)(pair.a & QK_FREED_BITS)))
+				continue;
 			pair.a &= ~(uint64_t)QK_FREED_BITS;
 			remember(d, image->geometry.cluster_size, pair);
-			b->v[i].b = 0;
 		}
 	qk_unlock(&d->lock);
 }
 
 /* ---- punching ---- */
 
-/* Does the entry of the cluster at `off` name nothing, as readers see it? Its stripe is held. */
-static bool is_unnamed(struct qcow_image *image, uint64_t off, uint64_t len)
+/* Does the entry of the cluster at `off` name nothing, or read as zeros with the cluster that stays its own, for readers?
+ * Its stripe is held. */
+static bool is_unused(struct qcow_image *image, uint64_t off, uint64_t len)
 {
 	struct qk_run run;
 	unsigned epoch = qk_epoch_enter(image->rw->epoch);
 	enum qcow_status status = qk_lookup(image, (qk_goff){off}, len, true, &run, NULL);
 	qk_epoch_leave(image->rw->epoch, epoch);
-	return status == QCOW_OK && !run.has_host && run.len == len;
+	return status == QCOW_OK && run.len == len && (!run.has_host || run.kind == QK_RUN_ZERO);
 }
 
 /* [off, end) lies in one group. */
@@ -144,7 +157,7 @@ static void punch_in_group(struct qcow_image *image, uint64_t off, uint64_t end)
 	while (is_up && to < end) {
 		uint64_t len = qk_min(cluster_size, end - to);
 		bool is_idle = qk_group_is_settled(&hold, (qk_goff){to}) &&
-			       is_unnamed(image, to, len);
+			       is_unused(image, to, len);
 		if (!is_idle && to > from)
 			(void)punch(image->data_store, from, to - from, NULL);
 		to += len;

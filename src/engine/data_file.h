@@ -46,4 +46,7 @@ void qk_data_file_take(struct qcow_image *image, struct qk_pairs *unlinked);
  * holds no lock and is in no epoch. What fails stays allocated, which is no harm. */
 void qk_data_file_punch(struct qcow_image *image);
 
+/* The same for a range of which nothing is named, durably, where nobody else reads or writes (control.h). */
+void qk_data_file_give_back(struct qcow_image *image, uint64_t off, uint64_t len);
+
 #endif

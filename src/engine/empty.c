@@ -4,6 +4,9 @@
  * every entry, so that nothing is begun in a damaged image; the second drops. A table that several L1 entries
  * name, as snapshots never make it, is refused with the rest of the damage when the image is opened.
  *
+ * What lies in a data file goes back to the host, as what lies behind the last cluster does when the image is closed: nothing
+ * names it any more, durably, and nobody else is there.
+ *
  * Specification: "Cluster mapping".
  */
 #include "engine/empty.h"
@@ -14,6 +17,7 @@
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "engine/compress.h"
+#include "engine/data_file.h"
 #include "engine/decode.h"
 #include "engine/fence.h"
 #include "engine/image.h"
@@ -32,6 +36,8 @@ struct empty {
 	bool is_dropping; /* else only looking */
 	/* neighbours that wait to be dropped together */
 	uint64_t run_off, run_n;
+	/* bytes of the data file */
+	uint64_t hole_off, hole_bytes;
 	uint64_t n_leaked;
 };
 
@@ -59,6 +65,22 @@ static void drop(struct empty *e, uint64_t off, uint64_t n)
 	e->run_n += n;
 }
 
+static void give_back_hole(struct empty *e)
+{
+	if (e->hole_bytes != 0)
+		qk_data_file_give_back(e->image, e->hole_off, e->hole_bytes);
+	e->hole_bytes = 0;
+}
+
+static void give_back(struct empty *e, uint64_t off)
+{
+	if (e->hole_off + e->hole_bytes != off)
+		give_back_hole(e);
+	if (e->hole_bytes == 0)
+		e->hole_off = off;
+	e->hole_bytes += e->image->geometry.cluster_size;
+}
+
 static void drop_entry(struct empty *e, const struct qk_l2_entry *entry)
 {
 	const struct qk_geometry *g = &e->image->geometry;
@@ -69,7 +91,9 @@ static void drop_entry(struct empty *e, const struct qk_l2_entry *entry)
 		drop_run(e); /* the next one may begin in the cluster where this one ends */
 		drop(e, first << g->cluster_bits, last - first + 1);
 		drop_run(e);
-	} else if (qk_l2_has_host(entry) && !g->data_file) {
+	} else if (qk_l2_has_host(entry) && g->data_file) {
+		give_back(e, entry->host_off.v);
+	} else if (qk_l2_has_host(entry)) {
 		drop(e, entry->host_off.v, 1);
 	}
 }
@@ -123,6 +147,7 @@ static enum qcow_status walk(struct empty *e, struct qcow_error *err)
 		drop(e, entry.l2_off.v, 1);
 	}
 	drop_run(e);
+	give_back_hole(e);
 	return QCOW_OK;
 }
 

@@ -12,7 +12,7 @@
 /*
  * qcow_empty, between qk_control_begin and qk_control_end; QK_RELOAD_HEADER has the L1 table read again. The active L1
  * table is zeroed where it is, in any order || then its tables and clusters lose a reference. Failures of
- * the first part fence; of the second they leak clusters, and the log tells.
+ * the first part fence; of the second they leak clusters, and the log tells. Of a data file holes are punched.
  * QCOW_E_CORRUPT with a finding, before anything was written, where a table cannot be followed.
  */
 enum qcow_status qk_empty(struct qcow_image *image, struct qcow_error *err) QK_MUST_USE;

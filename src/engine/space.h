@@ -131,6 +131,9 @@ enum qk_freed {
 	QK_FREED_BITS = 31
 };
 
+/* Is space that became free for the cause in `freed` to go back, by QCOW_DISCARD_ bits? */
+bool qk_space_is_passed(uint32_t discard, unsigned freed);
+
 /* qk_space_drop, of QK_FREED_OTHER, for any cause. Where that is passed on, the clusters that become free go back to the
  * file system first: no pointer to them is left, and nobody can be given them yet. What the store says to
  * it is nobody's concern. */

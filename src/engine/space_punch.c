@@ -13,13 +13,18 @@
  */
 #include "engine/space_private.h"
 
-static bool is_passed(const struct qk_space *sp, unsigned freed)
+bool qk_space_is_passed(uint32_t discard, unsigned freed)
 {
 	static const uint32_t passes[] = {[QK_FREED_OTHER] = QCOW_DISCARD_PASS_OTHER,
 		[QK_FREED_REQUEST] = QCOW_DISCARD_PASS_REQUEST,
 		[QK_FREED_SNAPSHOT] = QCOW_DISCARD_PASS_SNAPSHOT,
 		[QK_FREED_CAUSES] = 0};
-	return (sp->passes & passes[freed & QK_FREED_CAUSES]) != 0 &&
+	return (discard & passes[freed & QK_FREED_CAUSES]) != 0;
+}
+
+static bool is_passed(const struct qk_space *sp, unsigned freed)
+{
+	return qk_space_is_passed(sp->passes, freed) &&
 	       !atomic_load_explicit(&sp->cannot_punch, memory_order_relaxed);
 }
 

@@ -35,6 +35,7 @@ static const uint8_t zeros[ZERO_BYTES];
 struct zero {
 	struct qcow_image *image;
 	bool unmap;
+	bool gives_up; /* of a raw data file: the space that the zeros take may go */
 	bool keeps; /* a cluster of its own stays, unmapping or not */
 	bool is_fast;
 	bool is_explicit; /* the image itself is to hold the zeros */
@@ -106,8 +107,11 @@ static bool has_below(const struct zero *z)
 static struct qk_pair kept(const struct qk_group *group, uint32_t i, const struct qk_l2_entry *e)
 {
 	uint64_t cluster = (group->guest.v >> group->image->geometry.cluster_bits) + i;
-	if (group->image->geometry.data_file)
-		return (struct qk_pair){0, 0};
+	if (group->image->geometry.data_file) {
+		struct qk_pair pair = qk_data_file_unlinked(e->host_off.v);
+		pair.a |= QK_FREED_REQUEST;
+		return pair;
+	}
 	return (struct qk_pair){e->host_off.v | QK_FREED_REQUEST | QK_FREED_KEPT, cluster + 1};
 }
 
@@ -321,7 +325,7 @@ static enum qcow_status zero_raw_data(
 	/* what lies below would show through an entry that is absent, and zeros of the host are no zeros when decrypted */
 	if (has_below(z) || z->image->crypt != NULL)
 		return write_zeros(z->image, off, len, err);
-	return qk_data_file_zero(z->image, off, len, z->unmap, err);
+	return qk_data_file_zero(z->image, off, len, z->gives_up, err);
 }
 
 static enum qcow_status zero_qcow2(
@@ -356,6 +360,7 @@ enum qcow_status qk_zero(struct qcow_image *image, uint64_t off, uint64_t len, u
 {
 	const struct zero z = {.image = image,
 		.unmap = (flags & QCOW_IO_UNMAP) != 0,
+		.gives_up = (flags & QCOW_IO_UNMAP) != 0,
 		.keeps = (image->rw->discard & QCOW_DISCARD_NO_UNREF) != 0,
 		.is_fast = (flags & QCOW_IO_FAST) != 0,
 		.is_explicit = (flags & QCOW_IO_EXPLICIT) != 0};
@@ -381,6 +386,7 @@ enum qcow_status qk_discard(
 {
 	const struct zero z = {.image = image,
 		.unmap = true,
+		.gives_up = qk_space_is_passed(image->rw->discard, QK_FREED_REQUEST),
 		.keeps = (image->rw->discard & QCOW_DISCARD_NO_UNREF) != 0};
 	QK_TRY(qk_fence_check(&image->rw->fence, err));
 	QK_TRY(qk_track_mark(image, off, len, err));

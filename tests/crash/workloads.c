@@ -706,6 +706,7 @@ const struct qkc_workload qkc_workloads[] = {
 	{"data file, in place", qkc_data_in_place, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"data file, allocate", qkc_data_allocate, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
 	{"data file, discard", qkc_data_discard, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
+	{"data file, kept", qkc_data_kept, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
 	{"data file, zero", qkc_data_zero, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
 	{"data file, backing file", qkc_data_backing, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
 	{"data file, opened again", qkc_data_reopened, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 40},

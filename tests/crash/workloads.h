@@ -163,6 +163,7 @@ void qkc_sub_dropping_flush(struct qkc_plan *p);
 void qkc_data_in_place(struct qkc_plan *p);
 void qkc_data_allocate(struct qkc_plan *p);
 void qkc_data_discard(struct qkc_plan *p);
+void qkc_data_kept(struct qkc_plan *p);
 void qkc_data_zero(struct qkc_plan *p);
 void qkc_data_backing(struct qkc_plan *p);
 void qkc_data_reopened(struct qkc_plan *p);

@@ -116,6 +116,8 @@ static void by_chance(struct qkc_plan *p)
 	p->has_bitmaps = below(p, 4) == 0;
 	if (below(p, 3) == 0)
 		p->discard = 0;
+	if (below(p, 3) == 0)
+		p->discard |= QCOW_DISCARD_NO_UNREF;
 	some_first(p);
 	some(p, 14);
 }
@@ -152,6 +154,17 @@ void qkc_data_discard(struct qkc_plan *p)
 {
 	beside(p, false);
 	discard(p);
+}
+
+/* Zero clusters keep theirs, which are punched and written again. */
+void qkc_data_kept(struct qkc_plan *p)
+{
+	beside(p, false);
+	p->discard |= QCOW_DISCARD_NO_UNREF;
+	discard(p);
+	whole(p, QKC_DO_ZERO_UNMAP, 6, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 6);
 }
 
 void qkc_data_zero(struct qkc_plan *p)

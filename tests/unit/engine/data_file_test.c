@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <qcowkit/manage.h>
 #include <qcowkit/qcowkit.h>
 
 #include "host.h"
@@ -38,16 +39,23 @@ static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 }
 
 /* b->image is NULL, and b->order idle, where the open fails. */
-static enum qcow_status open_bench(struct bench *b, uint32_t flags, struct qcow_error *err)
+static enum qcow_status open_bench_for(
+	struct bench *b, uint32_t flags, uint32_t passes, struct qcow_error *err)
 {
 	struct qcow_open_options o = QCOW_OPEN_OPTIONS_INIT;
 	struct qcow_store *base = NULL;
 	*b = (struct bench){.order = qkt_order_new(NULL), .fault = qkt_fault_new()};
 	o.flags = QCOW_OPEN_WRITE | flags;
+	o.discard = passes;
 	o.resolve = resolve;
 	o.resolve_ctx = b;
 	assert_ok(qcow_file_open(qkt_path("img"), QCOW_FILE_WRITE, &base, err), *err);
 	return qcow_open(qkt_guard(b->fault, b->order, base, 0), &o, &b->image, err);
+}
+
+static enum qcow_status open_bench(struct bench *b, uint32_t flags, struct qcow_error *err)
+{
+	return open_bench_for(b, flags, QCOW_DISCARD_PASS_REQUEST, err);
 }
 
 static struct bench make(const char *options, uint64_t size)
@@ -158,6 +166,97 @@ static void what_is_written_again_is_not_punched(void **state)
 	end(&b);
 	qkt_must("qemu-img check -q img && qemu-io -r -c 'read -P 9 64k 512' -c 'read -P 0 66048 "
 		 "65024' img | grep -v -q -i pattern");
+}
+
+/* Clusters stay with zero clusters, their space goes; what is written there again stays. */
+static void what_stays_with_zero_clusters_is_punched_too(void **state)
+{
+	(void)state;
+	const char *const options[] = {"", ",extended_l2=on"};
+	for (size_t i = 0; i < 2; i++) {
+		struct qcow_error err = QCOW_ERROR_INIT;
+		struct bench b = make(options[i], SIZE);
+		end(&b);
+		assert_ok(open_bench_for(
+				  &b, 0, QCOW_DISCARD_PASS_REQUEST | QCOW_DISCARD_NO_UNREF, &err),
+			err);
+		fill(&b, 0, SIZE, 7);
+		flush(&b);
+		discard(&b, 0, 3 * CLUSTER);
+		discard(&b, 5 * CLUSTER, 2 * CLUSTER);
+		fill(&b, 5 * CLUSTER, 512, 9);
+		assert_int_equal(qkt_fault_count(b.fault, QKT_PUNCH), 0);
+		flush(&b);
+		assert_int_equal(qkt_fault_count(b.fault, QKT_PUNCH), 2);
+		assert_true(holds(0, 3 * CLUSTER, 0) && holds(6 * CLUSTER, CLUSTER, 0));
+		assert_true(holds(3 * CLUSTER, 2 * CLUSTER, 7) && holds(5 * CLUSTER, 512, 9));
+		fill(&b, CLUSTER, 512, 8);
+		end(&b);
+		assert_true(holds(CLUSTER, 512, 8));
+		qkt_must("qemu-img check -q img && qemu-io -r -c 'read -P 0 0 64k' -c 'read -P 8 "
+			 "64k 512' -c 'read -P 0 66048 65024' -c 'read -P 9 320k 512' -c 'read -P "
+			 "0 384k 64k' img | grep -v -q -i pattern");
+	}
+}
+
+static void nothing_is_punched_that_nobody_asked_for(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct bench b = make("", SIZE);
+	end(&b);
+	assert_ok(open_bench_for(&b, 0, QCOW_DISCARD_PASS_OTHER | QCOW_DISCARD_PASS_SNAPSHOT, &err),
+		err);
+	fill(&b, 0, SIZE, 7);
+	flush(&b);
+	discard(&b, 0, 3 * CLUSTER);
+	assert_ok(qcow_zero(b.image, 5 * CLUSTER, CLUSTER, QCOW_IO_UNMAP, &err), err);
+	flush(&b);
+	assert_int_equal(qkt_fault_count(b.fault, QKT_PUNCH), 0);
+	end(&b);
+	assert_true(holds(0, SIZE, 7));
+	/* who reads a raw data file alone finds the zeros all the same */
+	b = make(",data_file_raw=on", SIZE);
+	end(&b);
+	assert_ok(open_bench_for(&b, 0, 0, &err), err);
+	fill(&b, 0, SIZE, 7);
+	discard(&b, CLUSTER, 3 * CLUSTER);
+	assert_int_equal(qkt_fault_count(b.fault, QKT_PUNCH), 0);
+	assert_true(holds(0, CLUSTER, 7) && holds(CLUSTER, 3 * CLUSTER, 0));
+	end(&b);
+	qkt_must("qemu-img check -q img && qemu-img compare -q -f qcow2 -F raw img data");
+}
+
+/* An overlay that gives up everything: what the file holds beside what entries name is nobody's business. */
+static void what_an_emptied_overlay_had_is_punched(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	for (unsigned nth = 0; nth < 2; nth++) {
+		struct bench b = make("", SIZE);
+		fill(&b, CLUSTER, 3 * CLUSTER, 7);
+		fill(&b, 8 * CLUSTER, 8 * CLUSTER, 7);
+		discard(&b, 14 * CLUSTER, 2 * CLUSTER);
+		end(&b);
+		qkt_must("printf x | dd of=data conv=notrunc bs=1 seek=350000 status=none && "
+			 "printf x | dd of=data conv=notrunc bs=1 seek=5 status=none && "
+			 "qemu-img create -q -f raw base 1M && "
+			 "qemu-img rebase -u -b base -F raw img");
+		assert_ok(open_bench(&b, QCOW_OPEN_NO_BACKING, &err), err);
+		if (nth == 1)
+			qkt_fault_arm(b.fault, QKT_FLUSH, 1, QKT_EIO, false);
+		assert_int_equal(qcow_empty(b.image, &err), nth == 1 ? QCOW_E_IO : QCOW_OK);
+		if (nth == 0) {
+			assert_true(holds(CLUSTER, 3 * CLUSTER, 0) &&
+				    holds(10 * CLUSTER, 4 * CLUSTER, 0));
+			assert_true(holds(5, 1, 'x') && holds(350000, 1, 'x'));
+		} else {
+			assert_true(holds(CLUSTER, 3 * CLUSTER, 7));
+		}
+		qkt_fault_disarm(b.fault);
+		end(&b);
+		qkt_must("qemu-img check -q img");
+	}
 }
 
 /* ---- ends ---- */
@@ -325,6 +424,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_given_up_is_punched_after_the_flush),
 		cmocka_unit_test(what_is_written_again_is_not_punched),
+		cmocka_unit_test(what_stays_with_zero_clusters_is_punched_too),
+		cmocka_unit_test(nothing_is_punched_that_nobody_asked_for),
+		cmocka_unit_test(what_an_emptied_overlay_had_is_punched),
 		cmocka_unit_test(short_data_file_grows),
 		cmocka_unit_test(data_file_ends_with_the_disk),
 		cmocka_unit_test(raw_data_file_is_the_disk),
