@@ -314,10 +314,10 @@ static struct face look(const struct whole *w, const struct qkc_disk *d, struct 
 	struct face face = {0};
 	struct look l = {.o = w->o, .d = d, .files = w->files, .face = &face};
 	pthread_t thread;
-	if ((w->o->how & QKC_IN_PARTS) != 0 && parts != NULL) {
+	if (parts != NULL)
 		memset(parts, 0, sizeof(*parts));
+	if ((w->o->how & QKC_IN_PARTS) != 0)
 		l.parts = parts;
-	}
 	if (pthread_create(&thread, NULL, look_in_thread, &l) != 0 ||
 		pthread_join(thread, NULL) != 0)
 		abort();
