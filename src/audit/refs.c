@@ -253,7 +253,7 @@ static void report_l1_entry(
 static void gather_entry(struct qk_refs *r, const struct l1_part *p, uint64_t index, uint64_t raw)
 {
 	struct qk_l1_entry e = qk_l1_decode(r->a->geometry, raw);
-	unsigned finding = e.finding;
+	unsigned finding = qk_l1_finding(&e);
 
 	if (finding == 0 && e.l2_off.v >= qk_audit_end(r->a))
 		finding = QCOW_FINDING_L1_ENTRY_BEYOND_FILE;

@@ -216,6 +216,7 @@ static void walk_l1_entry(struct walk *w, uint64_t entry_off, uint64_t index, ui
 {
 	struct qk_l1_entry e = qk_l1_decode(w->a->geometry, raw);
 
+	e.finding = qk_l1_finding(&e);
 	if (e.finding == 0 && e.l2_off.v >= qk_audit_end(w->a))
 		e.finding = QCOW_FINDING_L1_ENTRY_BEYOND_FILE;
 	emit(w, &(struct qcow_walk_item){.kind = QCOW_STRUCT_L1_ENTRY,

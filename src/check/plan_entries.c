@@ -212,10 +212,10 @@ static enum qcow_status fault_l1(void *ctx, const struct qk_refs_entry *e, struc
 	struct qk_plan *p = ctx;
 	struct qk_l1_entry d = qk_l1_decode(&p->g, e->raw);
 	uint64_t now = e->raw;
-	unsigned finding = d.finding;
+	unsigned finding = qk_l1_finding(&d);
 
 	if (finding == QCOW_FINDING_L1_ENTRY_RESERVED) {
-		now &= QK_OFFSET_MASK | QK_FLAG_COPIED;
+		now &= d.l2_off.v != 0 ? QK_OFFSET_MASK | QK_FLAG_COPIED : 0;
 		d = qk_l1_decode(&p->g, now);
 	}
 	if (d.finding != 0)

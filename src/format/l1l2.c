@@ -36,6 +36,12 @@ struct qk_l1_entry qk_l1_decode(const struct qk_geometry *g, uint64_t raw)
 	return e;
 }
 
+unsigned qk_l1_finding(const struct qk_l1_entry *e)
+{
+	bool is_stray = e->copied && e->l2_off.v == 0;
+	return e->finding == 0 && is_stray ? QCOW_FINDING_L1_ENTRY_RESERVED : e->finding;
+}
+
 uint64_t qk_l1_encode(qk_hoff l2_off, bool copied)
 {
 	QK_ASSERT_VOID(F4, (l2_off.v & ~QK_OFFSET_MASK) == 0);

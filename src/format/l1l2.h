@@ -47,6 +47,10 @@ struct qk_l2_entry {
 struct qk_l1_entry qk_l1_decode(const struct qk_geometry *g, uint64_t raw);
 uint64_t qk_l1_encode(qk_hoff l2_off, bool copied);
 
+/* What a check has to say of it: COPIED where no table is, too. Readers see none there, but other programs take the header for
+ * one. */
+unsigned qk_l1_finding(const struct qk_l1_entry *e);
+
 /* `bitmap` is the second word of an extended entry, 0 otherwise. `guest`, anywhere in the cluster,
  * is compared with the offset where g->data_file. Findings: L2_ENTRY_UNALIGNED, L2_ENTRY_RESERVED,
  * L2_COPIED_AT_ZERO, L2_ZERO_FLAG_V2, L2_SUBCLUSTER_BITS, L2_SUBCLUSTER_NO_HOST,

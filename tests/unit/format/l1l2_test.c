@@ -32,6 +32,11 @@ static void l1_entries_are_split_and_judged(void **state)
 	assert_int_equal(e.finding, 0);
 	e = qk_l1_decode(&g, 0);
 	assert_true(e.l2_off.v == 0 && !e.copied && e.finding == 0);
+	assert_int_equal(qk_l1_finding(&e), 0);
+	/* read as none; a check says it */
+	e = qk_l1_decode(&g, COPIED);
+	assert_int_equal(e.finding, 0);
+	assert_int_equal(qk_l1_finding(&e), QCOW_FINDING_L1_ENTRY_RESERVED);
 	assert_int_equal(qk_l1_decode(&g, 0x40200).finding, QCOW_FINDING_L1_ENTRY_UNALIGNED);
 	for (unsigned bit = 0; bit < 63; bit++) {
 		unsigned expected = 0;
