@@ -51,6 +51,23 @@ end_server
 sound disk.qcow2 'after it was mounted read-only'
 "$QEMU_IMG" compare -q disk.qcow2 want.raw && ok and_unchanged || bad and_unchanged
 
+# held back before anybody looked: no file may seem to have nothing but holes, programs then read it no further
+start disk.qcow2 --control ctl
+{ echo '{"command": "quiesce"}'; sleep 2; } | "$QCOW" ctl ctl >/dev/null &
+sleep 0.5
+(($(stat -c %b m/disk) != 0)) && ok blocks_that_were_not_counted_are_not_holes || bad blocks_that_were_not_counted_are_not_holes "$(stat m/disk)"
+wait
+end_server
+# no memory for the first thread, for some, for all: it works or it fails, and does not wait for itself
+stuck=
+for room in {15..26} {30..120..10}; do
+	run timeout -s KILL 30 bash -c "ulimit -v ${room}000; exec '$QCOW' mount --fork --pid-file pid2 disk.qcow2 n"
+	((rc != 137)) || stuck+=" $room"
+	umount -l n 2>/dev/null
+	[[ ! -s pid2 ]] || gone "$(cat pid2 2>/dev/null)" || stuck+=" $room"
+done
+[[ -z $stuck ]] && ok little_memory_for_threads || bad little_memory_for_threads "MB:$stuck $(shown)"
+
 # ---- writing ----
 start -w disk.qcow2 --control ctl
 [[ $(stat -c %a m/disk) == 600 ]] && ok the_disk_is_writable || bad the_disk_is_writable
@@ -70,6 +87,23 @@ says the_disk_ends 1 '*No space left*' dd if=part of=m/disk bs=64k seek=1020 con
 dd if=part of=want.raw bs=64k seek=1020 count=4 conv=notrunc status=none
 run truncate -s 65M m/disk
 ((rc != 0)) && ok without_grow_it_does_not || bad without_grow_it_does_not
+# O_TRUNC is refused, and takes nothing from who has the disk mapped
+python3 - <<'PY' && ok nor_is_it_emptied || bad nor_is_it_emptied "$(shown)"
+import mmap, os
+fd = os.open("m/disk", os.O_RDWR)
+pages = mmap.mmap(fd, 1 << 20, offset=16 << 20)
+old = pages[:5]
+pages[:5] = b"dirty"
+try:
+    os.open("m/disk", os.O_WRONLY | os.O_TRUNC)
+    raise SystemExit("the disk was opened with O_TRUNC")
+except PermissionError:
+    pass
+pages.flush()
+assert os.pread(fd, 5, 16 << 20) == b"dirty"
+pages[:5] = old
+pages.flush()
+PY
 same as_it_was_when_it_was_made first.raw m/snapshots/first
 expect a_snapshot_by_the_socket 0 "$QCOW" ctl ctl snapshot-create name=live
 expect a_bitmap_by_the_socket 0 "$QCOW" ctl ctl bitmap-add bitmap=fresh

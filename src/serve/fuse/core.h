@@ -102,6 +102,7 @@ struct qk_fuse {
 	char *mountpoint; /* NULL: not mounted */
 	struct qk_fuse_worker *workers;
 	unsigned n_workers;
+	bool is_started; /* with all that it needs */
 	_Atomic bool is_over; /* nobody waits at the gate any more */
 	_Atomic bool told_end;
 	_Atomic unsigned n_alive, n_busy; /* workers; those with a request */

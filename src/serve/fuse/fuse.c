@@ -324,6 +324,12 @@ enum qcow_status qk_fuse_mount(struct qk_fuse *fs, const char *mountpoint, struc
 
 /* ---- threads ---- */
 
+static void rest(void)
+{
+	const struct timespec millisecond = {.tv_nsec = 1000000};
+	(void)nanosleep(&millisecond, NULL);
+}
+
 static void on_wake(int signal_number)
 {
 	(void)signal_number;
@@ -336,6 +342,10 @@ static void answer(struct qk_fuse *fs)
 		int n = fuse_session_receive_buf(fs->session, &buf);
 		if (n == -EINTR || n == -EAGAIN)
 			continue;
+		if (n == -ENOMEM) {
+			rest();
+			continue;
+		}
 		if (n <= 0)
 			break;
 		atomic_fetch_add(&fs->n_busy, 1);
@@ -397,16 +407,12 @@ enum qcow_status qk_fuse_start(struct qk_fuse *fs, struct qcow_error *err)
 		return QK_FAIL_NOMEM(err);
 	for (unsigned i = 0; i < fs->o.n_threads; i++)
 		QK_TRY(make_worker(fs, err));
-	return qk_fuse_stale_start(fs, err);
+	QK_TRY(qk_fuse_stale_start(fs, err));
+	fs->is_started = true;
+	return QCOW_OK;
 }
 
 /* ---- the end ---- */
-
-static void rest(void)
-{
-	const struct timespec millisecond = {.tv_nsec = 1000000};
-	(void)nanosleep(&millisecond, NULL);
-}
 
 /* What mappings of files hold goes to the files. */
 static void sync_pages(const struct qk_fuse *fs)
@@ -468,7 +474,8 @@ void qk_fuse_stop(struct qk_fuse *fs)
 {
 	if (fs->session == NULL)
 		return;
-	bool is_there = fs->n_workers > 0 && !fuse_session_exited(fs->session);
+	/* where a thread could not be made, nobody may be there to answer us */
+	bool is_there = fs->is_started && !fuse_session_exited(fs->session);
 	if (is_there)
 		sync_pages(fs);
 	qk_fuse_stale_stop(fs);

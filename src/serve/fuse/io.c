@@ -314,6 +314,9 @@ uint64_t qk_fuse_data_bytes(struct qk_fuse *fs, struct qk_fuse_node *node)
 	if (enters && node->ops != NULL)
 		count_on(node);
 	uint64_t bytes = b->answer;
+	/* nothing but holes: once all was looked at */
+	if (bytes == 0 && !(b->is_whole && b->counted == atomic_load(&b->n_changes)))
+		bytes = atomic_load(&node->size);
 	(void)pthread_mutex_unlock(&b->lock);
 	if (enters)
 		qk_view_gate_leave(&fs->gate);

@@ -310,6 +310,8 @@ static void on_init(void *ctx, struct fuse_conn_info *conn)
 	conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
 	/* write(2) that returned is in the image: a snapshot by the control socket has it */
 	conn->want &= ~(unsigned)FUSE_CAP_WRITEBACK_CACHE;
+	/* O_TRUNC is a truncate to be refused: else the kernel drops what mappings hold and asks nobody */
+	conn->want &= ~(unsigned)FUSE_CAP_ATOMIC_O_TRUNC;
 	conn->max_write = QK_FUSE_IO_BYTES;
 	conn->max_readahead = QK_FUSE_IO_BYTES;
 	conn->max_background = 128; /* reads ahead, and direct requests that do not wait */
