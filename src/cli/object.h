@@ -43,5 +43,7 @@ const struct cli_secret *cli_secret_add(
  * there is a terminal, else QCOW_E_KEY that says what to do. */
 enum qcow_status cli_passphrase(void *ctx, const struct qcow_secret_request *rq,
 	struct qcow_secret *out, struct qcow_error *err);
+/* From this thread, which is no place to ask anybody: only what was typed before for the same name. */
+void cli_passphrase_ask_no_more(bool yes);
 
 #endif

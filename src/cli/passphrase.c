@@ -76,6 +76,13 @@ static bool ask(int fd, const char *name, char *out, size_t *n)
 	return ok && caught == 0;
 }
 
+/* NULL: out of memory. */
+static char *typed_id(const char *name)
+{
+	char *id = NULL;
+	return asprintf(&id, CLI_SECRET_TYPED "%s", name) >= 0 ? id : NULL;
+}
+
 static enum qcow_status prompt(
 	struct cli *cli, const char *name, const struct cli_secret **out, struct qcow_error *err)
 {
@@ -88,12 +95,20 @@ static enum qcow_status prompt(
 	char line[PASSPHRASE_BYTES];
 	size_t n = 0;
 	bool ok = ask(fd, name, line, &n);
+	QK_AUTO_FREE char *id = typed_id(name);
 	(void)close(fd);
-	*out = ok ? cli_secret_add(cli, CLI_SECRET_TYPED, line, n) : NULL;
+	*out = ok && id != NULL ? cli_secret_add(cli, id, line, n) : NULL;
 	explicit_bzero(line, sizeof(line));
 	if (!ok)
 		return QK_FAIL(err, QCOW_E_KEY, "no passphrase was typed");
 	return *out != NULL ? QCOW_OK : QK_FAIL_NOMEM(err);
+}
+
+static _Thread_local bool knows_all;
+
+void cli_passphrase_ask_no_more(bool yes)
+{
+	knows_all = yes;
 }
 
 enum qcow_status cli_passphrase(void *ctx, const struct qcow_secret_request *rq,
@@ -104,6 +119,12 @@ enum qcow_status cli_passphrase(void *ctx, const struct qcow_secret_request *rq,
 	if (s == NULL && cli->qemu)
 		return QK_FAIL(
 			err, QCOW_E_KEY, "Parameter 'encrypt.key-secret' is required for cipher");
+	if (s == NULL && knows_all) {
+		QK_AUTO_FREE char *id = typed_id(rq->name);
+		s = id != NULL ? cli_secret_find(cli, id) : NULL;
+		if (s == NULL)
+			return QK_FAIL(err, QCOW_E_KEY, "nobody typed its passphrase");
+	}
 	if (s == NULL)
 		QK_TRY(prompt(cli, rq->name, &s, err));
 	*out = (struct qcow_secret){s->data, s->bytes};

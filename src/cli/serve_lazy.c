@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cli/object.h"
 #include "cli/serve.h"
 
 struct serve_lazy {
@@ -27,8 +28,10 @@ static enum qcow_status open_view(struct serve_lazy *lazy, struct qcow_error *er
 	struct qk_view_image *shared = NULL;
 	struct qk_view_options options = {.size = lazy->size, .read_only = true};
 	(void)pthread_mutex_lock(&opening);
+	cli_passphrase_ask_no_more(true); /* the image was opened with what was typed */
 	enum qcow_status status = serve_open_snapshot(
 		lazy->s, &lazy->owner->operand, lazy->key, &shared, err);
+	cli_passphrase_ask_no_more(false);
 	if (status == QCOW_OK)
 		status = qk_view_new(shared, &options, &lazy->view, err);
 	(void)qk_view_image_drop(shared); /* nothing was written */
@@ -101,14 +104,28 @@ static enum qcow_status lazy_map(void *ctx, uint64_t off, uint64_t len, uint32_t
 	return status;
 }
 
-void serve_lazy_close(struct serve_lazy *lazy)
+/* in_use is held for writing, and let go. */
+static void close_view(struct serve_lazy *lazy)
 {
-	(void)pthread_rwlock_wrlock(&lazy->in_use);
 	struct qk_view *view = lazy->view;
 	lazy->view = NULL;
 	(void)pthread_rwlock_unlock(&lazy->in_use);
 	if (view != NULL)
 		qk_view_ops(view)->close(view);
+}
+
+void serve_lazy_close(struct serve_lazy *lazy)
+{
+	(void)pthread_rwlock_wrlock(&lazy->in_use);
+	close_view(lazy);
+}
+
+/* Whoever uses it is another client, whose end closes it. */
+static void lazy_unused(void *ctx)
+{
+	struct serve_lazy *lazy = ctx;
+	if (pthread_rwlock_trywrlock(&lazy->in_use) == 0)
+		close_view(lazy);
 }
 
 static void lazy_free(void *ctx)
@@ -125,7 +142,8 @@ const struct qk_nbd_export_ops serve_lazy_ops = {.pread = lazy_pread,
 	.flush = lazy_flush,
 	.cache = lazy_cache,
 	.map = lazy_map,
-	.close = lazy_free};
+	.close = lazy_free,
+	.unused = lazy_unused};
 
 enum qcow_status serve_lazy_new(struct serve *s, struct serve_image *owner, const char *id,
 	uint64_t size, struct serve_lazy **out, struct qcow_error *err)

@@ -153,9 +153,9 @@ static void disk_close(void *ctx)
 }
 
 static const struct qk_nbd_export_ops fast_ops = {disk_pread, disk_pread_nowait, disk_pwrite,
-	disk_zero, disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close};
+	disk_zero, disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close, NULL};
 static const struct qk_nbd_export_ops slow_ops = {disk_pread, NULL, disk_pwrite, disk_zero,
-	disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close};
+	disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, disk_close, NULL};
 
 static void open_image(struct disk *d, const char *path, bool read_only)
 {

@@ -95,6 +95,12 @@ with open(sys.argv[1], "wb") as f:
 PY
 prints more_snapshots_than_files_may_be_open '1048576 1002' bash -c "ulimit -n 60; exec '$QCOW' serve --snapshots -r -k '$s' many.qcow2 --run \"
 	nbdinfo --size 'nbd+unix:///@777?socket=$s' | tr '\n' ' '; nbdinfo --list --no-content '$uri' | grep -c ^export=\""
+start -r --snapshots many.qcow2
+before=$(find "/proc/$server/fd" | wc -l)
+for i in {1..20}; do nbdcopy "$(of "@$i")" null: || bad "snapshot $i is read"; done
+for i in {1..100}; do (($(find "/proc/$server/fd" | wc -l) <= before)) && break; sleep 0.1; done
+(($(find "/proc/$server/fd" | wc -l) <= before)) && ok snapshots_that_nobody_reads_are_closed || bad snapshots_that_nobody_reads_are_closed "$(ls -l "/proc/$server/fd")"
+end_server
 cat >activate.py <<'PY'
 import os, socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -221,6 +227,29 @@ if "$QCOW" serve "${server_creds[@]}" -r disk.qcow2 --run true 2>err; then
 else
 	echo "SKIP TLS is not built in: $(<err)"
 fi
+
+# ---- a passphrase that was typed: not asked for again by who reads a snapshot ----
+printf secret >typed.key
+"$QCOW" create -o encrypt.format=luks,encrypt.iter-time=10 --secret-file typed.key typed.qcow2 8M >/dev/null
+"$QEMU_IMG" snapshot --object secret,id=s,file=typed.key --image-opts driver=qcow2,file.filename=typed.qcow2,encrypt.key-secret=s -c first
+cat >typed.py <<'PY'
+import os, pty, subprocess, sys, time
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], [sys.argv[1], "serve", "-r", "-t", "-k", sys.argv[2], "--pid-file", "typed.pid", "--snapshots", "typed.qcow2"])
+said = b""
+while b"Passphrase" not in said:
+    said += os.read(fd, 1000)
+os.write(fd, b"secret\n")
+for i in range(400):
+    if not os.path.exists("typed.pid"):
+        time.sleep(0.05)
+for i in range(2):
+    subprocess.run(["timeout", "30", "nbdcopy", "nbd+unix:///@first?socket=" + sys.argv[2], "null:"], check=True)
+os.kill(pid, 15)
+os.waitpid(pid, 0)
+PY
+expect a_passphrase_is_typed_once 0 python3 typed.py "$QCOW" "$work/typed.sock"
 
 # ---- the control socket ----
 start --snapshots disk.qcow2

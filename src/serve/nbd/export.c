@@ -267,8 +267,11 @@ bool qk_nbd_node_attach(struct qk_nbd_registry *r, struct qk_nbd_node *node)
 void qk_nbd_node_detach(struct qk_nbd_registry *r, struct qk_nbd_node *node)
 {
 	pthread_mutex_lock(&r->lock);
-	node->n_connections--;
-	put_locked(r, node);
+	bool is_unused = --node->n_connections == 0;
+	pthread_mutex_unlock(&r->lock);
+	if (is_unused && node->ops->unused != NULL)
+		node->ops->unused(node->ctx);
+	qk_nbd_node_put(r, node);
 }
 
 struct qk_nbd_node *qk_nbd_registry_take(

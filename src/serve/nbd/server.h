@@ -61,6 +61,8 @@ struct qk_nbd_export_ops {
 		struct qcow_bitmap_extent *out, struct qcow_error *err);
 	/* Once: after the last request of an export that was removed, or when the server is freed. May be NULL. */
 	void (*close)(void *ctx);
+	/* The last connection to it has ended; another one may have come meanwhile. Must not wait. May be NULL. */
+	void (*unused)(void *ctx);
 };
 
 struct qk_nbd_export {
