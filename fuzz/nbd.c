@@ -85,7 +85,7 @@ static enum qcow_status disk_dirty(void *ctx, unsigned bitmap, uint64_t off, uin
 }
 
 static const struct qk_nbd_export_ops ops = {disk_pread, disk_pread, disk_pwrite, disk_zero,
-	disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, NULL};
+	disk_trim, disk_flush, disk_cache, disk_map, disk_dirty, NULL, NULL};
 
 void fuzz_nbd_registry(struct qk_nbd_registry *r)
 {
