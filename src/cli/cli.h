@@ -309,7 +309,8 @@ int cli_json_print(struct cli *cli, json_t *root);
 
 enum {
 	CLI_OPEN_SHARE = 1, /* -U */
-	CLI_OPEN_ALONE = 2, /* open nothing that the image names (info, check, dump, snapshot -l) */
+	CLI_OPEN_ALONE =
+		2, /* open nothing that the image names (info, check, dump, snapshot -l), but for WRITE its data file */
 	CLI_OPEN_CHECK = 4, /* QCOW_OPEN_CHECK: tolerate damage that only refuses guest data */
 	CLI_OPEN_PROBE = 8, /* --probe */
 	CLI_OPEN_UNTRUSTED = 16, /* --untrusted: refuse whatever the image names */

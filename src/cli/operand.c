@@ -517,7 +517,7 @@ static void set_options(const struct refs *refs, const struct layer *layer, cons
 	if (alone || (flags & CLI_OPEN_NO_BACKING) != 0 ||
 		json_is_null(json_object_get(layer->specs[0], "backing")))
 		options->flags |= QCOW_OPEN_NO_BACKING;
-	if (alone || (flags & CLI_OPEN_NO_DATA) != 0)
+	if ((alone && (flags & CLI_OPEN_WRITE) == 0) || (flags & CLI_OPEN_NO_DATA) != 0)
 		options->flags |= QCOW_OPEN_NO_DATA_FILE;
 	if ((flags & CLI_OPEN_CHECK) != 0)
 		options->flags |= QCOW_OPEN_CHECK;
