@@ -70,7 +70,11 @@ uint64_t qcow_size(const struct qcow_image *image)
 
 struct qcow_image *qcow_backing(const struct qcow_image *image)
 {
-	return image->backing;
+	/* an operation that is alone with the image may hide it */
+	unsigned pass = qk_pass_enter(image);
+	struct qcow_image *backing = image->backing;
+	qk_pass_leave(image, pass);
+	return backing;
 }
 
 struct qcow_store *qcow_image_store(const struct qcow_image *image)

@@ -6,7 +6,9 @@
 #include "cm.h"
 #include "qemu.h"
 
+#include <pthread.h>
 #include <qcowkit/manage.h>
+#include <stdatomic.h>
 
 #include "host.h"
 #include "image.h"
@@ -263,6 +265,44 @@ static void a_failure_leaves_the_disk(void **state)
 		}
 }
 
+struct asker {
+	struct qcow_image *image, *below;
+	atomic_bool is_over, was_other;
+};
+
+static void *ask(void *ctx)
+{
+	struct asker *a = ctx;
+	while (!atomic_load(&a->is_over))
+		if (qcow_backing(a->image) != a->below)
+			atomic_store(&a->was_other, true);
+	return NULL;
+}
+
+/* That no layer below is looked at meanwhile is nobody else's to see. */
+static void others_see_the_layer_below(void **state)
+{
+	(void)state;
+	static uint8_t buf[STATE_BYTES];
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_image im;
+	struct asker a = {.is_over = false};
+	pthread_t thread;
+	sh("rm -f img below && qemu-img create -q -f qcow2 below 3M && qemu-img create -q -f qcow2 "
+	   "-b \"$PWD/below\" -F qcow2 img 3M");
+	assert_ok(qkt_image_open(&im, in_dir("img"), NULL, &err), err);
+	a.image = im.image;
+	a.below = qcow_backing(im.image);
+	assert_non_null(a.below);
+	assert_int_equal(pthread_create(&thread, NULL, ask, &a), 0);
+	for (unsigned i = 0; i < 200; i++)
+		assert_ok(qcow_write_vm_state(im.image, buf, sizeof(buf), i * 8192, &err), err);
+	atomic_store(&a.is_over, true);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_false(atomic_load(&a.was_other));
+	qkt_image_close(&im);
+}
+
 int main(void)
 {
 	if (!has_qemu())
@@ -275,6 +315,7 @@ int main(void)
 		cmocka_unit_test(bitmaps_do_not_know_of_it),
 		cmocka_unit_test(no_longer_table_than_there_may_be),
 		cmocka_unit_test(a_failure_leaves_the_disk),
+		cmocka_unit_test(others_see_the_layer_below),
 	};
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
