@@ -84,7 +84,7 @@ static int wait_for(struct wait *wait)
 
 /* ---- the calls ---- */
 
-/* The connection for a call: the one with the fewest. */
+/* The connection for a call: the one with the fewest of those that are up; the first, which then fails, where none is. */
 static struct qk_nbd_wire *enter(struct qk_nbd_disk *d)
 {
 	struct qk_nbd_wire *best = &d->wires[0];
@@ -94,7 +94,8 @@ static struct qk_nbd_wire *enter(struct qk_nbd_disk *d)
 	for (int i = 1; i < QK_NBD_CONNECTIONS; i++) {
 		struct qk_nbd_wire *w = &d->wires[i];
 		if (atomic_load(&w->is_up) &&
-			atomic_load(&w->n_calls) < atomic_load(&best->n_calls))
+			(!atomic_load(&best->is_up) ||
+				atomic_load(&w->n_calls) < atomic_load(&best->n_calls)))
 			best = w;
 	}
 	atomic_fetch_add(&best->n_calls, 1);

@@ -30,6 +30,59 @@ serve() {
 create disk.qcow2 64M
 io -c 'write -P 5 0 1M' -c 'write -P 6 10M 3M' -c 'write -P 7 60M 4M' disk.qcow2
 
+# ---- one of four connections is lost, whichever: what comes then takes another ----
+truncate -s 16M many.raw
+cat >lose.py <<'PY'
+import os, socket, subprocess, sys, threading, time
+qcow, qemu_io, lost = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for name in "behind", "front":
+    if os.path.exists(name):
+        os.unlink(name)
+server = subprocess.Popen([qcow, "serve", "-t", "-f", "raw", "-k", "behind", "many.raw"])
+while not os.path.exists("behind"):
+    time.sleep(0.05)
+pairs = []
+def pump(a, b):
+    try:
+        while data := a.recv(65536):
+            b.sendall(data)
+        b.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+def accept():
+    while True:
+        pair = listener.accept()[0], socket.socket(socket.AF_UNIX)
+        pair[1].connect("behind")
+        pairs.append(pair)
+        for a, b in pair, pair[::-1]:
+            threading.Thread(target=pump, args=(a, b), daemon=True).start()
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("front")
+listener.listen()
+threading.Thread(target=accept, daemon=True).start()
+io = subprocess.Popen([qemu_io, "-f", "raw", "nbd+unix:///?socket=front"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def say(text):
+    io.stdin.write(text + "\n")
+    io.stdin.flush()
+for turn in range(20):
+    for i in range(8):
+        say(f"aio_read {i}M 1M")
+    say("aio_flush")
+    time.sleep(0.5)
+    if len(pairs) == 4:
+        break
+time.sleep(1)
+for end in pairs[lost]:
+    end.shutdown(socket.SHUT_RDWR)
+time.sleep(1)
+for command in "write -P 7 0 1M", "flush", "read -P 7 0 1M", "quit":
+    say(command)
+said = io.communicate(timeout=60)[0]
+server.kill()
+assert len(pairs) == 4 and io.returncode == 0 and "failed" not in said and "wrote 1048576" in said, said
+PY
+for i in {0..3}; do expect "connection $i is lost" 0 python3 lose.py "$QCOW" "$QCOW_QEMU_IO" $i; done
+
 # ---- qemu-nbd: an export with a name, block status, read-only and writable ----
 serve "$work/q" qemu-nbd -t -e 4 -f qcow2 -x 'a name' -k "$work/q" disk.qcow2
 uri="nbd+unix:///a%20name?socket=$work/q"
