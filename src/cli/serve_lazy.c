@@ -3,7 +3,7 @@
  * serve_lazy: a snapshot whose image is opened when it is first read, and closed when nobody wants it any more: an image may
  * have 65,536 of them.
  *
- * Locking: `open` lets one open at a time, whoever wants it; `in_use` keeps the view while it is read.
+ * Locking: `in_use` keeps the view while it is read. It is taken before the lock of opening (serve_open.c).
  */
 #include <pthread.h>
 #include <string.h>
@@ -21,13 +21,10 @@ struct serve_lazy {
 	struct qk_view *view; /* NULL: not open */
 };
 
-static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
-
 static enum qcow_status open_view(struct serve_lazy *lazy, struct qcow_error *err)
 {
 	struct qk_view_image *shared = NULL;
 	struct qk_view_options options = {.size = lazy->size, .read_only = true};
-	(void)pthread_mutex_lock(&opening);
 	cli_passphrase_ask_no_more(true); /* the image was opened with what was typed */
 	enum qcow_status status = serve_open_snapshot(
 		lazy->s, &lazy->owner->operand, lazy->key, &shared, err);
@@ -35,7 +32,6 @@ static enum qcow_status open_view(struct serve_lazy *lazy, struct qcow_error *er
 	if (status == QCOW_OK)
 		status = qk_view_new(shared, &options, &lazy->view, err);
 	(void)qk_view_image_drop(shared); /* nothing was written */
-	(void)pthread_mutex_unlock(&opening);
 	return status;
 }
 

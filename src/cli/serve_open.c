@@ -2,6 +2,7 @@
 /*
  * serve_open: opens images, and adds what is to be seen of them: the disk, layers, snapshots, partitions.
  */
+#include <pthread.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -318,12 +319,25 @@ static void set_modes(struct serve *s, const struct cli_open_request *r, struct 
 		v->zeroes = strcmp(zeroes, "unmap") == 0 ? QK_VIEW_ZEROES_UNMAP : QK_VIEW_ZEROES_ON;
 }
 
+/* One opens at a time, a worker that wants a snapshot or the control socket: what opening keeps in struct cli has no lock of
+ * its own. */
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
+
+static enum qcow_status open_one(struct serve *s, const struct cli_open_request *request,
+	struct qcow_image **out, struct qcow_error *err)
+{
+	(void)pthread_mutex_lock(&opening);
+	enum qcow_status status = cli_try_open(s->cli, request, out, err);
+	(void)pthread_mutex_unlock(&opening);
+	return status;
+}
+
 /* The image that `request` names, with a temporary overlay over it where that is asked for. */
 static enum qcow_status open_shared(struct serve *s, const struct cli_open_request *request,
 	bool temporary, struct qk_view_image **out, struct qcow_error *err)
 {
 	struct qcow_image *image = NULL, *over = NULL;
-	QK_TRY(cli_try_open(s->cli, request, &image, err));
+	QK_TRY(open_one(s, request, &image, err));
 	enum qcow_status status = temporary ? cli_overlay_open(image, &over, err) : QCOW_OK;
 	if (over != NULL)
 		image = over;
