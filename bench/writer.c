@@ -24,7 +24,8 @@ static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 {
 	(void)ctx;
 	out->format = ref->format;
-	return qcow_file_open(ref->name, 0, &out->store, err);
+	return qcow_file_open(
+		ref->name, ref->kind == QCOW_REF_DATA_FILE ? QCOW_FILE_WRITE : 0, &out->store, err);
 }
 
 static void must(enum qcow_status st, const struct qcow_error *err)
