@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Every crash while an image is amended leaves it as it was, or as it was to be; zero clusters on the way to version 2 are
  * nothing that anybody reads. */
-#include <cm.h>
 
-#include <host.h>
+#include <string.h>
+
 #include <qcowkit/manage.h>
 
 #include "whole.h"
@@ -149,27 +149,8 @@ static const struct qkc_operation operations[] = {
 	{"key erased, 4k", LUKS, NULL, "one", erase_key, writes, 5, 0},
 };
 
-static void every_crash_leaves_it_whole(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_explore_all(operations, sizeof(operations) / sizeof(operations[0]), 7),
-		0);
-}
-
-static void every_call_may_fail(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
-}
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_crash_leaves_it_whole),
-		cmocka_unit_test(every_call_may_fail),
-	};
-	qkt_need_program("qemu-io", "qemu-utils");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return qkc_whole_main("every_crash_leaves_it_whole", operations,
+		sizeof(operations) / sizeof(operations[0]), 7);
 }

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Every crash while bitmaps are changed leaves all of them as they were, or all as they should be. */
-#include <cm.h>
 
-#include <host.h>
 #include <qcowkit/manage.h>
 
 #include "whole.h"
@@ -95,27 +93,8 @@ static const struct qkc_operation operations[] = {
 		NULL, NULL, everything, goes_on, 60, QKC_ON_DEVICE},
 };
 
-static void every_crash_leaves_all_bitmaps_or_none_changed(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_explore_all(operations, sizeof(operations) / sizeof(operations[0]), 8),
-		0);
-}
-
-static void every_call_may_fail(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
-}
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_crash_leaves_all_bitmaps_or_none_changed),
-		cmocka_unit_test(every_call_may_fail),
-	};
-	qkt_need_program("qemu-io", "qemu-utils");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return qkc_whole_main("every_crash_leaves_all_bitmaps_or_none_changed", operations,
+		sizeof(operations) / sizeof(operations[0]), 8);
 }

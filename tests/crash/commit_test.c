@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Every crash while an overlay is committed leaves two files that read the same together, and a base that holds the disk once
  * it is done; every crash while dd writes to a disk leaves each sector old or new. */
-#include <cm.h>
+
+#include <string.h>
 
 #include <host.h>
 #include <qcowkit/manage.h>
@@ -189,27 +190,8 @@ static const struct qkc_operation operations[] = {
 		dd, 80),
 };
 
-static void every_crash_leaves_files_that_read_the_same(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_explore_all(operations, sizeof(operations) / sizeof(operations[0]), 11),
-		0);
-}
-
-static void every_call_may_fail(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
-}
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_crash_leaves_files_that_read_the_same),
-		cmocka_unit_test(every_call_may_fail),
-	};
-	qkt_need_program("qemu-io", "qemu-utils");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return qkc_whole_main("every_crash_leaves_files_that_read_the_same", operations,
+		sizeof(operations) / sizeof(operations[0]), 11);
 }

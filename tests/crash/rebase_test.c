@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Every crash while an overlay is put on another backing file, or is emptied into one that holds the same, leaves a disk
  * that reads the same and names the old file or the new one. */
-#include <cm.h>
 
 #include <host.h>
 #include <qcowkit/manage.h>
@@ -127,27 +126,8 @@ static const struct qkc_operation operations[] = {
 	ROW("emptied 64k", COMMITTED OVERLAY("cluster_size=64k") HELD(""), qcow_empty, 3),
 };
 
-static void every_crash_leaves_a_disk_that_reads_the_same(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_explore_all(operations, sizeof(operations) / sizeof(operations[0]), 9),
-		0);
-}
-
-static void every_call_may_fail(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
-}
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_crash_leaves_a_disk_that_reads_the_same),
-		cmocka_unit_test(every_call_may_fail),
-	};
-	qkt_need_program("qemu-io", "qemu-utils");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return qkc_whole_main("every_crash_leaves_a_disk_that_reads_the_same", operations,
+		sizeof(operations) / sizeof(operations[0]), 9);
 }

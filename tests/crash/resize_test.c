@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Every crash during a resize leaves the old disk or the new one, and what lay past an end is never seen again. */
-#include <cm.h>
 
 #include <stdlib.h>
 
-#include <host.h>
 #include <qcowkit/manage.h>
 
 #include "whole.h"
@@ -175,27 +173,8 @@ static const struct qkc_operation operations[] = {
 		"back.raw", NULL, longer, grows_with_zeros, 3, 0},
 };
 
-static void every_crash_leaves_the_old_disk_or_the_new(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_explore_all(operations, sizeof(operations) / sizeof(operations[0]), 7),
-		0);
-}
-
-static void every_call_may_fail(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
-}
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_crash_leaves_the_old_disk_or_the_new),
-		cmocka_unit_test(every_call_may_fail),
-	};
-	qkt_need_program("qemu-io", "qemu-utils");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return qkc_whole_main("every_crash_leaves_the_old_disk_or_the_new", operations,
+		sizeof(operations) / sizeof(operations[0]), 7);
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* Every crash while a snapshot is made, applied, deleted or gets another name leaves what was before it or what is after it, and
  * all else as it was. */
-#include <cm.h>
 
-#include <host.h>
+#include <string.h>
+
 #include <qcowkit/manage.h>
 
 #include "whole.h"
@@ -100,27 +100,8 @@ static const struct qkc_operation operations[] = {
 	ROWS("subclusters 16k", CREATE("cluster_size=16k,extended_l2=on") SHARED),
 };
 
-static void every_crash_leaves_what_was_or_what_is_to_be(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_explore_all(operations, sizeof(operations) / sizeof(operations[0]), 10),
-		0);
-}
-
-static void every_call_may_fail(void **state)
-{
-	(void)state;
-	assert_int_equal(
-		qkc_whole_fail_all(operations, sizeof(operations) / sizeof(operations[0])), 0);
-}
-
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_crash_leaves_what_was_or_what_is_to_be),
-		cmocka_unit_test(every_call_may_fail),
-	};
-	qkt_need_program("qemu-io", "qemu-utils");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return qkc_whole_main("every_crash_leaves_what_was_or_what_is_to_be", operations,
+		sizeof(operations) / sizeof(operations[0]), 10);
 }

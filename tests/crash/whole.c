@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <cm.h>
 #include <dirtymap.h>
 #include <host.h>
 #include <oracle.h>
@@ -658,4 +659,35 @@ uint64_t qkc_whole_fail_all(const struct qkc_operation *o, size_t n)
 	}
 	(void)printf("%" PRIu64 " failures\n", n_failures);
 	return n_bad;
+}
+
+/* ---- the program ---- */
+
+struct claim {
+	const struct qkc_operation *o;
+	size_t n;
+	uint64_t stream;
+};
+
+static void every_crash(void **state)
+{
+	const struct claim *c = *state;
+	assert_int_equal(qkc_whole_explore_all(c->o, c->n, c->stream), 0);
+}
+
+static void every_call_may_fail(void **state)
+{
+	const struct claim *c = *state;
+	assert_int_equal(qkc_whole_fail_all(c->o, c->n), 0);
+}
+
+int qkc_whole_main(const char *claim, const struct qkc_operation *o, size_t n, uint64_t stream)
+{
+	struct claim c = {o, n, stream};
+	const struct CMUnitTest tests[] = {
+		{claim, every_crash, NULL, NULL, &c},
+		cmocka_unit_test_prestate(every_call_may_fail, &c),
+	};
+	qkt_need_program("qemu-io", "qemu-utils");
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -63,4 +63,7 @@ uint64_t qkc_whole_explore_all(const struct qkc_operation *o, size_t n, uint64_t
  */
 uint64_t qkc_whole_fail_all(const struct qkc_operation *o, size_t n);
 
+/* The test program of `n` operations: both of the above, as a test of the name `claim` and one that every call may fail. */
+int qkc_whole_main(const char *claim, const struct qkc_operation *o, size_t n, uint64_t stream);
+
 #endif
