@@ -100,7 +100,10 @@ static void read_text(fuse_req_t req, const struct fuse_file_info *fi, size_t si
 {
 	const struct qk_fuse_text *text = (const struct qk_fuse_text *)(uintptr_t)fi->fh;
 	size_t at = qk_min((uint64_t)off, text->n);
-	(void)fuse_reply_buf(req, text->text + at, qk_min(size, text->n - at));
+	size_t n = qk_min(qk_min(size, text->n - at), QK_FUSE_IO_BYTES);
+	/* from the answer on the file may be closed, and the text go */
+	memcpy(qk_fuse_me->buf, text->text + at, n);
+	(void)fuse_reply_buf(req, qk_fuse_me->buf, n);
 }
 
 static void on_read(
