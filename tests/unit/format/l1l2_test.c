@@ -37,6 +37,10 @@ static void l1_entries_are_split_and_judged(void **state)
 	e = qk_l1_decode(&g, COPIED);
 	assert_int_equal(e.finding, 0);
 	assert_int_equal(qk_l1_finding(&e), QCOW_FINDING_L1_ENTRY_RESERVED);
+	e = qk_l1_decode(&g, COPIED | 0x40000);
+	assert_int_equal(qk_l1_finding(&e), 0);
+	e = qk_l1_decode(&g, COPIED | 0x200);
+	assert_int_equal(qk_l1_finding(&e), QCOW_FINDING_L1_ENTRY_UNALIGNED);
 	assert_int_equal(qk_l1_decode(&g, 0x40200).finding, QCOW_FINDING_L1_ENTRY_UNALIGNED);
 	for (unsigned bit = 0; bit < 63; bit++) {
 		unsigned expected = 0;
