@@ -136,3 +136,11 @@ make_images() {
 		prealloc.qcow2 compressed.qcow2 zstd.qcow2 small.qcow2 short.qcow2
 		long.qcow2 long2.qcow2 overraw.qcow2 plain.raw empty.raw dirty.qcow2 corrupt.qcow2)
 }
+gone() { # PID: ends within some seconds
+	local i
+	for i in {1..600}; do
+		kill -0 "$1" 2>/dev/null || return 0
+		sleep 0.05
+	done
+	return 1
+}

@@ -14,14 +14,6 @@ can_mount() {
 	kill "$(<probe.pid)"
 	gone "$(<probe.pid)"
 }
-gone() { # PID: ends within some seconds
-	local i
-	for i in {1..600}; do
-		kill -0 "$1" 2>/dev/null || return 0
-		sleep 0.05
-	done
-	return 1
-}
 server=
 # start [OPTION|FILE]…: in the background, on $m (m if not set); says nothing if it works
 start() {

@@ -15,14 +15,6 @@ start() {
 	fi
 	server=$(<pid)
 }
-gone() { # PID: ends within some seconds
-	local i
-	for i in {1..400}; do
-		kill -0 "$1" 2>/dev/null || return 0
-		sleep 0.05
-	done
-	return 1
-}
 end_server() {
 	[[ -n ${server:-} ]] || return 0
 	kill "$server" 2>/dev/null

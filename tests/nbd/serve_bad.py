@@ -12,7 +12,6 @@ import socket
 import struct
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import served
@@ -486,12 +485,7 @@ def main(names):
         server = served.Ours(folder, "-x", "disk", "-x", "scratch", disk, scratch)
         server.tell("export-add", "name=ro", "file=" + ro, "format=qcow2", "read-only")
         bad |= served.main(TESTS, names, server)
-        for _ in range(200):
-            left = server.status()["connections"]
-            if not left:
-                break
-            time.sleep(0.05)
-        check("connections that are left", left, [])
+        check("connections that are left", server.connections_left(), [])
         server.end()
         for path in (disk, ro):
             served.run(served.IMG, "check", "-q", path)

@@ -167,12 +167,7 @@ def changed_streams(folder, image):
     c = server.started("", "extended")
     check("served", c.request(READ, 0, 512).error, 0)
     c.close()
-    for _ in range(200):
-        left = server.status()["connections"]
-        if not left:
-            break
-        time.sleep(0.05)
-    check("connections that are left", left, [])
+    check("connections that are left", server.connections_left(), [])
     check("the server's status", server.stop(), 0)
     for _ in range(10):
         stream = changed(rng)

@@ -113,6 +113,15 @@ class Ours(Server):
     def status(self):
         return json.loads(self.tell("status"))
 
+    def connections_left(self):
+        """those that are there yet when clients have had ten seconds to be gone"""
+        for _ in range(200):
+            left = self.status()["connections"]
+            if not left:
+                break
+            time.sleep(0.05)
+        return left
+
 
 class Theirs(Server):
     is_ours = False
