@@ -85,6 +85,8 @@ static struct known {
 		"the oracle looks for the data file when it reads it", 0},
 	{"oracle", "we refuse the image", "snapshots_offset is",
 		"the oracle does not look where no snapshot is wanted", 0},
+	{"oracle", "we refuse the image", "the backing file format name has a length of",
+		"the longest name of a format that exists is shorter; QEMU refuses it as we do", 0},
 	{"oracle", "we refuse the image", "the bitmaps extension has a length",
 		"the oracle does not look at the bitmaps", 0},
 };
