@@ -15,6 +15,9 @@ int peer_leave(void **state);
 /* The newest qemu-img at hand; "" where there is none: the test is to be skipped. */
 const char *peer_newest(void);
 
+/* The exit status of a program, `failed` of whose tests failed: a skip where none did and there is no newest qemu-img. */
+int peer_verdict(int failed);
+
 /* Run a command of the shell, made by printf. True where it exits with 0; what it prints is shown otherwise. */
 bool peer_run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -17,37 +17,10 @@
 #include "engine/image.h"
 #include "engine/rw.h"
 #include "host.h"
-#include "image.h"
+#include "image_cm.h"
 
 #define CLUSTER 4096u
 #define SIZE	(UINT64_C(4) << 20)
-
-static void write_at(struct qkt_image *im, uint64_t off, int value)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	uint8_t b[CLUSTER];
-	memset(b, value, sizeof(b));
-	assert_ok(qcow_pwrite(im->image, b, sizeof(b), off, 0, &err), err);
-}
-
-static void reads(struct qkt_image *im, uint64_t off, int value)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	uint8_t b[CLUSTER];
-	assert_ok(qcow_pread(im->image, b, sizeof(b), off, &err), err);
-	assert_int_equal(b[0], value);
-	assert_memory_equal(b, b + 1, sizeof(b) - 1);
-}
-
-static void must_be_clean(struct qkt_image *im)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_check_options options = QCOW_CHECK_OPTIONS_INIT;
-	struct qcow_check_result result;
-	assert_ok(qcow_flush(im->image, &err), err);
-	assert_ok(qcow_check(im->image, &options, &result, &err), err);
-	assert_int_equal(result.corruptions, 0);
-}
 
 /* ---- the operation ---- */
 
@@ -115,19 +88,19 @@ static void the_switch_is_followed(void **state)
 	open_image(&im, false);
 	for (int i = 1; i < 9; i++) {
 		uint64_t was = im.image->header.l1_off;
-		write_at(&im, (uint64_t)i * 65536, i);
+		qkt_image_write(&im, CLUSTER, (uint64_t)i * 65536, i);
 		assert_ok(move_l1(im.image, &err), err);
 		assert_int_not_equal(im.image->header.l1_off, was);
-		reads(&im, (uint64_t)i * 65536, i);
-		write_at(&im, (uint64_t)i * 65536 + CLUSTER, i + 100);
-		must_be_clean(&im);
+		qkt_image_reads(&im, CLUSTER, (uint64_t)i * 65536, i);
+		qkt_image_write(&im, CLUSTER, (uint64_t)i * 65536 + CLUSTER, i + 100);
+		qkt_image_is_clean(&im);
 	}
 	assert_true(qkt_order_judged(im.order) > 20);
 	qkt_image_close(&im);
 	qkt_must("qemu-img check -q image");
 	open_image(&im, false);
 	for (int i = 1; i < 9; i++)
-		reads(&im, (uint64_t)i * 65536 + CLUSTER, i + 100);
+		qkt_image_reads(&im, CLUSTER, (uint64_t)i * 65536 + CLUSTER, i + 100);
 	qkt_image_close(&im);
 }
 
@@ -140,13 +113,13 @@ static void the_space_can_be_read_again(void **state)
 	make("", "");
 	open_image(&im, false);
 	for (int i = 1; i < 5; i++) {
-		write_at(&im, (uint64_t)i * 65536, i);
+		qkt_image_write(&im, CLUSTER, (uint64_t)i * 65536, i);
 		assert_ok(qk_control_begin(im.image, &err), err);
 		assert_ok(
 			qk_control_end(im.image, QK_RELOAD_HEADER | QK_RELOAD_SPACE, QCOW_OK, &err),
 			err);
-		reads(&im, (uint64_t)i * 65536, i);
-		must_be_clean(&im);
+		qkt_image_reads(&im, CLUSTER, (uint64_t)i * 65536, i);
+		qkt_image_is_clean(&im);
 	}
 	qkt_image_close(&im);
 	qkt_must("qemu-img check -q image");
@@ -173,11 +146,11 @@ static void bitmaps_record_before_and_after(void **state)
 	struct qkt_image im;
 	make("", " && qemu-img bitmap --add -g 65536 image b");
 	open_image(&im, false);
-	write_at(&im, 0, 1);
+	qkt_image_write(&im, CLUSTER, 0, 1);
 	assert_ok(move_l1(im.image, &err), err);
 	assert_ok(move_l1(im.image, &err), err);
-	write_at(&im, 65536, 2);
-	must_be_clean(&im);
+	qkt_image_write(&im, CLUSTER, 65536, 2);
+	qkt_image_is_clean(&im);
 	qkt_image_close(&im);
 	open_image(&im, false);
 	assert_ok(qcow_bitmap_open(im.image, 0, &reader, &err), err);
@@ -236,7 +209,7 @@ static void others_wait_and_go_on(void **state)
 		assert_int_equal(pthread_join(threads[i], NULL), 0);
 		assert_true(workers[i].is_good);
 	}
-	must_be_clean(&im);
+	qkt_image_is_clean(&im);
 	qkt_image_close(&im);
 	qkt_must("qemu-img check -q image");
 }
@@ -346,7 +319,7 @@ static bool fails_and_recovers(enum qkt_call call, enum qkt_failure failure, uin
 	struct qkt_image im;
 	qkt_must("cp kept image");
 	open_image(&im, false);
-	write_at(&im, 0, 1);
+	qkt_image_write(&im, CLUSTER, 0, 1);
 	assert_ok(qcow_flush(im.image, &err), err);
 	qkt_fault_arm(im.fault, call, nth, failure, false);
 	bool failed = move_l1(im.image, &err) != QCOW_OK;
@@ -354,17 +327,17 @@ static bool fails_and_recovers(enum qkt_call call, enum qkt_failure failure, uin
 	qkt_fault_disarm(im.fault);
 	assert_true(hit || !failed);
 	assert_ok(qcow_recover(im.image, &err), err);
-	reads(&im, 0, 1);
-	write_at(&im, 65536, 5);
+	qkt_image_reads(&im, CLUSTER, 0, 1);
+	qkt_image_write(&im, CLUSTER, 65536, 5);
 	assert_ok(move_l1(im.image, &err), err);
-	write_at(&im, 2 * 65536, 6);
-	must_be_clean(&im);
+	qkt_image_write(&im, CLUSTER, 2 * 65536, 6);
+	qkt_image_is_clean(&im);
 	qkt_image_close(&im);
 	qkt_must("qemu-img check -q image || test $? = 3");
 	open_image(&im, false);
-	reads(&im, 0, 1);
-	reads(&im, 65536, 5);
-	reads(&im, 2 * 65536, 6);
+	qkt_image_reads(&im, CLUSTER, 0, 1);
+	qkt_image_reads(&im, CLUSTER, 65536, 5);
+	qkt_image_reads(&im, CLUSTER, 2 * 65536, 6);
 	qkt_image_close(&im);
 	return hit;
 }

@@ -8,37 +8,10 @@
 #include "engine/publish.h"
 #include "engine/rw.h"
 #include "host.h"
-#include "image.h"
+#include "image_cm.h"
 
 #define CLUSTER 512u
 #define SIZE	(UINT64_C(64) << 20) /* 2,048 L1 entries of 32 KiB: 32 clusters */
-
-static void write_at(struct qkt_image *im, uint64_t off, int value)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	uint8_t b[CLUSTER];
-	memset(b, value, sizeof(b));
-	assert_ok(qcow_pwrite(im->image, b, sizeof(b), off, 0, &err), err);
-}
-
-static void reads(struct qkt_image *im, uint64_t off, int value)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	uint8_t b[CLUSTER];
-	assert_ok(qcow_pread(im->image, b, sizeof(b), off, &err), err);
-	assert_int_equal(b[0], value);
-	assert_memory_equal(b, b + 1, sizeof(b) - 1);
-}
-
-static void check(struct qkt_image *im)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_check_options options = QCOW_CHECK_OPTIONS_INIT;
-	struct qcow_check_result result;
-	assert_ok(qcow_flush(im->image, &err), err);
-	assert_ok(qcow_check(im->image, &options, &result, &err), err);
-	assert_int_equal(result.corruptions, 0);
-}
 
 static void grow_in(uint32_t version)
 {
@@ -52,19 +25,19 @@ static void grow_in(uint32_t version)
 	assert_ok(qcow_memory_open(0, &store, &err), err);
 	assert_ok(qcow_create(store, NULL, &create, &err), err);
 	assert_ok(qkt_image_open_store(&im, store, NULL, &err), err);
-	write_at(&im, 0, 1);
-	write_at(&im, SIZE - CLUSTER, 2);
+	qkt_image_write(&im, CLUSTER, 0, 1);
+	qkt_image_write(&im, CLUSTER, SIZE - CLUSTER, 2);
 	for (uint64_t n = 3000; n < 20000; n += 3000) {
 		assert_ok(qk_publish_grow_l1(im.image->rw->publish, n, &err), err);
-		write_at(&im, n / 3000 * 40960, 3);
-		write_at(&im, 0, (int)(n / 3000));
-		check(&im);
+		qkt_image_write(&im, CLUSTER, n / 3000 * 40960, 3);
+		qkt_image_write(&im, CLUSTER, 0, (int)(n / 3000));
+		qkt_image_is_clean(&im);
 	}
-	reads(&im, 0, 6);
-	reads(&im, SIZE - CLUSTER, 2);
-	reads(&im, 40960, 3);
-	reads(&im, 6 * 40960, 3);
-	reads(&im, SIZE / 2, 0);
+	qkt_image_reads(&im, CLUSTER, 0, 6);
+	qkt_image_reads(&im, CLUSTER, SIZE - CLUSTER, 2);
+	qkt_image_reads(&im, CLUSTER, 40960, 3);
+	qkt_image_reads(&im, CLUSTER, 6 * 40960, 3);
+	qkt_image_reads(&im, CLUSTER, SIZE / 2, 0);
 	assert_true(qkt_order_judged(im.order) > 20);
 	qkt_image_close(&im);
 }
@@ -89,22 +62,22 @@ static bool fails_and_recovers(enum qkt_call call, enum qkt_failure failure, uin
 	struct qkt_image im;
 	qkt_must("rm -f image && qemu-img create -q -f qcow2 -o cluster_size=512 image 64M");
 	assert_ok(qkt_image_open(&im, qkt_path("image"), NULL, &err), err);
-	write_at(&im, 0, 1);
+	qkt_image_write(&im, CLUSTER, 0, 1);
 	assert_ok(qcow_flush(im.image, &err), err);
 	qkt_fault_arm(im.fault, call, nth, failure, false);
 	bool failed = qk_publish_grow_l1(im.image->rw->publish, 3000, &err) != QCOW_OK;
 	qkt_fault_disarm(im.fault);
 	assert_ok(qcow_recover(im.image, &err), err);
-	write_at(&im, SIZE / 2, 5);
-	check(&im);
+	qkt_image_write(&im, CLUSTER, SIZE / 2, 5);
+	qkt_image_is_clean(&im);
 	assert_ok(qk_publish_grow_l1(im.image->rw->publish, 4000, &err), err);
-	write_at(&im, SIZE / 4, 6);
-	check(&im);
+	qkt_image_write(&im, CLUSTER, SIZE / 4, 6);
+	qkt_image_is_clean(&im);
 	qkt_image_close(&im);
 	assert_ok(qkt_image_open(&im, qkt_path("image"), NULL, &err), err);
-	reads(&im, 0, 1);
-	reads(&im, SIZE / 2, 5);
-	reads(&im, SIZE / 4, 6);
+	qkt_image_reads(&im, CLUSTER, 0, 1);
+	qkt_image_reads(&im, CLUSTER, SIZE / 2, 5);
+	qkt_image_reads(&im, CLUSTER, SIZE / 4, 6);
 	qkt_image_close(&im);
 	return failed;
 }

@@ -11,27 +11,11 @@
 #include <qcowkit/manage.h>
 
 #include "failmalloc.h"
-#include "image.h"
+#include "image_cm.h"
 
 /* More than the window of snapshot_count.c, and no more than every file system takes. */
 #define FAR_OFF (UINT64_C(1700) << 30)
-
-static void write_at(struct qkt_image *im, uint64_t off, int byte)
-{
-	static uint8_t buf[65536];
-	struct qcow_error err = QCOW_ERROR_INIT;
-	memset(buf, byte, sizeof(buf));
-	assert_ok(qcow_pwrite(im->image, buf, sizeof(buf), off, 0, &err), err);
-}
-
-static void reads(struct qkt_image *im, uint64_t off, int byte)
-{
-	static uint8_t buf[65536];
-	struct qcow_error err = QCOW_ERROR_INIT;
-	assert_ok(qcow_pread(im->image, buf, sizeof(buf), off, &err), err);
-	for (size_t i = 0; i < sizeof(buf); i++)
-		assert_int_equal(buf[i], byte);
-}
+#define SPAN	65536u
 
 static void snap(struct qkt_image *im, const char *name)
 {
@@ -54,7 +38,7 @@ static void unsnap(struct qkt_image *im, const char *name)
 static void fill(struct qkt_image *im, uint64_t (*at)(unsigned i), unsigned n, int byte)
 {
 	for (unsigned i = 0; i < n; i++)
-		write_at(im, at(i), byte + (int)i);
+		qkt_image_write(im, SPAN, at(i), byte + (int)i);
 }
 
 static uint64_t near_at(unsigned i)
@@ -70,8 +54,8 @@ static uint64_t far_at(unsigned i)
 static void hold(struct qkt_image *im, unsigned n, int near, int far)
 {
 	for (unsigned i = 0; i < n; i++) {
-		reads(im, NEAR(i), near + (int)i);
-		reads(im, FAR(i), far + (int)i);
+		qkt_image_reads(im, SPAN, NEAR(i), near + (int)i);
+		qkt_image_reads(im, SPAN, FAR(i), far + (int)i);
 	}
 }
 
@@ -138,13 +122,13 @@ static void what_lies_beyond_the_first_window_is_counted(void **state)
 	sh("qemu-img check -q img");
 	assert_ok(qkt_image_open(&im, in_dir("img"), NULL, &err), err);
 	unsnap(&im, "a");
-	reads(&im, FAR(0), 41);
-	reads(&im, FAR(1), 32);
-	reads(&im, NEAR(0), 21);
-	reads(&im, FAR(3), 14);
+	qkt_image_reads(&im, SPAN, FAR(0), 41);
+	qkt_image_reads(&im, SPAN, FAR(1), 32);
+	qkt_image_reads(&im, SPAN, NEAR(0), 21);
+	qkt_image_reads(&im, SPAN, FAR(3), 14);
 	snap(&im, "c");
 	assert_ok(qcow_snapshot_apply(im.image, "b", QCOW_SNAPSHOT_NAME, NULL, &err), err);
-	reads(&im, FAR(0), 31);
+	qkt_image_reads(&im, SPAN, FAR(0), 31);
 	qkt_image_close(&im);
 	sh("qemu-img check -q img");
 	assert_ok(qkt_image_open(&im, in_dir("img"), NULL, &err), err);
@@ -192,7 +176,7 @@ static bool make_large(void)
 			  &im, in_dir("img"), &(struct qkt_image_options){.unjudged = true}, &err),
 		err);
 	for (unsigned i = 0; i < 128; i++)
-		write_at(&im, (uint64_t)i << 39, 1);
+		qkt_image_write(&im, SPAN, (uint64_t)i << 39, 1);
 	qkt_image_close(&im);
 	count_all();
 	return truncate(in_dir("img"), LONG_FILE) == 0;

@@ -141,6 +141,39 @@ void lab_crash(struct lab *lab, unsigned n_each,
 	}
 }
 
+struct qcow_image *lab_make(struct lab *lab, unsigned i, const char *name, uint32_t version,
+	uint32_t cluster, bool extended, unsigned below, size_t size)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qcow_create_options create = QCOW_CREATE_OPTIONS_INIT;
+	struct qcow_store *store = NULL;
+	struct lab_file *f = &lab->files[i];
+	f->name = name;
+	f->format = cluster == 0 ? "raw" : "qcow2";
+	assert_ok(qcow_memory_open(cluster == 0 ? size : 0, &store, &err), err);
+	if (cluster != 0) {
+		create.version = version;
+		create.cluster_size = cluster;
+		create.virtual_size = size;
+		create.extended_l2 = extended;
+		create.backing_name = below < LAB_FILES ? lab->files[below].name : NULL;
+		create.backing_format = below < LAB_FILES ? lab->files[below].format : NULL;
+		assert_ok(qcow_create(store, NULL, &create, &err), err);
+	}
+	f->bytes = lab_take(store);
+	qcow_store_close(store);
+	struct qcow_image *image = lab_open(lab, lab->files, i, 1u << i, &err);
+	if (image == NULL)
+		fail_msg("%s", err.message);
+	return image;
+}
+
+void lab_keep(struct lab *lab, unsigned i, struct qcow_image *image)
+{
+	qkt_model_free(&lab->files[i].bytes);
+	lab->files[i].bytes = lab_take(qcow_image_store(image));
+}
+
 void lab_expect(const struct lab_file *files, unsigned i, const struct qkt_model *want)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;

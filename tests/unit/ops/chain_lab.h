@@ -45,6 +45,13 @@ struct qcow_image *lab_open(struct lab *lab, const struct lab_file *files, unsig
 /* What file `i` has by now: read it from an open image's store before that is closed. */
 struct qkt_model lab_take(struct qcow_store *store);
 
+/* Make file `i`, empty, and open it for writing: raw where `cluster` is 0, else an overlay of file `below` (LAB_FILES: of none). */
+struct qcow_image *lab_make(struct lab *lab, unsigned i, const char *name, uint32_t version,
+	uint32_t cluster, bool extended, unsigned below, size_t size);
+
+/* What the open image's store holds becomes the content of file `i`. */
+void lab_keep(struct lab *lab, unsigned i, struct qcow_image *image);
+
 /* For every moment of the record up to its end, `n_each` states: everything issued by then, nothing that was not flushed,
  * and random sectors of it. `judge` gets the files as they are then. */
 void lab_crash(struct lab *lab, unsigned n_each,

@@ -41,40 +41,6 @@ static const struct row rows[] = {
 	{3, 65536, 3, 0, 200 * KIB, 0, 90 * KIB, false, false, false},
 };
 
-static struct qcow_image *make(struct lab *lab, unsigned i, const char *name, uint32_t version,
-	uint32_t cluster, bool extended, unsigned below, size_t size)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_create_options create = QCOW_CREATE_OPTIONS_INIT;
-	struct qcow_store *store = NULL;
-	struct lab_file *f = &lab->files[i];
-	f->name = name;
-	f->format = cluster == 0 ? "raw" : "qcow2";
-	assert_ok(qcow_memory_open(cluster == 0 ? size : 0, &store, &err), err);
-	if (cluster != 0) {
-		create.version = version;
-		create.cluster_size = cluster;
-		create.virtual_size = size;
-		create.extended_l2 = extended;
-		create.backing_name = below < LAB_FILES ? lab->files[below].name : NULL;
-		create.backing_format = below < LAB_FILES ? lab->files[below].format : NULL;
-		assert_ok(qcow_create(store, NULL, &create, &err), err);
-	}
-	f->bytes = lab_take(store);
-	qcow_store_close(store);
-	struct qcow_image *image = lab_open(lab, lab->files, i, 1u << i, &err);
-	if (image == NULL)
-		fail_msg("%s", err.message);
-	return image;
-}
-
-/* What the open image's store holds becomes the file's content. */
-static void keep(struct lab *lab, unsigned i, struct qcow_image *image)
-{
-	qkt_model_free(&lab->files[i].bytes);
-	lab->files[i].bytes = lab_take(qcow_image_store(image));
-}
-
 /* Writes, zeros and compressed clusters; then it is closed. */
 static void fill(struct lab *lab, unsigned i, struct qcow_image *image, struct qkt_model *m,
 	uint32_t cluster)
@@ -103,7 +69,7 @@ static void fill(struct lab *lab, unsigned i, struct qcow_image *image, struct q
 			assert_ok(qcow_pwrite(image, buf, len, off, 0, &err), err);
 	}
 	assert_ok(qcow_flush(image, &err), err);
-	keep(lab, i, image);
+	lab_keep(lab, i, image);
 	qcow_close(image);
 }
 
@@ -122,15 +88,16 @@ static void set_up(struct lab *lab, const struct row *r, struct disks *d, uint64
 	lab_init(lab, seed);
 	struct qkt_model m = qkt_model_new(r->base_size);
 	fill(lab, BASE,
-		make(lab, BASE, "base", r->base_version, r->base_cluster, false, LAB_FILES,
+		lab_make(lab, BASE, "base", r->base_version, r->base_cluster, false, LAB_FILES,
 			r->base_size),
 		&m, r->base_cluster);
 	size_t target_size = r->base_size;
 	if (r->middle_size != 0) {
 		below = MIDDLE;
 		qkt_model_resize(&m, r->middle_size);
-		fill(lab, MIDDLE, make(lab, MIDDLE, "middle", 3, 4096, false, BASE, r->middle_size),
-			&m, 4096);
+		fill(lab, MIDDLE,
+			lab_make(lab, MIDDLE, "middle", 3, 4096, false, BASE, r->middle_size), &m,
+			4096);
 		target_size = r->to_middle ? r->middle_size : r->base_size;
 	}
 	/* past the end of the overlay the target keeps what it has */
@@ -141,7 +108,8 @@ static void set_up(struct lab *lab, const struct row *r, struct disks *d, uint64
 	qcow_close(target);
 	qkt_model_resize(&m, r->size);
 	fill(lab, OVERLAY,
-		make(lab, OVERLAY, "overlay", r->version, r->cluster, r->extended, below, r->size),
+		lab_make(lab, OVERLAY, "overlay", r->version, r->cluster, r->extended, below,
+			r->size),
 		&m, r->cluster);
 	if (target_size < r->size)
 		qkt_model_resize(&d->base, r->size);
@@ -206,8 +174,8 @@ static void everything_is_in_the_base_and_every_crash_state_reads_the_same(void 
 		assert_true(result.bytes_copied != 0);
 		lab_crash(&lab, 4, judge, &d.overlay);
 		assert_ok(qcow_flush(image, &err), err);
-		keep(&lab, OVERLAY, image);
-		keep(&lab, target_of(r), base);
+		lab_keep(&lab, OVERLAY, image);
+		lab_keep(&lab, target_of(r), base);
 		qcow_close(image);
 		lab_expect(lab.files, OVERLAY, &d.overlay);
 		lab_expect(lab.files, target_of(r), &d.base);
@@ -236,8 +204,8 @@ static void the_overlay_is_empty(void **state)
 	uint8_t byte[512] = {5};
 	assert_ok(qcow_pwrite(image, byte, sizeof(byte), 1024, QCOW_IO_FUA, &err), err);
 	qkt_model_write(&d.overlay, byte, sizeof(byte), 1024);
-	keep(&lab, OVERLAY, image);
-	keep(&lab, BASE, base);
+	lab_keep(&lab, OVERLAY, image);
+	lab_keep(&lab, BASE, base);
 	qcow_close(image);
 	lab_expect(lab.files, OVERLAY, &d.overlay);
 	lab_expect(lab.files, BASE, &d.base);
@@ -259,8 +227,8 @@ static bool fails_once(const struct row *r, enum qkt_call call, uint64_t nth)
 	qkt_fault_disarm(lab.fault);
 	if (!hit)
 		assert_ok(status, err);
-	keep(&lab, OVERLAY, image);
-	keep(&lab, target_of(r), base);
+	lab_keep(&lab, OVERLAY, image);
+	lab_keep(&lab, target_of(r), base);
 	qcow_close(image);
 	lab_expect(lab.files, OVERLAY, &d.overlay);
 	if (status == QCOW_OK)

@@ -45,39 +45,11 @@ static const struct row rows[] = {
 
 /* ---- making the files ---- */
 
-/* An image of `size` bytes in files[i]; `fill` writes to it. */
-static struct qcow_image *make(struct lab *lab, unsigned i, const char *name, uint32_t version,
-	uint32_t cluster, bool extended, const char *backing, size_t size)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qcow_create_options create = QCOW_CREATE_OPTIONS_INIT;
-	struct qcow_store *store = NULL;
-	struct lab_file *f = &lab->files[i];
-	f->name = name;
-	f->format = cluster == 0 ? "raw" : "qcow2";
-	assert_ok(qcow_memory_open(cluster == 0 ? size : 0, &store, &err), err);
-	if (cluster != 0) {
-		create.version = version;
-		create.cluster_size = cluster;
-		create.virtual_size = size;
-		create.extended_l2 = extended;
-		create.backing_name = backing;
-		create.backing_format = backing != NULL ? lab->files[OLD].format : NULL;
-		assert_ok(qcow_create(store, NULL, &create, &err), err);
-	}
-	f->bytes = lab_take(store);
-	qcow_store_close(store);
-	struct qcow_image *image = lab_open(lab, lab->files, i, 1u << i, &err);
-	assert_non_null(image);
-	return image;
-}
-
 static void finish(struct lab *lab, unsigned i, struct qcow_image *image)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	assert_ok(qcow_flush(image, &err), err);
-	qkt_model_free(&lab->files[i].bytes);
-	lab->files[i].bytes = lab_take(qcow_image_store(image));
+	lab_keep(lab, i, image);
 	qcow_close(image);
 }
 
@@ -107,12 +79,12 @@ static void set_up(struct lab *lab, const struct row *r, struct qkt_model *want,
 	struct qkt_model other = qkt_model_new(r->new_size);
 	lab_init(lab, seed);
 	*want = qkt_model_new(r->old_size);
-	image = make(lab, OLD, "old", 3, r->old_cluster, false, NULL, r->old_size);
+	image = lab_make(lab, OLD, "old", 3, r->old_cluster, false, LAB_FILES, r->old_size);
 	fill(lab, image, want, 10);
 	finish(lab, OLD, image);
 	if (r->new_size != 0) {
-		image = make(lab, NEW, "a new name that is longer", 3, r->new_cluster, false, NULL,
-			r->new_size);
+		image = lab_make(lab, NEW, "a new name that is longer", 3, r->new_cluster, false,
+			LAB_FILES, r->new_size);
 		/* much of it is the same */
 		struct qcow_error err = QCOW_ERROR_INIT;
 		size_t n = r->new_size < r->old_size ? r->new_size : r->old_size;
@@ -124,8 +96,8 @@ static void set_up(struct lab *lab, const struct row *r, struct qkt_model *want,
 	qkt_model_resize(want, r->size);
 	if (r->alone)
 		qkt_model_zero(want, want->size, 0);
-	image = make(lab, OVERLAY, "overlay", r->version, r->cluster, r->extended,
-		r->alone ? NULL : "old", r->size);
+	image = lab_make(lab, OVERLAY, "overlay", r->version, r->cluster, r->extended,
+		r->alone ? LAB_FILES : OLD, r->size);
 	fill(lab, image, want, 5);
 	finish(lab, OVERLAY, image);
 	lab_expect(lab->files, OVERLAY, want);
