@@ -28,6 +28,8 @@ bool cli_flags_apply(const struct cli *cli, unsigned flags)
 {
 	if ((flags & CLI_OPT_QCOW) != 0 && cli->qemu)
 		return false;
+	if ((flags & CLI_OPT_HELPER) != 0 && !cli->traits->forks)
+		return false;
 	return (flags & CLI_OPT_QEMU) == 0 || cli->qemu;
 }
 

@@ -48,7 +48,8 @@ struct cli {
 enum {
 	CLI_OPT_QCOW = 1, /* not in the qemu-img personality */
 	CLI_OPT_QEMU = 2, /* only there */
-	CLI_OPT_ARG_OPTIONAL = 4 /* the argument comes as --name=ARG only, or not at all */
+	CLI_OPT_ARG_OPTIONAL = 4, /* the argument comes as --name=ARG only, or not at all */
+	CLI_OPT_HELPER = 8 /* only in mount.qcow */
 };
 
 struct cli_option {

@@ -23,16 +23,18 @@ struct wanted {
 
 /* ---- options ---- */
 
-/* What fstab(5) has for mount(8) alone. */
+/* What fstab(5) has for mount(8) alone, and what every file system is told although it means nothing here: reading changes no
+ * time, locks are not mandatory. */
 static bool is_for_mount(const char *key)
 {
 	static const char *const words[] = {"auto", "comment", "defaults", "fail", "group",
 		"noauto", "nofail", "nogroup", "noowner", "nouser", "owner", "user", "users",
-		"_netdev"};
+		"_netdev", "_rnetdev", "atime", "diratime", "relatime", "strictatime", "lazytime",
+		"nolazytime", "iversion", "noiversion", "mand", "nomand", "loud", "silent"};
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
 		if (strcmp(words[i], key) == 0)
 			return true;
-	return strncmp(key, "x-", 2) == 0;
+	return strncmp(key, "x-", 2) == 0 || strncmp(key, "X-", 2) == 0;
 }
 
 /* ',' and '\' in a value are libfuse's too. */
@@ -211,8 +213,12 @@ static int run(struct cli *cli, const struct cli_args *args)
 	struct wanted w = {.writes = false};
 	int exit_code = 1;
 	bool forks = cli_flag(args, "fork") || cli->traits->forks;
-	if (!cli_objects_add_all(cli, args) || !take_options(cli, args, &w) ||
-		(forks && !serve_fork(&s, &exit_code))) {
+	bool goes_on = cli_objects_add_all(cli, args) && take_options(cli, args, &w);
+	if (goes_on && cli_flag(args, "fake")) {
+		goes_on = false;
+		exit_code = 0;
+	}
+	if (!goes_on || (forks && !serve_fork(&s, &exit_code))) {
 		free(w.rest);
 		return exit_code;
 	}
@@ -245,6 +251,22 @@ static int run(struct cli *cli, const struct cli_args *args)
 #endif
 
 static const struct cli_option options[] = {
+	/* what mount(8) says to its helpers: these letters are not those of `qcow mount` */
+	{.letter = 'f',
+		.name = "fake",
+		.flags = CLI_OPT_HELPER,
+		.help = "look at the options, and mount nothing"},
+	{.letter = 'n', .name = "no-mtab", .flags = CLI_OPT_HELPER, .help = "there is none"},
+	{.letter = 's',
+		.name = "sloppy",
+		.flags = CLI_OPT_HELPER,
+		.help = "nothing is changed by it"},
+	{.letter = 'v', .name = "verbosely", .flags = CLI_OPT_HELPER, .help = "nothing is said"},
+	{.letter = 't',
+		.name = "type",
+		.arg = "TYPE",
+		.flags = CLI_OPT_HELPER,
+		.help = "the type that mount(8) was given"},
 	CLI_OPT_FORMAT,
 	CLI_OPT_IMAGE_OPTS,
 	{.letter = 'w',

@@ -95,6 +95,9 @@ const struct compat_traits *qk_compat_traits(const char *argv0)
 {
 	const char *slash = argv0 != NULL ? strrchr(argv0, '/') : NULL;
 	const char *name = slash != NULL ? slash + 1 : argv0;
+	/* the type as /proc/mounts has it */
+	if (name != NULL && strcmp(name, "mount.fuse.qcow") == 0)
+		name = "mount.qcow";
 	for (size_t i = 0; name != NULL && i < sizeof(traits) / sizeof(traits[0]); i++)
 		if (strcmp(traits[i].program, name) == 0)
 			return &traits[i];

@@ -36,6 +36,24 @@ run "$QCOW" map -U --bitmap marks --output json disk.qcow2
 python3 -c 'import json, sys; assert json.load(open("out")) == json.load(open("m/bitmaps/marks.json")), "differ"' &&
 	ok the_bitmap_is_told || bad the_bitmap_is_told "$(cat m/bitmaps/marks.json) $(shown)"
 (($(stat -c %s m/bitmaps/marks.json) == $(wc -c <m/bitmaps/marks.json))) && ok and_its_length || bad and_its_length
+cat >by_qemu.py <<'PY'
+import json
+want = [[e["offset"], e["length"], e["type"] == 1] for e in json.load(open("told.json"))]
+runs = want[:1]
+for e in want[1:]:
+    if e[2] == runs[-1][2]:
+        runs[-1][1] += e[1]
+    else:
+        runs.append(e)
+got = [[e["start"], e["length"], e["dirty"]] for e in json.load(open("m/bitmaps/marks.json"))]
+assert got == runs, "%s, and QEMU says %s" % (got, runs)
+PY
+if command -v nbdinfo >/dev/null && command -v qemu-nbd >/dev/null; then
+	run nbdinfo --json --map=qemu:dirty-bitmap:marks -- [ qemu-nbd -r -f qcow2 -B marks "$PWD/disk.qcow2" ]
+	((rc == 0)) && mv out told.json && expect as_qemu_tells_it 0 python3 by_qemu.py || bad as_qemu_tells_it "$(shown)"
+else
+	echo 'SKIP nbdinfo is not there'
+fi
 for try in 'dd if=/dev/zero of=m/disk conv=notrunc count=1' 'dd if=/dev/zero of=m/snapshots/first conv=notrunc count=1' 'rm m/disk' 'touch m/new' 'mkdir m/d' 'truncate -s 1M m/disk' 'mv m/disk m/e'; do
 	run $try
 	((rc != 0)) && ok "read-only: $try" || bad "read-only: $try" "$(shown)"
@@ -76,7 +94,12 @@ expect dd_writes 0 dd if=part of=m/disk bs=37k seek=7 conv=notrunc,fsync status=
 dd if=part of=want.raw bs=37k seek=7 conv=notrunc status=none
 expect dd_writes_directly 0 dd if=part of=m/disk bs=64k seek=300 oflag=direct conv=notrunc status=none
 dd if=part of=want.raw bs=64k seek=300 conv=notrunc status=none
+before=$(stat -c %b disk.qcow2)
 expect a_hole_is_punched 0 fallocate -p -o 1M -l 192k m/disk
+run sync m/disk
+((rc == 0 && $(stat -c %b disk.qcow2) < before)) && ok and_gives_up_space || bad and_gives_up_space "$before $(stat disk.qcow2)"
+run holes.py m/disk
+grep -q '1048576, 1245184\|(1114112\|(1179648' out && bad and_is_a_hole "$(shown)" || ok and_is_a_hole
 expect zeros_are_stored 0 fallocate -z -n -o 30M -l 100k m/disk
 for range in '1048576 196608' '31457280 102400'; do
 	python3 -c 'import sys; f = open("want.raw", "r+b"); f.seek(int(sys.argv[1])); f.write(bytes(int(sys.argv[2])))' $range
@@ -181,13 +204,53 @@ says an_unknown_option 1 '*unknown option*' "$QCOW" mount -o nonsense disk.qcow2
 says one_writer 1 '*' bash -c '"$QCOW" mount -w --fork --pid-file pid2 disk.qcow2 m && "$QCOW" mount -w disk.qcow2 n; rc=$?; kill $(<pid2); exit $rc'
 rm -f pid2
 umount m 2>/dev/null
+# what mount(8) says to it, and what fstab(5) says to mount(8)
+words=relatime,strictatime,lazytime,_netdev,nofail,x-systemd.automount,x-systemd.device-timeout=10,X-mount.mkdir
+expect mount_qcow_fake 0 ./mount.qcow disk.qcow2 m -f -n -s -v -t fuse.qcow -o "rw,$words"
+grep -q " $PWD/m " /proc/mounts && bad and_nothing_is_mounted || ok and_nothing_is_mounted
+says but_wrong_options_are_seen 1 '*umask*' ./mount.qcow disk.qcow2 m -f -o umask=9
+by_mount8() { # TYPE: in a namespace where the program is the helper of mount(8)
+	mkdir -p sbin
+	ln -sf "$QCOW" "sbin/mount.$1"
+	expect "mount -t $1" 0 unshare -m bash -c '
+		set -e
+		mount --bind sbin /usr/sbin
+		mount -f -t "$1" -o "ro,$2" disk.qcow2 "$PWD/m"
+		[[ ! -e m/disk ]]
+		mount -t "$1" -o "ro,umask=022,$2" disk.qcow2 "$PWD/m"
+		[[ $(stat -c %a m/disk) == 444 ]]
+		umount m' - "$1" "$words"
+	rm -r sbin
+	for i in {1..100}; do "$QEMU_IMG" info disk.qcow2 >/dev/null 2>&1 && break; sleep 0.1; done
+}
+if [[ $(id -u) == 0 ]]; then
+	by_mount8 qcow
+	by_mount8 fuse.qcow
+else
+	echo 'SKIP mount(8) needs root'
+fi
+
+# ---- a write with O_DSYNC is a flush: it outlives a server that is killed ----
+create dsync.qcow2 8M
+start -w dsync.qcow2
+expect written_with_dsync 0 dd if=part of=m/disk bs=64k count=16 oflag=dsync conv=notrunc status=none
+kill -9 "$server"
+gone "$server"
+umount -l m 2>/dev/null || fusermount3 -u -z m
+server=
+same it_is_in_the_image <(head -c 1M part) <("$QEMU_IMG" dd -U -f qcow2 -O raw if=dsync.qcow2 of=dsync.raw bs=1M count=1 >/dev/null 2>&1; cat dsync.raw)
 
 # ---- partitions, which overlap the disk ----
 python3 "$parts" parts.raw gpt.raw
+for at in 1 2 5 7; do io -f raw -c "write -P $at ${at}M 300k" parts.raw; done
 "$QEMU_IMG" convert -f raw -O qcow2 parts.raw parts.qcow2
 start -w parts.qcow2
 [[ $(cd m/partitions && stat -c %n:%s p*) == $'p1:2097152\np2:10485760\np5:1048576\np6:2097152' ]] && ok partitions_are_files ||
 	bad partitions_are_files "$(ls -l m/partitions)"
+for part in p1:2048:4096 p2:8192:20480 p5:10240:2048 p6:14336:4096; do
+	IFS=: read -r name first count <<<"$part"
+	same "$name has its part of the disk" <(dd if=parts.raw bs=512 skip="$first" count="$count" status=none) "m/partitions/$name"
+done
 exec 7<>m/disk 8<>m/partitions/p1
 head -c 4096 m/disk >/dev/null
 dd if=m/disk bs=64k skip=16 count=1 status=none >/dev/null
@@ -256,8 +319,40 @@ open("many.qcow2", "wb").write(data + bytes(end - len(data)) + table)
 PY
 start many.qcow2
 (($(ls m/snapshots | wc -l) == 65536)) && ok all_snapshots_are_files || bad all_snapshots_are_files
+find m/snapshots -type f -size 1048576c | wc -l >out
+(($(<out) == 65536)) && ok each_has_its_length || bad each_has_its_length "$(<out)"
 same one_is_read <(dd if=/dev/zero bs=64k count=1 status=none | tr '\0' '\6') <(head -c 65536 m/snapshots/snap65535)
 for i in {1..100}; do (($(ls "/proc/$server/fd" | wc -l) < 16)) && break; sleep 0.05; done
 (($(ls "/proc/$server/fd" | wc -l) < 16)) && ok and_closed || bad and_closed "$(ls -l "/proc/$server/fd")"
+end_server
+
+# ---- a bitmap with thousands of runs: what is told of it is held for who has it open, with a limit for all of them ----
+create -o cluster_size=4k runs.qcow2 32M
+"$QEMU_IMG" bitmap --add -g 512 runs.qcow2 marks
+start -w runs.qcow2
+python3 - "$server" <<'PY' >out 2>&1 && ok texts_have_a_limit || bad texts_have_a_limit "$(<out)"
+import os, sys
+fd = os.open("m/disk", os.O_WRONLY)
+for i in range(20000):
+    os.pwrite(fd, b"x" * 512, i * 1536)
+os.close(fd)
+size = os.stat("m/bitmaps/marks.json").st_size
+assert size > 2 << 20, size
+held = []
+try:
+    for i in range(400):
+        held.append(os.open("m/bitmaps/marks.json", os.O_RDONLY))
+except OSError as e:
+    assert e.errno == 12, e
+assert 128 // (1 + (size >> 20)) - 2 <= len(held) < 128 * 1048576 // size + 1, (len(held), size)
+with open("/proc/%s/status" % sys.argv[1]) as f:
+    rss = [int(line.split()[1]) for line in f if line.startswith("VmRSS")][0]
+assert os.environ.get("QCOW_SANITIZED") or rss < 300 << 10, rss
+for f in held:
+    assert len(os.pread(f, 100, size - 100)) == 100
+    os.close(f)
+for _ in range(100):
+    os.close(os.open("m/bitmaps/marks.json", os.O_RDONLY))
+PY
 end_server
 finish

@@ -106,6 +106,10 @@ struct qk_fuse {
 	_Atomic bool is_over; /* nobody waits at the gate any more */
 	_Atomic bool told_end;
 	_Atomic unsigned n_alive, n_busy; /* workers; those with a request */
+	_Atomic uint64_t text_bytes; /* of texts that are open, or being made */
+	_Atomic uint64_t n_changes; /* of all files */
+	_Atomic uint64_t
+		synced_at; /* n_changes when a write that was a flush ended; 0: see on_fsync */
 	/* stale.c */
 	pthread_t forgetter;
 	bool forgetter_is_made, forgetter_ends;
@@ -154,11 +158,17 @@ void qk_fuse_changed(struct qk_fuse *fs, struct qk_fuse_node *node, uint64_t off
 
 struct qk_fuse_text {
 	size_t n;
+	size_t room; /* what it is charged for */
 	char text[];
 };
-/* What there is to tell; free it. Not inside the gate. */
+/* What there is to tell; qk_fuse_text_free. QCOW_E_NOMEM also where those that are open are too large together. Not inside the
+ * gate. */
 enum qcow_status qk_fuse_text_make(struct qk_fuse *fs, struct qk_fuse_node *node,
 	struct qk_fuse_text **out, struct qcow_error *err);
+/* NULL is allowed. */
+void qk_fuse_text_free(struct qk_fuse *fs, struct qk_fuse_text *text);
+/* How long it would be, without making it; 0 where it cannot be told. Not inside the gate. */
+uint64_t qk_fuse_text_bytes(struct qk_fuse *fs, struct qk_fuse_node *node);
 
 /* ---- stale.c ---- */
 

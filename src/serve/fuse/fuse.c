@@ -480,7 +480,7 @@ void qk_fuse_stop(struct qk_fuse *fs)
 		sync_pages(fs);
 	qk_fuse_stale_stop(fs);
 	bool unmounted = is_there && unmount_unused(fs);
-	for (unsigned i = 0; i < DRAIN_TURNS && atomic_load(&fs->n_alive) > 0; i++) {
+	for (unsigned i = 0; is_there && i < DRAIN_TURNS && atomic_load(&fs->n_alive) > 0; i++) {
 		if (!unmounted && is_idle(fs))
 			break;
 		rest();

@@ -30,16 +30,6 @@ static mode_t mode_of(const struct qk_fuse *fs, const struct qk_fuse_node *node)
 	return S_IFREG | (0666 & ~fs->o.umask);
 }
 
-/* Not inside the gate. */
-static uint64_t text_bytes(struct qk_fuse *fs, struct qk_fuse_node *node)
-{
-	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qk_fuse_text *text = NULL;
-	uint64_t n = qk_fuse_text_make(fs, node, &text, &err) == QCOW_OK ? text->n : 0;
-	free(text);
-	return n;
-}
-
 static bool is_asleep(struct qk_fuse *fs, const struct qk_fuse_node *node)
 {
 	(void)pthread_mutex_lock(&fs->lock);
@@ -57,7 +47,7 @@ static void fill(struct qk_fuse *fs, struct qk_fuse_node *node, struct stat *st)
 		.st_blksize = QK_FUSE_IO_BYTES};
 	uint64_t bytes = 0, data = 0;
 	if (node->kind == QK_FUSE_TEXT)
-		bytes = data = text_bytes(fs, node);
+		bytes = data = qk_fuse_text_bytes(fs, node);
 	if (node->kind == QK_FUSE_FILE) {
 		bytes = atomic_load(&node->size);
 		/* no file may seem to have nothing but holes: programs then read it no further */
@@ -151,6 +141,14 @@ static void on_statfs(fuse_req_t req, fuse_ino_t ino)
 
 /* ---- names ---- */
 
+static void forget_one(struct qk_fuse *fs, struct qk_fuse_node *node)
+{
+	(void)pthread_mutex_lock(&fs->lock);
+	node->n_lookups--;
+	qk_fuse_tree_let_go(fs, node);
+	(void)pthread_mutex_unlock(&fs->lock);
+}
+
 static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct qk_fuse *fs = qk_fuse_of(req);
@@ -170,10 +168,7 @@ static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	e.generation = node->generation;
 	if (fuse_reply_entry(req, &e) == 0)
 		return;
-	(void)pthread_mutex_lock(&fs->lock);
-	node->n_lookups--;
-	qk_fuse_tree_let_go(fs, node);
-	(void)pthread_mutex_unlock(&fs->lock);
+	forget_one(fs, node);
 }
 
 static void on_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)
@@ -190,6 +185,11 @@ static void on_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)
 }
 
 /* Entries in the order of their numbers; the position is the number behind the last that was told. */
+static size_t behind(off_t position)
+{
+	return position > 2 ? (size_t)position - 2 : 0;
+}
+
 struct listing {
 	fuse_req_t req;
 	char *buf;
@@ -207,6 +207,18 @@ static bool list(struct listing *l, const char *name, fuse_ino_t ino, mode_t typ
 	return true;
 }
 
+/* The next node of `folder` from number *i on, or NULL. fs->lock is held. */
+static struct qk_fuse_node *next_in(
+	const struct qk_fuse *fs, const struct qk_fuse_node *folder, size_t *i)
+{
+	for (; *i < fs->n_nodes; ++*i) {
+		struct qk_fuse_node *node = fs->nodes[*i];
+		if (node != NULL && node->parent == folder && !node->is_gone)
+			return node;
+	}
+	return NULL;
+}
+
 static void on_readdir(
 	fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
@@ -221,14 +233,97 @@ static void on_readdir(
 		more = list(&l, ".", ino, S_IFDIR, 1);
 	if (more && off < 2)
 		more = list(&l, "..", QK_FUSE_ROOT, S_IFDIR, 2);
-	for (size_t i = off > 2 ? (size_t)off - 2 : 0; i < fs->n_nodes && more; i++) {
-		const struct qk_fuse_node *node = fs->nodes[i];
-		if (node != NULL && node->parent == folder && !node->is_gone)
-			more = list(&l, node->name, node->ino,
-				node->kind == QK_FUSE_FOLDER ? S_IFDIR : S_IFREG, (off_t)i + 3);
-	}
+	const struct qk_fuse_node *node = NULL;
+	for (size_t i = behind(off); more && (node = next_in(fs, folder, &i)) != NULL; i++)
+		more = list(&l, node->name, node->ino,
+			node->kind == QK_FUSE_FOLDER ? S_IFDIR : S_IFREG, (off_t)i + 3);
 	(void)pthread_mutex_unlock(&fs->lock);
 	(void)fuse_reply_buf(req, l.buf, l.used);
+}
+
+/* ---- names with their attributes: who lists a folder with thousands of snapshots does not ask for each ---- */
+
+struct full_listing {
+	struct listing l;
+	fuse_ino_t *told; /* the kernel knows these from here on, if it gets the answer */
+	size_t n_told;
+};
+
+/* Somebody holds `node`. False: no room for it. */
+static bool list_full(
+	struct qk_fuse *fs, struct full_listing *f, struct qk_fuse_node *node, off_t next)
+{
+	struct fuse_entry_param e = {.attr_timeout = KNOWN_SECONDS, .entry_timeout = KNOWN_SECONDS};
+	struct listing *l = &f->l;
+	size_t room = l->room - l->used;
+	/* nobody may want to know how long a text is: the kernel asks for it then */
+	bool tells = node->kind != QK_FUSE_TEXT;
+	e.attr.st_ino = node->ino;
+	e.attr.st_mode = S_IFREG;
+	if (tells) {
+		fill(fs, node, &e.attr);
+		e.ino = node->ino;
+		e.generation = node->generation;
+	}
+	size_t n = fuse_add_direntry_plus(l->req, l->buf + l->used, room, node->name, &e, next);
+	if (n > room)
+		return false;
+	l->used += n;
+	if (tells)
+		f->told[f->n_told++] = node->ino;
+	else
+		forget_one(fs, node);
+	return true;
+}
+
+static bool list_dot(struct full_listing *f, const char *name, fuse_ino_t ino, off_t next)
+{
+	const struct fuse_entry_param e = {.attr = {.st_ino = ino, .st_mode = S_IFDIR}};
+	struct listing *l = &f->l;
+	size_t room = l->room - l->used;
+	size_t n = fuse_add_direntry_plus(l->req, l->buf + l->used, room, name, &e, next);
+	l->used += n > room ? 0 : n;
+	return n <= room;
+}
+
+static void list_all_full(
+	struct qk_fuse *fs, struct full_listing *f, const struct qk_fuse_node *folder, size_t i)
+{
+	for (bool more = true; more; i++) {
+		(void)pthread_mutex_lock(&fs->lock);
+		struct qk_fuse_node *node = next_in(fs, folder, &i);
+		if (node != NULL)
+			node->n_lookups++;
+		(void)pthread_mutex_unlock(&fs->lock);
+		if (node == NULL)
+			return;
+		more = list_full(fs, f, node, (off_t)i + 3);
+		if (!more)
+			forget_one(fs, node);
+	}
+}
+
+static void on_readdirplus(
+	fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	struct qk_fuse *fs = qk_fuse_of(req);
+	const struct qk_fuse_node *folder = qk_fuse_node(fs, ino);
+	const size_t half = QK_FUSE_IO_BYTES / 2; /* an entry has more bytes than its number */
+	struct full_listing f = {
+		.l = {.req = req, .buf = qk_fuse_me->buf, .room = qk_min(size, half)},
+		.told = (fuse_ino_t *)((char *)qk_fuse_me->buf + half)};
+	(void)fi;
+	bool more = folder != NULL;
+	if (more && off < 1)
+		more = list_dot(&f, ".", ino, 1);
+	if (more && off < 2)
+		more = list_dot(&f, "..", QK_FUSE_ROOT, 2);
+	if (more)
+		list_all_full(fs, &f, folder, behind(off));
+	if (fuse_reply_buf(req, f.l.buf, f.l.used) == 0)
+		return;
+	for (size_t i = 0; i < f.n_told; i++)
+		forget_one(fs, qk_fuse_node(fs, f.told[i]));
 }
 
 /* ---- open files ---- */
@@ -265,7 +360,7 @@ static void on_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (fuse_reply_open(req, fi) == 0)
 		return;
 	if (node->kind == QK_FUSE_TEXT)
-		free((void *)(uintptr_t)fi->fh);
+		qk_fuse_text_free(fs, (struct qk_fuse_text *)(uintptr_t)fi->fh);
 	(void)pthread_mutex_lock(&fs->lock);
 	node->is_stale = true;
 	node->n_open--;
@@ -288,7 +383,7 @@ static void on_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	struct qk_fuse *fs = qk_fuse_of(req);
 	struct qk_fuse_node *node = qk_fuse_node(fs, ino);
 	if (node != NULL && node->kind == QK_FUSE_TEXT)
-		free((void *)(uintptr_t)fi->fh);
+		qk_fuse_text_free(fs, (struct qk_fuse_text *)(uintptr_t)fi->fh);
 	(void)pthread_mutex_lock(&fs->lock);
 	bool is_last = false;
 	if (node != NULL) {
@@ -326,6 +421,7 @@ void qk_fuse_add_meta(struct fuse_lowlevel_ops *ops)
 	ops->getattr = on_getattr;
 	ops->setattr = on_setattr;
 	ops->readdir = on_readdir;
+	ops->readdirplus = on_readdirplus;
 	ops->statfs = on_statfs;
 	ops->open = on_open;
 	ops->release = on_release;
