@@ -39,6 +39,7 @@ struct cli {
 	struct cli_tls *tls; /* of --object tls-creds-…, a list */
 	enum qcow_status close_status; /* of the first image below another one whose close failed */
 	struct cli_blkdebug *blkdebugs; /* nodes that are open, the newest first */
+	struct cli_nbd_node *nbd_nodes; /* that were opened, the newest first */
 	bool (*cancelled)(
 		void *ctx); /* does somebody want the run to end? NULL: nobody can say so */
 };

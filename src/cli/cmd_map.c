@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/num.h"
 #include "cli/cli.h"
+#include "cli/nbd_node.h"
 
 struct run {
 	uint64_t start, len, host_off;
@@ -144,7 +145,10 @@ static bool find_run(struct map *map, uint64_t off, uint64_t len, struct run *ou
 		return true;
 	}
 	len = qk_min(len, size - off);
-	if (qcow_map(map->image, off, len, UINT32_MAX, &e, &err) != QCOW_OK) {
+	enum qcow_status status = qcow_map(map->image, off, len, UINT32_MAX, &e, &err);
+	if (status == QCOW_OK)
+		status = cli_nbd_refine(map->cli, &e, &err);
+	if (status != QCOW_OK) {
 		(void)cli_fail(map->cli, &err, "Failed to read the map of '%s' at offset %llu",
 			qcow_store_name(qcow_image_store(map->image)), (unsigned long long)off);
 		return false;

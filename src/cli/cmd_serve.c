@@ -70,17 +70,26 @@ static bool take_tls(struct serve *s, struct qk_nbd_options *o, char **psk)
 	return true;
 }
 
+bool serve_handshake_limit(struct serve *s, unsigned *seconds)
+{
+	const char *limit = cli_arg(s->args, "handshake-limit");
+	uint64_t n = 0;
+	if (limit != NULL &&
+		!cli_parse_number(s->cli, "option --handshake-limit", limit, 0, 86400, &n))
+		return false;
+	*seconds = (unsigned)n;
+	return true;
+}
+
 static bool make_server(struct serve *s)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qk_nbd_options o = {.on_connection = on_connection, .log = on_log, .ctx = s};
 	QK_AUTO_FREE char *psk = NULL;
-	const char *handshake = cli_arg(s->args, "handshake-limit");
-	uint64_t seconds = 0;
-	if (handshake != NULL && !cli_parse_number(s->cli, "option --handshake-limit", handshake, 0,
-					 86400, &seconds))
+	unsigned seconds = 0;
+	if (!serve_handshake_limit(s, &seconds))
 		return false;
-	o.handshake_ms = (unsigned)seconds * 1000;
+	o.handshake_ms = seconds * 1000;
 	if (!take_tls(s, &o, &psk))
 		return false;
 	if (qk_nbd_server_new(&o, &s->server, &err) == QCOW_OK)

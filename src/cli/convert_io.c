@@ -47,10 +47,9 @@ char *convert_path_of(struct cli *cli, const char *text, bool image_opts)
 	for (const json_t *node = spec; node != NULL && path == NULL;
 		node = json_object_get(node, "file"))
 		path = json_string_value(json_object_get(node, "filename"));
-	char *copy = path != NULL ? copy_text(path) : NULL;
-	if (path == NULL)
-		cli_error(cli, "%s: no file name in this operand", text);
-	else if (copy == NULL)
+	/* a node without a file, an export say, goes by what was typed */
+	char *copy = copy_text(path != NULL ? path : text);
+	if (copy == NULL)
 		(void)out_of_memory(cli);
 	json_decref(spec);
 	return copy;

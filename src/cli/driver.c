@@ -106,7 +106,7 @@ enum qcow_status cli_driver_check_members(const json_t *spec, struct qcow_error 
 		"align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard",
 		"max-discard"};
 	static const char *const of_nbd[] = {"server", "export", "path", "host", "port",
-		"tls-creds", "tls-hostname", "reconnect-delay", "open-timeout"};
+		"tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "x-dirty-bitmap"};
 	static const char *const of_null[] = {"read-zeroes", "latency-ns"};
 	const char *driver = json_string_value(json_object_get(spec, "driver"));
 	const char *path = json_string_value(json_object_get(spec, "filename"));

@@ -13,6 +13,8 @@
 #ifdef QK_LIBNBD
 #include "store_nbd/store_nbd.h"
 
+#define LONGEST_S 86400U
+
 /* A copy of a member, or NULL where it is missing. */
 static enum qcow_status take(
 	const json_t *spec, const char *key, char **out, struct qcow_error *err)
@@ -70,16 +72,15 @@ static enum qcow_status take_tls(
 	return id != NULL ? cli_nbd_use_creds(cli, id, a, err) : QCOW_OK;
 }
 
-/* open-timeout: seconds. A connection that is lost is not made again, whatever reconnect-delay says. */
-static enum qcow_status take_timeout(
+/* open-timeout, reconnect-delay: seconds. */
+static enum qcow_status take_timeouts(
 	struct cli *cli, const json_t *spec, struct qk_nbd_address *a, struct qcow_error *err)
 {
 	uint64_t delay = 0, timeout = 0;
 	QK_TRY(cli_spec_u64(cli, spec, "reconnect-delay", &delay, err));
 	QK_TRY(cli_spec_u64(cli, spec, "open-timeout", &timeout, err));
-	if (delay != 0)
-		return QK_FAIL(err, QCOW_E_UNSUPPORTED, "'reconnect-delay' is not built in");
-	a->open_timeout_s = timeout < 86400 ? (unsigned)timeout : 86400;
+	a->open_timeout_s = timeout < LONGEST_S ? (unsigned)timeout : LONGEST_S;
+	a->reconnect_delay_s = delay < LONGEST_S ? (unsigned)delay : LONGEST_S;
 	return QCOW_OK;
 }
 
@@ -111,13 +112,68 @@ static enum qcow_status take_members(
 	return take_tls(cli, spec, a, err);
 }
 
-enum qcow_status cli_nbd_open_name(
-	const char *name, unsigned flags, struct qcow_store **out, struct qcow_error *err)
+/* A node that is open: its store, and the disk behind it, which is gone with the store. */
+struct cli_nbd_node {
+	struct cli_nbd_node *next;
+	const struct qcow_store *store;
+	struct qk_nbd_disk *disk;
+};
+
+static enum qcow_status open_address(struct cli *cli, const struct qk_nbd_address *address,
+	unsigned flags, struct qcow_store **out, struct qcow_error *err)
+{
+	struct cli_nbd_node *node = qk_calloc(1, sizeof(*node));
+	if (node == NULL)
+		return QK_FAIL_NOMEM(err);
+	enum qcow_status status = qk_nbd_open(
+		address, (flags & QCOW_FILE_WRITE) != 0, out, &node->disk, err);
+	if (status != QCOW_OK) {
+		free(node);
+		return status;
+	}
+	node->store = *out;
+	node->next = cli->nbd_nodes;
+	cli->nbd_nodes = node;
+	return QCOW_OK;
+}
+
+void cli_nbd_release(struct cli *cli)
+{
+	while (cli->nbd_nodes != NULL) {
+		struct cli_nbd_node *node = cli->nbd_nodes;
+		cli->nbd_nodes = node->next;
+		free(node);
+	}
+}
+
+enum qcow_status cli_nbd_refine(
+	const struct cli *cli, struct qcow_extent *e, struct qcow_error *err)
+{
+	const struct cli_nbd_node *node = cli->nbd_nodes;
+	struct qk_nbd_status said;
+	struct qcow_info in;
+	if (node == NULL || (e->flags & QCOW_EXTENT_OFFSET) == 0)
+		return QCOW_OK;
+	qcow_get_info(e->layer, &in);
+	while (node != NULL && node->store != qcow_image_store(e->layer))
+		node = node->next;
+	if (node == NULL || in.version != 0)
+		return QCOW_OK;
+	QK_TRY(qk_nbd_status(node->disk, e->host_off, e->len, &said, err));
+	uint32_t flags = ((said.bits & 1) == 0 ? (uint32_t)QCOW_EXTENT_DATA : 0) |
+			 ((said.bits & 2) != 0 ? (uint32_t)QCOW_EXTENT_ZERO : 0);
+	e->len = said.len;
+	e->flags = flags != 0 ? flags | QCOW_EXTENT_PRESENT | QCOW_EXTENT_OFFSET : 0;
+	return QCOW_OK;
+}
+
+enum qcow_status cli_nbd_open_name(struct cli *cli, const char *name, unsigned flags,
+	struct qcow_store **out, struct qcow_error *err)
 {
 	struct qk_nbd_address address = {0};
 	enum qcow_status status = qk_nbd_address_parse(name, &address, err);
 	if (status == QCOW_OK)
-		status = qk_nbd_open(&address, (flags & QCOW_FILE_WRITE) != 0, out, err);
+		status = open_address(cli, &address, flags, out, err);
 	qk_nbd_address_release(&address);
 	return status;
 }
@@ -136,18 +192,21 @@ enum qcow_status cli_nbd_open(struct cli *cli, const json_t *spec, unsigned flag
 	if (status == QCOW_OK && name != NULL)
 		status = take_tls(cli, spec, &address, err);
 	if (status == QCOW_OK)
-		status = take_timeout(cli, spec, &address, err);
+		status = take_timeouts(cli, spec, &address, err);
 	if (status == QCOW_OK)
-		status = qk_nbd_open(&address, (flags & QCOW_FILE_WRITE) != 0, out, err);
+		status = take(spec, "x-dirty-bitmap", &address.dirty_bitmap, err);
+	if (status == QCOW_OK)
+		status = open_address(cli, &address, flags, out, err);
 	qk_nbd_address_release(&address);
 	return status;
 }
 
 #else
 
-enum qcow_status cli_nbd_open_name(
-	const char *name, unsigned flags, struct qcow_store **out, struct qcow_error *err)
+enum qcow_status cli_nbd_open_name(struct cli *cli, const char *name, unsigned flags,
+	struct qcow_store **out, struct qcow_error *err)
 {
+	(void)cli;
 	(void)flags;
 	(void)out;
 	return QK_FAIL(err, QCOW_E_UNSUPPORTED, "NBD is not built in: '%s'", name);
@@ -156,9 +215,22 @@ enum qcow_status cli_nbd_open_name(
 enum qcow_status cli_nbd_open(struct cli *cli, const json_t *spec, unsigned flags,
 	struct qcow_store **out, struct qcow_error *err)
 {
-	(void)cli;
 	(void)spec;
-	return cli_nbd_open_name("driver=nbd", flags, out, err);
+	return cli_nbd_open_name(cli, "driver=nbd", flags, out, err);
+}
+
+enum qcow_status cli_nbd_refine(
+	const struct cli *cli, struct qcow_extent *e, struct qcow_error *err)
+{
+	(void)cli;
+	(void)e;
+	(void)err;
+	return QCOW_OK;
+}
+
+void cli_nbd_release(struct cli *cli)
+{
+	(void)cli;
 }
 
 #endif

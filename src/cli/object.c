@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "cli/nbd_node.h"
 
 enum {
 	SECRET_FILE_BYTES = 1 << 20
@@ -34,6 +35,7 @@ void cli_objects_release(struct cli *cli)
 		free_secret(s);
 	}
 	cli_tls_release(cli);
+	cli_nbd_release(cli);
 }
 
 const struct cli_secret *cli_secret_find(const struct cli *cli, const char *id)

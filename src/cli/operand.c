@@ -342,7 +342,8 @@ static enum qcow_status resolve_special(struct refs *refs, const struct qcow_ref
 	if (strncmp(ref->name, "json:", strlen("json:")) == 0)
 		return resolve_json(refs, ref, out, err);
 	if (cli_driver_is_nbd(NULL, ref->name))
-		return cli_nbd_open_name(ref->name, ref_file_flags(refs, ref), &out->store, err);
+		return cli_nbd_open_name(
+			refs->cli, ref->name, ref_file_flags(refs, ref), &out->store, err);
 	if (strncmp(ref->name, "file:", strlen("file:")) != 0)
 		return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 			"'%s' names a %s by a protocol that is not built in: '%.*s'", ref->from,

@@ -73,10 +73,14 @@ int serve_list(struct serve *s)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	const char *path = cli_arg(s->args, "socket"), *host = cli_arg(s->args, "bind");
 	const char *port = cli_arg(s->args, "port");
+	unsigned seconds = 0;
+	if (!serve_handshake_limit(s, &seconds))
+		return 1;
 	struct qk_nbd_address address = {.path = (char *)(uintptr_t)path,
 		.host = (char *)(uintptr_t)(host != NULL ? host : "0.0.0.0"),
 		.port = (char *)(uintptr_t)(port != NULL ? port : "10809"),
-		.export_name = (char *)(uintptr_t) ""};
+		.export_name = (char *)(uintptr_t) "",
+		.open_timeout_s = seconds};
 	if (s->args->n_operands > 0)
 		return cli_usage(s->cli, "List mode is incompatible with a file name");
 	const char *creds = cli_arg(s->args, "tls-creds");

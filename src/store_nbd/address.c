@@ -217,14 +217,16 @@ enum qcow_status qk_nbd_address_copy(
 {
 	*out = (struct qk_nbd_address){.tls = from->tls,
 		.no_verify = from->no_verify,
-		.open_timeout_s = from->open_timeout_s};
+		.open_timeout_s = from->open_timeout_s,
+		.reconnect_delay_s = from->reconnect_delay_s};
 	bool is_whole = copy_string(from->path, &out->path) &&
 			copy_string(from->host, &out->host) &&
 			copy_string(from->port, &out->port) &&
 			copy_string(from->export_name, &out->export_name) &&
 			copy_string(from->tls_dir, &out->tls_dir) &&
 			copy_string(from->tls_psk_file, &out->tls_psk_file) &&
-			copy_string(from->tls_username, &out->tls_username);
+			copy_string(from->tls_username, &out->tls_username) &&
+			copy_string(from->dirty_bitmap, &out->dirty_bitmap);
 	return is_whole ? QCOW_OK : QK_FAIL_NOMEM(err);
 }
 
@@ -237,6 +239,7 @@ void qk_nbd_address_release(struct qk_nbd_address *a)
 	free(a->tls_dir);
 	free(a->tls_psk_file);
 	free(a->tls_username);
+	free(a->dirty_bitmap);
 	*a = (struct qk_nbd_address){0};
 }
 

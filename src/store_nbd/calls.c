@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,7 +83,7 @@ static int wait_for(struct wait *wait)
 	return error;
 }
 
-/* ---- the calls ---- */
+/* ---- one operation ---- */
 
 /* The connection for a call: the one with the fewest of those that are up; the first, which then fails, where none is. */
 static struct qk_nbd_wire *enter(struct qk_nbd_disk *d)
@@ -114,16 +115,6 @@ static bool is_loss(const struct qk_nbd_wire *w, int error)
 	return error == ENOTCONN || qk_nbd_wire_is_lost(w);
 }
 
-static enum qcow_status failed(
-	struct qk_nbd_wire *w, int error, const char *doing, uint64_t off, struct qcow_error *err)
-{
-	if (is_loss(w, error))
-		return QK_FAIL(err, QCOW_E_IO,
-			"%s at offset %" PRIu64 ": the server has ended the connection", doing,
-			off);
-	return QK_FAIL_OS(err, error, "%s at offset %" PRIu64, doing, off);
-}
-
 /* One buffer in requests that the server takes. */
 static void move(struct qk_nbd_disk *d, struct qk_nbd_wire *w, struct wait *wait,
 	const struct iovec *part, uint64_t off, bool writes)
@@ -141,49 +132,126 @@ static void move(struct qk_nbd_disk *d, struct qk_nbd_wire *w, struct wait *wait
 	}
 }
 
-static enum qcow_status move_all(struct qk_nbd_disk *d, const struct iovec *iov, int n_iov,
-	uint64_t off, bool writes, struct qcow_error *err)
+static void move_all(
+	struct qk_nbd_disk *d, struct qk_nbd_wire *w, struct wait *wait, const struct qk_nbd_op *op)
+{
+	uint64_t at = op->off;
+	for (int i = 0; i < op->n_iov; i++) {
+		move(d, w, wait, &op->iov[i], at, op->kind == QK_NBD_OP_WRITE);
+		at += op->iov[i].iov_len;
+	}
+}
+
+static void make_zeros(struct qk_nbd_wire *w, struct wait *wait, const struct qk_nbd_op *op)
+{
+	const uint64_t most = UINT64_C(1) << 30; /* the length of a request has 32 bits */
+	for (uint64_t at = op->off, left = op->len; left > 0;) {
+		uint64_t n = left < most ? left : most;
+		begin_one(wait);
+		issued(w, wait, w->lib->aio_zero(w->nbd, n, at, callback_of(wait), op->flags));
+		at += n;
+		left -= n;
+	}
+}
+
+static int on_extents(void *ctx, const char *context, uint64_t offset, uint32_t *entries,
+	size_t n_entries, int *error)
+{
+	struct qk_nbd_asked *a = ctx;
+	(void)error;
+	if (strcmp(context, a->context) != 0 || offset != a->off + a->len)
+		return 0;
+	for (size_t i = 0; i + 1 < n_entries && !a->ended; i += 2) {
+		unsigned bits = entries[i + 1] & a->mask;
+		a->ended = a->len > 0 && bits != a->bits;
+		if (a->ended)
+			break;
+		a->bits = bits;
+		a->len += entries[i];
+	}
+	return 0;
+}
+
+static void ask_status(struct qk_nbd_wire *w, struct wait *wait, const struct qk_nbd_op *op)
+{
+	nbd_extent_callback extent = {.callback = on_extents, .user_data = op->asked};
+	op->asked->len = 0;
+	op->asked->ended = false;
+	begin_one(wait);
+	issued(w, wait,
+		w->lib->aio_block_status(w->nbd, op->len, op->off, extent, callback_of(wait), 0));
+}
+
+int qk_nbd_op_once(struct qk_nbd_disk *d, const struct qk_nbd_op *op, bool *is_lost)
 {
 	struct wait wait = WAIT_INIT;
 	struct qk_nbd_wire *w = enter(d);
-	uint64_t at = off;
-	for (int i = 0; i < n_iov; i++) {
-		move(d, w, &wait, &iov[i], at, writes);
-		at += iov[i].iov_len;
+	switch (op->kind) {
+	case QK_NBD_OP_ZERO:
+		make_zeros(w, &wait, op);
+		break;
+	case QK_NBD_OP_FLUSH:
+		begin_one(&wait);
+		issued(w, &wait, w->lib->aio_flush(w->nbd, callback_of(&wait), 0));
+		break;
+	case QK_NBD_OP_STATUS:
+		ask_status(w, &wait, op);
+		break;
+	default:
+		move_all(d, w, &wait, op);
+		break;
 	}
 	int error = wait_for(&wait);
+	*is_lost = error != 0 && is_loss(w, error);
 	leave(d, w);
-	return error == 0 ? QCOW_OK : failed(w, error, writes ? "writing" : "reading", off, err);
+	return error;
 }
+
+/* Carry it out; a failure in words: what was done, and where. */
+static enum qcow_status carry_out(struct qk_nbd_disk *d, const struct qk_nbd_op *op,
+	const char *doing, struct qcow_error *err)
+{
+	bool is_lost = false;
+	int error = qk_nbd_op_run(d, op, &is_lost);
+	if (error == 0)
+		return QCOW_OK;
+	char where[48] = "";
+	if (op->kind != QK_NBD_OP_FLUSH)
+		(void)snprintf(where, sizeof(where), " at offset %" PRIu64, op->off);
+	if (!is_lost)
+		return QK_FAIL_OS(err, error, "%s%s", doing, where);
+	if (d->address.reconnect_delay_s == 0)
+		return QK_FAIL(
+			err, QCOW_E_IO, "%s%s: the server has ended the connection", doing, where);
+	return QK_FAIL(err, QCOW_E_IO,
+		"%s%s: the server has ended the connection, and was not there again within %u s",
+		doing, where, d->address.reconnect_delay_s);
+}
+
+/* ---- the calls ---- */
 
 static enum qcow_status disk_preadv(
 	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
 {
-	return move_all(ctx, iov, n_iov, off, false, err);
+	const struct qk_nbd_op op = {
+		.kind = QK_NBD_OP_READ, .iov = iov, .n_iov = n_iov, .off = off};
+	return carry_out(ctx, &op, "reading", err);
 }
 
 static enum qcow_status disk_pwritev(
 	void *ctx, const struct iovec *iov, int n_iov, uint64_t off, struct qcow_error *err)
 {
-	return move_all(ctx, iov, n_iov, off, true, err);
+	const struct qk_nbd_op op = {
+		.kind = QK_NBD_OP_WRITE, .iov = iov, .n_iov = n_iov, .off = off};
+	return carry_out(ctx, &op, "writing", err);
 }
 
 /* A server without the command keeps nothing back. */
 static enum qcow_status disk_flush(void *ctx, struct qcow_error *err)
 {
 	struct qk_nbd_disk *d = ctx;
-	struct wait wait = WAIT_INIT;
-	if (!d->can_flush)
-		return QCOW_OK;
-	struct qk_nbd_wire *w = enter(d);
-	begin_one(&wait);
-	issued(w, &wait, w->lib->aio_flush(w->nbd, callback_of(&wait), 0));
-	int error = wait_for(&wait);
-	leave(d, w);
-	if (error != 0 && is_loss(w, error))
-		return QK_FAIL(err, QCOW_E_IO,
-			"making the data durable: the server has ended the connection");
-	return error == 0 ? QCOW_OK : QK_FAIL_OS(err, error, "making the data durable");
+	const struct qk_nbd_op op = {.kind = QK_NBD_OP_FLUSH};
+	return d->can_flush ? carry_out(d, &op, "making the data durable", err) : QCOW_OK;
 }
 
 static enum qcow_status disk_size(void *ctx, uint64_t *size_bytes, struct qcow_error *err)
@@ -201,92 +269,70 @@ static enum qcow_status disk_truncate(void *ctx, uint64_t size_bytes, struct qco
 	return QK_FAIL(err, QCOW_E_NOTSUP, "an export cannot change its size");
 }
 
-static enum qcow_status make_zeros(
+static enum qcow_status write_zeros(
 	struct qk_nbd_disk *d, uint64_t off, uint64_t len, uint32_t flags, struct qcow_error *err)
 {
-	const uint64_t most = UINT64_C(1) << 30; /* the length of a request has 32 bits */
-	struct wait wait = WAIT_INIT;
+	const struct qk_nbd_op op = {
+		.kind = QK_NBD_OP_ZERO, .off = off, .len = len, .flags = flags};
 	if (!d->can_zero)
 		return QK_FAIL(err, QCOW_E_NOTSUP, "the server does not write zeros by itself");
-	struct qk_nbd_wire *w = enter(d);
-	for (uint64_t at = off, left = len; left > 0;) {
-		uint64_t n = left < most ? left : most;
-		begin_one(&wait);
-		issued(w, &wait, w->lib->aio_zero(w->nbd, n, at, callback_of(&wait), flags));
-		at += n;
-		left -= n;
-	}
-	int error = wait_for(&wait);
-	leave(d, w);
-	return error == 0 ? QCOW_OK : failed(w, error, "writing zeros", off, err);
+	return carry_out(d, &op, "writing zeros", err);
 }
 
 static enum qcow_status disk_zero(
 	void *ctx, uint64_t off, uint64_t len, unsigned flags, struct qcow_error *err)
 {
-	return make_zeros(ctx, off, len,
+	return write_zeros(ctx, off, len,
 		(flags & QCOW_ZERO_ALLOCATE) != 0 ? LIBNBD_CMD_FLAG_NO_HOLE : 0, err);
 }
 
 static enum qcow_status disk_punch(void *ctx, uint64_t off, uint64_t len, struct qcow_error *err)
 {
-	return make_zeros(ctx, off, len, 0, err);
+	return write_zeros(ctx, off, len, 0, err);
 }
 
-/* What is asked of a block status. */
-struct asked {
-	uint64_t off; /* where the request begins */
-	uint64_t len; /* of one answer from there; 0: none yet */
-	bool is_hole, ended;
-};
-
-static int on_extents(void *ctx, const char *context, uint64_t offset, uint32_t *entries,
-	size_t n_entries, int *error)
+/* The first answer for [off, off + len); *bits stays where the server says nothing. */
+static enum qcow_status first_status(struct qk_nbd_disk *d, uint64_t off, uint64_t *len,
+	unsigned mask, unsigned *bits, struct qcow_error *err)
 {
-	struct asked *a = ctx;
-	(void)error;
-	if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || offset != a->off + a->len)
-		return 0;
-	for (size_t i = 0; i + 1 < n_entries && !a->ended; i += 2) {
-		bool is_hole = (entries[i + 1] & LIBNBD_STATE_ZERO) != 0;
-		a->ended = a->len > 0 && is_hole != a->is_hole;
-		if (a->ended)
-			break;
-		a->is_hole = is_hole;
-		a->len += entries[i];
-	}
-	return 0;
+	/* whole blocks, and a length of 32 bits */
+	uint64_t skipped = off % d->min_block, most = (UINT64_C(4) << 30) - (UINT64_C(1) << 26);
+	struct qk_nbd_asked asked = {
+		.context = qk_nbd_context_of(&d->address), .mask = mask, .off = off - skipped};
+	uint64_t n = d->size - asked.off;
+	n = n < most ? n : most;
+	if (skipped + *len < n)
+		n = (skipped + *len + d->min_block - 1) / d->min_block * d->min_block;
+	const struct qk_nbd_op op = {
+		.kind = QK_NBD_OP_STATUS, .off = asked.off, .len = n, .asked = &asked};
+	QK_TRY(carry_out(d, &op, "asking for the extent", err));
+	if (asked.len <= skipped)
+		return QCOW_OK;
+	*len = asked.len - skipped < *len ? asked.len - skipped : *len;
+	*bits = asked.bits;
+	return QCOW_OK;
 }
 
 static enum qcow_status disk_extents(void *ctx, uint64_t off, uint64_t len,
 	struct qcow_store_extent *out, struct qcow_error *err)
 {
 	struct qk_nbd_disk *d = ctx;
-	struct wait wait = WAIT_INIT;
+	unsigned bits = 0;
 	*out = (struct qcow_store_extent){.off = off, .len = len};
-	if (!d->has_extents)
+	/* a bitmap says nothing of what is stored: data */
+	if (!d->has_extents || d->address.dirty_bitmap != NULL)
 		return QCOW_OK;
-	/* whole blocks, and a length of 32 bits */
-	uint64_t skipped = off % d->min_block, most = (UINT64_C(4) << 30) - (UINT64_C(1) << 26);
-	struct asked asked = {.off = off - skipped};
-	uint64_t n = d->size - asked.off;
-	n = n < most ? n : most;
-	if (skipped + len < n)
-		n = (skipped + len + d->min_block - 1) / d->min_block * d->min_block;
-	struct qk_nbd_wire *w = enter(d);
-	begin_one(&wait);
-	nbd_extent_callback extent = {.callback = on_extents, .user_data = &asked};
-	issued(w, &wait,
-		w->lib->aio_block_status(w->nbd, n, asked.off, extent, callback_of(&wait), 0));
-	int error = wait_for(&wait);
-	leave(d, w);
-	if (error != 0)
-		return failed(w, error, "asking for the extent", off, err);
-	if (asked.len <= skipped)
-		return QCOW_OK; /* nothing was said: data */
-	out->len = asked.len - skipped < len ? asked.len - skipped : len;
-	out->is_hole = asked.is_hole;
+	QK_TRY(first_status(d, off, &out->len, LIBNBD_STATE_ZERO, &bits, err));
+	out->is_hole = bits != 0;
 	return QCOW_OK;
+}
+
+enum qcow_status qk_nbd_status(struct qk_nbd_disk *d, uint64_t off, uint64_t len,
+	struct qk_nbd_status *out, struct qcow_error *err)
+{
+	*out = (struct qk_nbd_status){.len = len};
+	return first_status(
+		d, off, &out->len, LIBNBD_STATE_HOLE | LIBNBD_STATE_ZERO, &out->bits, err);
 }
 
 static void disk_caps(void *ctx, struct qcow_store_caps *out)

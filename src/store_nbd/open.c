@@ -64,39 +64,28 @@ static int begin(struct qk_nbd_wire *w, const struct qk_nbd_address *a)
 {
 	const struct qk_libnbd *lib = w->lib;
 	if (!qk_nbd_set_tls(lib, w->nbd, a) || lib->set_export_name(w->nbd, a->export_name) != 0 ||
-		lib->add_meta_context(w->nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 ||
+		lib->add_meta_context(w->nbd, qk_nbd_context_of(a)) != 0 ||
 		lib->set_pread_initialize(w->nbd, false) != 0)
 		return -1;
 	return a->path != NULL ? lib->aio_connect_unix(w->nbd, a->path)
 			       : lib->aio_connect_tcp(w->nbd, a->host, a->port);
 }
 
-static int64_t now_ms(void)
-{
-	struct timespec t;
-	(void)clock_gettime(CLOCK_MONOTONIC, &t);
-	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-/* Connected and ready for requests before `deadline`, once. */
-static enum qcow_status reach_once(struct qk_nbd_wire *w, const struct qk_nbd_address *a,
-	int64_t deadline, struct qcow_error *err)
+enum qcow_status qk_nbd_wire_reach(struct qk_nbd_wire *w, const struct qk_nbd_address *a,
+	int64_t deadline_ms, struct qcow_error *err)
 {
 	w->nbd = w->lib->create();
 	if (w->nbd == NULL)
 		return QK_FAIL_NOMEM(err);
 	if (begin(w, a) != 0)
 		return fail_connect(w->lib, a, err);
-	while (w->lib->aio_is_connecting(w->nbd) > 0) {
-		int64_t left = deadline - now_ms();
-		enum qk_nbd_turn turn = qk_nbd_wire_turn(w, left > 0 ? (int)left : 0);
-		if (turn == QK_NBD_LOST)
-			return fail_connect(w->lib, a, err);
-		if (turn == QK_NBD_TIME_IS_OVER)
-			return QK_FAIL(err, QCOW_E_IO,
-				"no NBD connection: the server does not finish the handshake");
-	}
-	return w->lib->aio_is_ready(w->nbd) > 0 ? QCOW_OK : fail_connect(w->lib, a, err);
+	enum qk_nbd_turn turn = qk_nbd_wire_settle(w, deadline_ms);
+	if (turn == QK_NBD_TIME_IS_OVER)
+		return QK_FAIL(err, QCOW_E_IO,
+			"no NBD connection: the server does not finish the handshake");
+	return turn == QK_NBD_TURNED && w->lib->aio_is_ready(w->nbd) > 0
+		       ? QCOW_OK
+		       : fail_connect(w->lib, a, err);
 }
 
 /* As often as open-timeout lets it. */
@@ -105,11 +94,11 @@ static enum qcow_status reach(
 {
 	const struct timespec pause = {.tv_nsec = 100000000};
 	unsigned seconds = a->open_timeout_s != 0 ? a->open_timeout_s : HANDSHAKE_S;
-	int64_t deadline = now_ms() + (int64_t)seconds * 1000;
+	int64_t deadline = qk_nbd_clock_ms() + (int64_t)seconds * 1000;
 	for (;;) {
-		enum qcow_status status = reach_once(w, a, deadline, err);
+		enum qcow_status status = qk_nbd_wire_reach(w, a, deadline, err);
 		bool again = status != QCOW_OK && a->open_timeout_s != 0 &&
-			     is_unreachable(w->lib->get_errno()) && now_ms() < deadline;
+			     is_unreachable(w->lib->get_errno()) && qk_nbd_clock_ms() < deadline;
 		if (!again)
 			return status;
 		qk_nbd_wire_end(w);
@@ -139,7 +128,10 @@ static enum qcow_status ask(struct qk_nbd_disk *d, bool writable, struct qcow_er
 	d->writable = writable;
 	d->can_flush = lib->can_flush(nbd) > 0;
 	d->can_zero = lib->can_zero(nbd) > 0;
-	d->has_extents = lib->can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	d->has_extents = lib->can_meta_context(nbd, qk_nbd_context_of(&d->address)) > 0;
+	if (d->address.dirty_bitmap != NULL && !d->has_extents)
+		return QK_FAIL(err, QCOW_E_INVAL, "requested x-dirty-bitmap %s not found",
+			d->address.dirty_bitmap);
 	d->can_widen = lib->can_multi_conn(nbd) > 0;
 	atomic_store(&d->wires[0].is_up, true);
 	return QCOW_OK;
@@ -161,6 +153,7 @@ void qk_nbd_disk_free(struct qk_nbd_disk *d)
 {
 	for (int i = 0; i < QK_NBD_CONNECTIONS; i++)
 		qk_nbd_wire_end(&d->wires[i]);
+	qk_nbd_lives_release(&d->lives);
 	qk_nbd_address_release(&d->address);
 	free(d);
 }
@@ -169,6 +162,7 @@ void qk_nbd_disk_free(struct qk_nbd_disk *d)
 static enum qcow_status connect_disk(struct qk_nbd_disk *d, const struct qk_nbd_address *a,
 	bool writable, struct qcow_error *err)
 {
+	qk_nbd_lives_init(&d->lives);
 	QK_TRY(qk_libnbd_load(&d->lib, err));
 	for (int i = 0; i < QK_NBD_CONNECTIONS; i++) {
 		d->wires[i].lib = d->lib;
@@ -181,7 +175,7 @@ static enum qcow_status connect_disk(struct qk_nbd_disk *d, const struct qk_nbd_
 }
 
 enum qcow_status qk_nbd_open(const struct qk_nbd_address *a, bool writable, struct qcow_store **out,
-	struct qcow_error *err)
+	struct qk_nbd_disk **out_disk, struct qcow_error *err)
 {
 	struct qk_nbd_disk *disk = qk_calloc(1, sizeof(*disk));
 	QK_AUTO_FREE char *name = qk_nbd_address_text(a);
@@ -202,5 +196,7 @@ enum qcow_status qk_nbd_open(const struct qk_nbd_address *a, bool writable, stru
 		qcow_store_close(store);
 	else
 		*out = store;
+	if (status == QCOW_OK && out_disk != NULL)
+		*out_disk = disk;
 	return status;
 }

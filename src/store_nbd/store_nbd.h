@@ -6,6 +6,7 @@
  *   address.c  where an export is: URIs, and the older "nbd:HOST:PORT" words
  *   lib.c      libnbd, loaded at first use
  *   open.c     connecting, and what the export can do
+ *   again.c    a connection that was lost is made again, and what may be lost with it is written again
  *   list.c     what a server exports
  *   wire.c     one connection, and the thread that moves its bytes
  *   calls.c    requests: any number at once, on up to four connections where the server allows
@@ -27,6 +28,8 @@ struct qk_nbd_address {
 	char *tls_dir; /* of ca-cert.pem, client-cert.pem, client-key.pem; NULL: libnbd's places */
 	char *tls_psk_file, *tls_username;
 	unsigned open_timeout_s; /* try again for so long while nobody listens; 0: once */
+	unsigned reconnect_delay_s; /* a lost connection is made again within so long; 0: never */
+	char *dirty_bitmap; /* a context to be asked about in the place of base:allocation; NULL: none */
 };
 
 /* Does a name look like an NBD export: nbd://…, nbd+unix://…, nbd:…? */
@@ -48,12 +51,29 @@ void qk_nbd_address_release(struct qk_nbd_address *address);
 char *qk_nbd_address_text(const struct qk_nbd_address *address);
 
 /*
- * Connect. The store's size is fixed; a server that has no block status answers data. Nothing is durable before
- * a flush. A connection that breaks fails every later call. Any thread. A handshake has a minute, or open_timeout_s.
- * QCOW_E_READONLY (`writable` and the export is not), QCOW_E_NOENT, QCOW_E_ACCESS, QCOW_E_IO, QCOW_E_NOMEM.
+ * Connect. The store's size is fixed; a server that has no block status answers data, and so do all where dirty_bitmap is
+ * set. Nothing is durable before a flush. A connection that breaks fails every later call, unless it is made again within
+ * reconnect_delay_s; then nothing that was written is missing. Any thread. A handshake has a minute, or open_timeout_s.
+ * `disk` (may be NULL) is what qk_nbd_status asks; it lives as long as the store.
+ * QCOW_E_READONLY (`writable` and the export is not), QCOW_E_NOENT, QCOW_E_ACCESS, QCOW_E_IO, QCOW_E_NOMEM, QCOW_E_INVAL (the
+ * server does not have dirty_bitmap).
  */
+struct qk_nbd_disk;
 enum qcow_status qk_nbd_open(const struct qk_nbd_address *address, bool writable,
-	struct qcow_store **out, struct qcow_error *err) __attribute__((warn_unused_result));
+	struct qcow_store **out, struct qk_nbd_disk **disk, struct qcow_error *err)
+	__attribute__((warn_unused_result));
+
+/* One answer of a block status. */
+struct qk_nbd_status {
+	uint64_t len; /* bytes with the same bits, > 0 */
+	unsigned
+		bits; /* 0 and 1 of what the context says: dirty of a bitmap; hole and zero of base:allocation */
+};
+
+/* What the context that the address names says of [off, off + len), within the export and len > 0: the first answer.
+ * QCOW_E_IO. */
+enum qcow_status qk_nbd_status(struct qk_nbd_disk *disk, uint64_t off, uint64_t len,
+	struct qk_nbd_status *out, struct qcow_error *err) __attribute__((warn_unused_result));
 
 /* One export of a server. Strings live during the call that is given it. */
 struct qk_nbd_listed {
@@ -64,8 +84,8 @@ struct qk_nbd_listed {
 	const char *const *contexts;
 };
 
-/* Ask a server for its exports (the address's export_name is not looked at): first their number, then each. QCOW_E_IO,
- * QCOW_E_NOTSUP (a server that lists none), QCOW_E_NOMEM. */
+/* Ask a server for its exports (the address's export_name is not looked at): first their number, then each. Every step of it has a
+ * minute, or open_timeout_s. QCOW_E_IO, QCOW_E_NOTSUP (a server that lists none), QCOW_E_NOMEM. */
 enum qcow_status qk_nbd_list(const struct qk_nbd_address *address,
 	void (*count)(void *ctx, unsigned n),
 	void (*each)(void *ctx, const struct qk_nbd_listed *listed), void *ctx,

@@ -8,9 +8,19 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/err.h"
+
+#define FAREWELL_MS 2000
+
+int64_t qk_nbd_clock_ms(void)
+{
+	struct timespec t;
+	(void)clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
 
 void qk_nbd_wire_kick(struct qk_nbd_wire *w)
 {
@@ -52,6 +62,17 @@ enum qk_nbd_turn qk_nbd_wire_turn(struct qk_nbd_wire *w, int timeout_ms)
 	return r == 0 && !qk_nbd_wire_is_lost(w) ? QK_NBD_TURNED : QK_NBD_LOST;
 }
 
+enum qk_nbd_turn qk_nbd_wire_settle(struct qk_nbd_wire *w, int64_t deadline_ms)
+{
+	while (w->lib->aio_is_connecting(w->nbd) > 0) {
+		int64_t left = deadline_ms - qk_nbd_clock_ms();
+		enum qk_nbd_turn turn = qk_nbd_wire_turn(w, left > 0 ? (int)left : 0);
+		if (turn != QK_NBD_TURNED)
+			return turn;
+	}
+	return QK_NBD_TURNED;
+}
+
 /* A connection that came later has the same disk, or is not used. */
 static void come_up(struct qk_nbd_wire *w)
 {
@@ -85,6 +106,17 @@ enum qcow_status qk_nbd_wire_start(struct qk_nbd_wire *w, struct qcow_error *err
 	return QK_FAIL_OS(err, error, "no thread for the connection");
 }
 
+/* Nothing is under way: say that no more comes. Whether a silent server heard it does not matter. */
+static void say_farewell(struct qk_nbd_wire *w)
+{
+	int64_t until = qk_nbd_clock_ms() + FAREWELL_MS, left = FAREWELL_MS;
+	if (w->lib->aio_is_ready(w->nbd) <= 0 || w->lib->aio_disconnect(w->nbd, 0) != 0)
+		return;
+	while (left > 0 && !qk_nbd_wire_is_lost(w) &&
+		qk_nbd_wire_turn(w, (int)left) == QK_NBD_TURNED)
+		left = until - qk_nbd_clock_ms();
+}
+
 void qk_nbd_wire_end(struct qk_nbd_wire *w)
 {
 	if (w->has_thread) {
@@ -92,12 +124,14 @@ void qk_nbd_wire_end(struct qk_nbd_wire *w)
 		qk_nbd_wire_kick(w);
 		(void)pthread_join(w->thread, NULL);
 		(void)close(w->kick);
+		w->kick = -1;
 	}
-	if (w->nbd != NULL && w->lib->aio_is_ready(w->nbd) > 0)
-		(void)w->lib->shutdown(w->nbd, 0);
-	if (w->nbd != NULL)
+	if (w->nbd != NULL) {
+		say_farewell(w);
 		w->lib->close(w->nbd);
+	}
 	w->nbd = NULL;
 	w->has_thread = false;
-	w->kick = -1;
+	atomic_store(&w->ends, false);
+	atomic_store(&w->is_up, false);
 }

@@ -52,6 +52,13 @@ done
 touch enough
 wait "$client" && ok the_client_noticed_nothing || bad the_client_noticed_nothing "$(tail -n 3 client.out)"
 unset -f qcow
+nbdinfo --map=qemu:dirty-bitmap:b3 "$(export_uri '')" | awk '$4 == "dirty" { print $1, $2 }' >dirty.nbdinfo
+expect dirty_ranges 0 dirty_ranges 4
+[[ -s out ]] && cmp -s out dirty.nbdinfo && ok they_are_those_of_nbdinfo || bad they_are_those_of_nbdinfo "$(diff out dirty.nbdinfo | head -n 5)"
+qemu-img() { "$QCOW_QEMU_IMG" "$@"; }
+expect dirty_ranges_by_ours 0 dirty_ranges 4
+cmp -s out dirty.nbdinfo && ok they_are_the_same || bad they_are_the_same "$(diff out dirty.nbdinfo | head -n 5)"
+unset -f qemu-img
 server=$(<serve.pid)
 end_server
 for pair in full:0 inc1:1 inc2:2 inc3:3; do

@@ -26,11 +26,12 @@ SIZE = 48 << 20
 
 class Fake(threading.Thread):
     """A server of zeros in simple replies, of one thread a client, that does what a test needs: answers so many requests and ends,
-    or never ends the handshake, or takes so many clients."""
+    or never ends the handshake, or takes so many clients, or does not end a connection when it is told that no more comes."""
 
-    def __init__(self, path, answers=None, is_mute=False, clients=None, flags=0x1 | 0x4 | 0x100):
+    def __init__(self, path, answers=None, is_mute=False, clients=None, flags=0x1 | 0x4 | 0x100, stays=False, size=SIZE):
         super().__init__(daemon=True)
-        self.answers, self.is_mute, self.flags = answers, is_mute, flags
+        self.answers, self.is_mute, self.flags, self.stays = answers, is_mute, flags, stays
+        self.size = size
         self.room = clients
         self.n_clients = 0
         self.listener = socket.socket(socket.AF_UNIX)
@@ -65,20 +66,20 @@ class Fake(threading.Thread):
                 _, option, n = struct.unpack(">QII", get(16))
                 get(n)
                 if option == OPT["GO"]:
-                    s.sendall(struct.pack(">QIIIHQH", REPMAGIC, option, INFO, 12, 0, SIZE, self.flags))
+                    s.sendall(struct.pack(">QIIIHQH", REPMAGIC, option, INFO, 12, 0, self.size, self.flags))
                     s.sendall(struct.pack(">QIII", REPMAGIC, option, ACK, 0))
                     break
                 s.sendall(struct.pack(">QIII", REPMAGIC, option, ERR["UNSUP"], 0))
             while True:
-                _, _, kind, cookie, _, n = struct.unpack(">IHHQQI", get(28))
+                _, _, kind, cookie, off, n = struct.unpack(">IHHQQI", get(28))
                 if kind == DISC:
+                    if self.stays:
+                        time.sleep(1000)
                     break
-                get(n if kind == WRITE else 0)
+                data = get(n if kind == WRITE else 0)
                 with self.lock:
-                    if self.answers == 0:
-                        raise OSError
-                    self.answers = None if self.answers is None else self.answers - 1
-                s.sendall(struct.pack(">IIQ", SIMPLE, 0, cookie) + bytes(n if kind == READ else 0))
+                    data = self.carry_out(s, kind, off, n, data)
+                s.sendall(struct.pack(">IIQ", SIMPLE, 0, cookie) + data)
         except OSError:
             for other in self.sockets if self.answers == 0 else [s]:
                 try:
@@ -86,6 +87,13 @@ class Fake(threading.Thread):
                 except OSError:
                     pass
         s.close()
+
+    def carry_out(self, s, kind, off, n, data):
+        """What goes behind the reply; OSError: the end of all clients."""
+        if self.answers == 0:
+            raise OSError
+        self.answers = None if self.answers is None else self.answers - 1
+        return bytes(n if kind == READ else 0)
 
 
 def fails(*argv):
@@ -202,6 +210,40 @@ def a_backing_file_in_an_export(folder):
     server.end()
 
 
+def what_a_server_says_of_a_range(folder):
+    """x-dirty-bitmap: `map` prints what QEMU's does, whoever the server is."""
+    def write(where, *commands):
+        served.run(os.environ["QCOW_QEMU_IO"], "-f", "qcow2", *[a for c in commands for a in ("-c", c)], where)
+
+    base, path = os.path.join(folder, "asked.base"), os.path.join(folder, "asked")
+    served.run(served.IMG, "create", "-q", "-f", "qcow2", base, "4M")
+    write(base, "write -q -P 1 0 1M")
+    served.run(served.IMG, "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", path, "4M")
+    served.run(served.IMG, "bitmap", "--add", path, "b0")
+    write(path, "write -q -P 3 1M 100k", "write -q -z 2M 128k", "write -q -P 1 3M 64k")
+    servers = [served.Ours(folder, "-r", path)]
+    if served.newest("qemu-nbd"):
+        servers.append(served.Theirs(folder, "-r", "-A", "-B", "b0", "-f", "qcow2", path))
+    for server in servers:
+        for context in ("qemu:dirty-bitmap:b0", "qemu:allocation-depth", "base:allocation", None):
+            more = {} if context is None else {"x-dirty-bitmap": context}
+            for operand in (nbd(server.path, **more), "driver=raw,file." + nbd(server.path, **more).replace(",", ",file.")):
+                for output in ("json", "human"):
+                    ours = served.run(os.environ["QCOW_QEMU_IMG"], "map", "--output=" + output, "--image-opts", operand)
+                    for img in filter(None, (served.newest("qemu-img"), served.IMG)):
+                        theirs = served.run(img, "map", "--output=" + output, "--image-opts", operand)
+                        if "compressed" not in theirs:  # before QEMU 8.2
+                            ours = ours.replace(', "compressed": false', "")
+                        check(operand, ours, theirs)
+        says = fails(QCOW, "map", "--image-opts", nbd(server.path, x_dirty_bitmap="qemu:dirty-bitmap:none"))
+        check("no such bitmap: " + says, "requested x-dirty-bitmap qemu:dirty-bitmap:none not found" in says, True)
+        # it says nothing of what is stored: a copy is the whole disk
+        copy = path + ".copy"
+        served.run(QCOW, "convert", "--image-opts", "-O", "raw", nbd(server.path, **{"x-dirty-bitmap": "qemu:dirty-bitmap:b0"}), copy)
+        served.run(served.IMG, "compare", "-f", "qcow2", "-F", "raw", path, copy, "-U")
+        server.end()
+
+
 def how_many_connections(folder):
     _, path = sample(folder, "many")
     server = served.Ours(folder, "-x", "many", path)
@@ -257,7 +299,14 @@ def servers_that_are_silent_or_late(folder):
     threading.Timer(0.7, lambda: Fake(late)).start()
     served.run(QCOW, "io", "--image-opts", "-c", "read -P 0 1M 64k", nbd(late, open_timeout=60))
     check("nobody", "Failed to connect" in fails(QCOW, "info", "--image-opts", nbd(os.path.join(folder, "nobody"), open_timeout=1)), True)
-    check("again", "not built in" in fails(QCOW, "info", "--image-opts", nbd(late, reconnect_delay=5)), True)
+    begin = time.time()
+    says = fails(os.environ["QCOW_QEMU_NBD"], "-L", "--handshake-limit=1", "-k", at)
+    check(says, "does not finish the handshake" in says and time.time() - begin < 50, True)
+    rude = os.path.join(folder, "rude")
+    Fake(rude, stays=True)
+    begin = time.time()
+    served.run(QCOW, "io", "--image-opts", "-c", "read -P 0 1M 64k", nbd(rude))
+    check("a farewell is not waited for", time.time() - begin < 50, True)
 
 
 if __name__ == "__main__":
@@ -266,5 +315,5 @@ if __name__ == "__main__":
         sys.exit(77)
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(served.main([every_command_on_a_raw_export, every_command_on_a_qcow2_image_in_an_export, a_backing_file_in_an_export,
-                              how_many_connections, servers_that_take_one_client, servers_that_go_away, servers_that_are_silent_or_late],
+                              what_a_server_says_of_a_range, how_many_connections, servers_that_take_one_client, servers_that_go_away, servers_that_are_silent_or_late],
                              sys.argv[1:], folder))
