@@ -86,6 +86,24 @@ static inline void qk_census_add_data(
 		qk_census_add(c, cluster, n, flag);
 }
 
+/* Narrow counters of clusters [first, first + n) that lie side by side. */
+struct qk_census_row {
+	uint16_t *counters;
+	uint64_t first, n;
+};
+
+/* Those of the page that was counted in last, as far as the pass has them; none where it counts wide ones. */
+static inline struct qk_census_row qk_census_row(const struct qk_census *c)
+{
+	if (c->wide || c->current_key == QK_CENSUS_NO_KEY)
+		return (struct qk_census_row){0};
+	uint64_t page = c->current_key << c->page_shift, end = page + c->page_mask + 1;
+	uint64_t first = page > c->lo ? page : c->lo;
+	end = end < c->hi ? end : c->hi;
+	return (struct qk_census_row){(uint16_t *)(void *)c->current + (first - page), first,
+		end > first ? end - first : 0};
+}
+
 /* The page of `key`, or NULL. */
 uint8_t *qk_census_find(const struct qk_census *c, uint64_t key);
 

@@ -96,6 +96,14 @@ static void note_allocated(struct qk_l2stats *st, uint64_t n_active, uint64_t of
 	st->next_off = off + size;
 }
 
+/* … of n clusters that follow each other. */
+static void note_row(
+	struct qk_l2stats *st, uint64_t n_active, uint64_t off, uint64_t n, unsigned cluster_bits)
+{
+	note_allocated(st, n_active, off, n << cluster_bits);
+	st->allocated += n_active * (n - 1);
+}
+
 static void count_cluster(struct qk_l2scan *s, const struct place *at, const struct qk_l2_entry *e)
 {
 	const struct qk_geometry *g = s->a->geometry;
@@ -169,6 +177,34 @@ static void count_plain(
 		note_allocated(&s->stats, ref->n_active, off, UINT64_C(1) << p->cluster_bits);
 }
 
+/* Plain entries of 8 bytes from the i-th on whose clusters follow each other, in one page of the census, as far as nothing is
+ * odd about their counters: the next that is not counted. */
+static uint32_t count_row(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint8_t *table,
+	uint32_t i, const struct plain *p)
+{
+	const struct qk_census_row page = qk_census_row(s->census);
+	uint64_t raw = qk_load64(table + (size_t)i * sizeof(raw));
+	uint64_t off = raw & ~QK_FLAG_COPIED, k = (off >> p->cluster_bits) - page.first;
+
+	if ((raw & p->bad_bits) != 0 || off == 0 || k >= page.n)
+		return i;
+	uint32_t end = s->a->geometry->l2_entries;
+	uint64_t n = qk_min(qk_l2_row(table, i, end, s->a->geometry->cluster_size), page.n - k);
+	uint16_t *v = page.counters + k, all = 0;
+	for (uint64_t j = 0; j < n; j++)
+		all |= v[j];
+	if ((all & (QK_CENSUS_L2 | QK_CENSUS_EXCLUSIVE)) != 0 ||
+		ref->weight >= QK_CENSUS_COUNT_MASK - (all & QK_CENSUS_COUNT_MASK))
+		return i;
+	uint16_t flag = (uint16_t)copied_flag(ref, (raw & QK_FLAG_COPIED) != 0);
+	uint16_t weight = (uint16_t)ref->weight;
+	for (uint64_t j = 0; j < n; j++)
+		v[j] = (uint16_t)((v[j] + weight) | flag);
+	if (s->want_stats && ref->n_active != 0 && n != 0)
+		note_row(&s->stats, ref->n_active, off, n, p->cluster_bits);
+	return i + (uint32_t)n;
+}
+
 /* Clusters past the end of the disk hold the state of a machine, or nothing: worth a note, once. */
 static void note_past_disk(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint8_t *table)
 {
@@ -196,11 +232,16 @@ void qk_l2scan_count(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint
 	const struct qk_geometry *g = s->a->geometry;
 	const struct plain p = plain_init(s->a);
 	const bool take_plain = !g->data_file;
+	const bool take_rows = take_plain && p.entry_size == sizeof(uint64_t);
 
 	s->stats.next_off = 0;
 	if (!s->a->quiet)
 		note_past_disk(s, ref, table);
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
+		if (take_rows)
+			i = count_row(s, ref, table, i, &p);
+		if (i == g->l2_entries)
+			break;
 		const uint8_t *entry = table + (size_t)i * p.entry_size;
 		uint64_t raw = qk_load64(entry);
 		if (raw == 0 && p.entry_size == 8)

@@ -110,8 +110,10 @@ static enum qcow_status init_decoder(struct qk_refs *r, struct qcow_error *err)
 enum qcow_status qk_refs_init(
 	struct qk_refs *r, const struct qk_refs_request *q, struct qcow_error *err)
 {
-	*r = (struct qk_refs){
-		.a = q->audit, .census = q->census, .without_refcounts = q->without_refcounts};
+	*r = (struct qk_refs){.a = q->audit,
+		.watch = q->watch,
+		.census = q->census,
+		.without_refcounts = q->without_refcounts};
 	r->scan = (struct qk_l2scan){.a = q->audit, .census = q->census};
 	r->l2_buf_bytes = qk_max(L2_BUF_BYTES, q->audit->geometry->cluster_size);
 	r->chunk = qk_malloc(CHUNK_BYTES, 1);
@@ -340,6 +342,8 @@ static void visit_table(
 		return;
 	}
 	qk_l2scan_count(&r->scan, ref, table);
+	if (r->watch != NULL)
+		r->watch->table(r->watch->ctx, ref->off, table);
 }
 
 /* What a reference to the table itself says, before its content. */

@@ -35,8 +35,15 @@ struct qk_refs_visitor {
 		struct qcow_error *err);
 };
 
+/* Who wants to see each L2 table that is counted and not all zeros, maybe more than once. */
+struct qk_refs_watch {
+	void *ctx;
+	void (*table)(void *ctx, uint64_t off, const uint8_t *table);
+};
+
 struct qk_refs {
 	struct qk_audit *a;
+	const struct qk_refs_watch *watch; /* or NULL */
 	bool without_refcounts; /* refcount table and blocks are not counted */
 	struct qk_census *census;
 	struct qk_reftable rt;
@@ -61,6 +68,7 @@ struct qk_refs_request {
 	uint64_t memory_bytes; /* of the set of L2 tables */
 	bool decode_streams;
 	const uint64_t *skip_snapshots; /* a bit each: those whose L1 table is left out, or NULL */
+	const struct qk_refs_watch *watch; /* or NULL */
 	bool without_refcounts; /* count neither refcount table nor blocks: they are to be replaced */
 };
 

@@ -46,7 +46,7 @@ static enum qcow_status reload_space(struct qcow_image *image, struct qcow_error
 {
 	struct qk_rw *rw = image->rw;
 	struct qk_space *space = NULL;
-	QK_TRY(qk_rw_make_space(image, &space, err));
+	QK_TRY(qk_rw_make_space(image, NULL, &space, err));
 	qk_space_follow_cut(space, rw->space);
 	qk_space_free(rw->space);
 	rw->space = space;

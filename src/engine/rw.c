@@ -50,14 +50,15 @@ static enum qcow_status judge(
 	return judge_features(image, o->discard, err);
 }
 
-enum qcow_status qk_rw_make_space(
-	struct qcow_image *image, struct qk_space **out, struct qcow_error *err)
+enum qcow_status qk_rw_make_space(struct qcow_image *image, const struct qk_refs_watch *watch,
+	struct qk_space **out, struct qcow_error *err)
 {
 	struct qk_space_request rq = {.store = image->store,
 		.geometry = &image->geometry,
 		.header = &image->header,
 		.ext = &image->ext,
 		.prove = image->rw->prove,
+		.watch = watch,
 		.passes = image->rw->discard};
 	/* the one that it is to replace */
 	if (image->rw->space != NULL)
@@ -90,7 +91,7 @@ static enum qcow_status make_qcow2(
 	if (((was.incompatible ^ image->header.incompatible) & QCOW_INCOMPAT_DIRTY) != 0)
 		qk_log(image, QCOW_LOG_NOTE, QCOW_FINDING_DIRTY,
 			"the refcounts were rebuilt, and the dirty bit cleared");
-	QK_TRY(qk_rw_make_space(image, &rw->space, err));
+	QK_TRY(qk_rw_make_space(image, NULL, &rw->space, err));
 	qk_rw_follow_size(image);
 	QK_TRY(qk_compress_new(&rw->compress, err));
 	return qk_stage_new(o->stage_bytes, image->geometry.cluster_size, &rw->stage, err);

@@ -66,10 +66,11 @@ enum qcow_status qk_rw_close(struct qcow_image *image);
 enum qcow_status qk_rw_header(
 	struct qcow_image *image, struct qk_header *out, struct qcow_error *err) QK_MUST_USE;
 
-/* A space as the image has it on the disk now. Errors of qk_space_new. */
+/* A space as the image has it on the disk now; `watch` as of its request. Errors of qk_space_new. */
 struct qk_space;
-enum qcow_status qk_rw_make_space(
-	struct qcow_image *image, struct qk_space **out, struct qcow_error *err) QK_MUST_USE;
+struct qk_refs_watch;
+enum qcow_status qk_rw_make_space(struct qcow_image *image, const struct qk_refs_watch *watch,
+	struct qk_space **out, struct qcow_error *err) QK_MUST_USE;
 /* Would a write of guest data to [off, off + len) of its store land on a structure of the image? As
  * qk_space_check_overlap; a data file holds no structures. */
 enum qcow_status qk_rw_check_data(

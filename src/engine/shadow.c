@@ -206,11 +206,11 @@ static enum qcow_status fail_count(const struct builder *b, uint64_t first, stru
 static enum qcow_status set_counts(const struct builder *b, uint8_t *block, uint64_t first,
 	uint64_t n, bool *any, struct qcow_error *err)
 {
-	uint64_t most = qk_refcounts_most(b->counts, n);
+	uint64_t all = qk_refcounts_all(b->counts, n);
 
-	if (most > b->g->refcount_max)
+	if (all > b->g->refcount_max)
 		return fail_count(b, first, err);
-	if (most == 0)
+	if (all == 0)
 		return QCOW_OK;
 	qk_refcounts_store(b->g, block, first & (b->g->rb_entries - 1), n, b->counts);
 	*any = true;
@@ -427,10 +427,10 @@ enum qcow_status qk_shadow_judge(const struct qk_shadow_request *rq, struct qcow
 		uint64_t n = qk_min(QK_SHADOW_COUNTS, rq->end - at);
 		memset(counts, 0, (size_t)n * sizeof(*counts));
 		QK_TRY(src->counts(src->ctx, at, n, counts, err));
-		uint64_t most = qk_refcounts_most(counts, n);
-		if (most > b.g->refcount_max)
+		uint64_t all = qk_refcounts_all(counts, n);
+		if (all > b.g->refcount_max)
 			return fail_count(&b, at, err);
-		if (most != 0)
+		if (all != 0)
 			QK_TRY(judge_area(&b, (at + n - 1) >> b.g->rb_bits, err));
 		QK_TRY(note_progress(&b, at + n, err));
 	}

@@ -24,6 +24,21 @@ static bool may_end(const struct qk_space *sp, uint64_t first, uint64_t n)
 	       (first < sp->reserved_end && first + n > sp->reserved);
 }
 
+#define STEP 256U /* clusters that are asked for at once */
+
+/* Counts of what will be free: 0. */
+static void end_counts(const struct qk_space *sp, uint64_t first, uint64_t n, uint64_t *out)
+{
+	for (uint64_t at = 0; at < n; at += STEP) {
+		uint64_t end = qk_min(n, at + STEP);
+		if (!may_end(sp, first + at, end - at))
+			continue;
+		for (uint64_t i = at; i < end; i++)
+			if (out[i] != 0 && !counts_on(sp, first + i))
+				out[i] = 0;
+	}
+}
+
 /* Clusters [first, first + n) of one area. */
 static enum qcow_status count_part(
 	struct qk_space *sp, uint64_t first, uint64_t n, uint64_t *out, struct qcow_error *err)
@@ -36,11 +51,7 @@ static enum qcow_status count_part(
 	QK_TRY(qk_refblock_get(sp, idx, &b, err));
 	qk_refcounts_load(sp->g, b->bytes, first & (sp->g->rb_entries - 1), n, out);
 	qk_refblock_put(b);
-	if (!may_end(sp, first, n))
-		return QCOW_OK;
-	for (uint64_t i = 0; i < n; i++)
-		if (out[i] != 0 && !counts_on(sp, first + i))
-			out[i] = 0;
+	end_counts(sp, first, n, out);
 	return QCOW_OK;
 }
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "audit/refs.h"
 #include "engine/control.h"
 #include "engine/look.h"
 #include "engine/rw.h"
@@ -246,7 +247,7 @@ static enum qcow_status count_created(struct op *op, struct qcow_error *err)
 		bool is_fresh = qk_copy_is_fresh(&op->copy, i);
 		if (old == 0)
 			continue;
-		QK_TRY(qk_counter_add(c, old, is_fresh ? -1 : 1, 1, err));
+		QK_TRY(qk_counter_add(c, old, is_fresh ? -1 : 1, 0, err));
 		if (is_fresh)
 			QK_TRY(qk_counter_add(c, op->copy.l1[i], 1, 0, err));
 	}
@@ -263,7 +264,9 @@ static enum qcow_status create(struct op *op, void *ctx, struct qcow_error *err)
 	if (op->is_dry)
 		return QCOW_OK;
 	QK_TRY(qk_copy_init(&op->copy, op->image, &op->fresh, op->active, n, err));
-	QK_TRY(qk_copy_cleared(&op->copy, op->progress, err));
+	QK_TRY(qk_counter_add_tree(&op->counter, op->active, n, 0, 1, err));
+	QK_TRY(qk_counter_open(&op->counter, err));
+	QK_TRY(qk_copy_cleared(&op->copy, &op->counter, op->progress, err));
 	QK_TRY(qk_l1_store(op->copy.l1, n, QK_SPACE_SNAPSHOTS, &op->fresh,
 		&op->snaps.v[op->snaps.n - 1].l1_off.v, err));
 	QK_TRY(store_active(op, op->copy.l1, n, err));
@@ -362,7 +365,7 @@ static void set_copied(struct op *op)
 static enum qcow_status apply_tree(struct op *op, uint64_t n, struct qcow_error *err)
 {
 	QK_TRY(qk_copy_init(&op->copy, op->image, &op->fresh, op->other, n, err));
-	QK_TRY(qk_copy_cleared(&op->copy, op->progress, err));
+	QK_TRY(qk_copy_cleared(&op->copy, NULL, op->progress, err));
 	QK_TRY(count_applied(op, err));
 	set_copied(op);
 	return store_active(op, op->copy.l1, n, err);
@@ -450,21 +453,30 @@ static enum qcow_status remove_entries(
 	return QCOW_OK;
 }
 
+static void show(void *ctx, uint64_t off, const uint8_t *table)
+{
+	qk_counter_show(ctx, off, table);
+}
+
 /* A refcount of 1 becomes COPIED, and what is COPIED is overwritten in place: it must be one reference indeed. */
 static enum qcow_status prove(struct op *op, struct qcow_error *err)
 {
 	struct qk_rw *rw = op->image->rw;
 	struct qk_space *space = NULL;
-	if (op->is_dry || qk_space_is_proven(rw->space))
+	const struct qk_refs_watch watch = {&op->counter, show};
+	if (qk_space_is_proven(rw->space))
 		return QCOW_OK;
+	QK_TRY(qk_counter_open(&op->counter, err));
 	enum qcow_prove was = rw->prove;
 	rw->prove = QCOW_PROVE_FULL;
-	enum qcow_status status = qk_rw_make_space(op->image, &space, err);
+	enum qcow_status status = qk_rw_make_space(op->image, &watch, &space, err);
 	rw->prove = was;
 	QK_TRY(status);
 	qk_space_follow_cut(space, rw->space);
+	/* where leaks were found free the counts are others */
+	qk_counter_move(&op->counter, space, !qk_space_is_dirty(space));
 	qk_space_free(rw->space);
-	rw->space = op->space = op->counter.sp = space;
+	rw->space = op->space = space;
 	return QCOW_OK;
 }
 
@@ -488,10 +500,10 @@ static enum qcow_status judge_copied(struct op *op, struct qcow_error *err)
 
 static enum qcow_status delete_some(struct op *op, void *ctx, struct qcow_error *err)
 {
-	QK_TRY(prove(op, err));
 	QK_TRY(remove_entries(op, ctx, err));
 	if (op->is_dry)
 		return judge_narrow(op, err);
+	QK_TRY(prove(op, err));
 	QK_TRY(judge_copied(op, err));
 	set_copied(op);
 	QK_TRY(store_active(op, op->copy.l1, op->copy.n, err));

@@ -154,8 +154,8 @@ static bool clear_all(const struct qk_geometry *g, uint8_t *table)
 	return (all & copied) != 0;
 }
 
-enum qcow_status qk_copy_cleared(
-	struct qk_copy *c, const struct qcow_progress *progress, struct qcow_error *err)
+enum qcow_status qk_copy_cleared(struct qk_copy *c, struct qk_counter *counter,
+	const struct qcow_progress *progress, struct qcow_error *err)
 {
 	begin(c);
 	for (uint64_t i = 0; i < c->n; i++) {
@@ -163,6 +163,8 @@ enum qcow_status qk_copy_cleared(
 			continue;
 		QK_TRY(qk_snapshot_goes_on(progress, err));
 		QK_TRY(get(c, i, err));
+		if (counter != NULL)
+			qk_counter_show(counter, c->l1[i], c->table);
 		if (clear_all(&c->image->geometry, c->table))
 			QK_TRY(put(c, i, err));
 		c->n_left--;
@@ -194,11 +196,32 @@ static enum qcow_status host_of(
 	return e.finding == 0 ? QCOW_OK : qk_snapshot_bad_entry(off, i, raw, e.finding, err);
 }
 
+/* The n entries from `entry` on name the clusters of counts [k, k + n) of a narrow window, and are all COPIED or none: has one
+ * changed? Those whose counts say different things are left, which `*done` says. */
+static bool judge_row(
+	const struct qk_counter *counter, uint64_t k, uint64_t n, uint8_t *entry, bool *done)
+{
+	const uint8_t *v = counter->narrow + k;
+	uint8_t all = 1, any = 0;
+	for (uint64_t i = 0; i < n; i++) {
+		uint8_t is_single = (v[i] | 1) == 3;
+		all &= is_single;
+		any |= is_single;
+	}
+	*done = all == any;
+	if (!*done || (all != 0) == ((*entry & COPIED_TOP) != 0))
+		return false;
+	for (uint64_t i = 0; i < n; i++)
+		entry[i * sizeof(uint64_t)] ^= COPIED_TOP;
+	return true;
+}
+
 /* Entries of 8 bytes that are plain, or 0, from the i-th on, up to the first that is something else. */
 static inline uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *counter,
 	const struct qk_plain *p, uint32_t i, bool is_wide, bool *changed)
 {
 	uint32_t end = c->image->geometry.l2_entries;
+	uint64_t size = c->image->geometry.cluster_size;
 	bool any = false;
 	for (; i < end; i++) {
 		uint8_t *at = c->table + (size_t)i * sizeof(uint64_t);
@@ -209,6 +232,14 @@ static inline uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *c
 		uint64_t k = (off >> p->cluster_bits) - p->lo;
 		if (off == 0 || k >= p->n)
 			continue;
+		uint64_t row = is_wide ? 0 : qk_min(qk_l2_row(c->table, i, end, size), p->n - k);
+		bool done = false;
+		if (row != 0)
+			any |= judge_row(counter, k, row, at, &done);
+		if (done) {
+			i += (uint32_t)row - 1;
+			continue;
+		}
 		uint8_t top = (uint8_t)((*at & ~COPIED_TOP) |
 					(qk_counter_is_single(counter, k, is_wide) ? COPIED_TOP
 										   : 0));

@@ -2,11 +2,11 @@
 /*
  * snapshot_count: what every refcount is after the switch: the one it has, and what the trees that come or go change in it.
  *
- * The changes are kept by L2 table, so that a table that many snapshots share is read once. Counts are held for a window
- * of clusters, from which the second refcount structure is built front to back; where the file is larger than
- * that the tables that point into the next window are read again for it.
+ * The changes are kept by L2 table, so that a table that many snapshots share is read once; one that is read for another
+ * reason is counted on the way. Counts are held for a window of clusters, from which the second refcount structure is built
+ * front to back; where the file is larger than that the tables that point into the next window are read again for it.
  *
- * Invariants: SN3 deltas are sorted and each table is there once when a window is loaded; SN4 the window is asked for
+ * Invariants: SN3 deltas are sorted and each table is there once when a window is begun; SN4 the window is asked for
  * in ascending order. Memory: 24 MiB, 24 million clusters of 127 references or less. Specification: "Host cluster management",
  * "Snapshots".
  */
@@ -19,8 +19,10 @@
 #include "base/mem.h"
 #include "engine/rw.h"
 #include "format/l1l2.h"
+#include "format/refcounts.h"
 
 #define WINDOW_BYTES QK_MIB(24)
+#define OPEN_MOST    UINT64_C(0x1100000) /* clusters: 1 TiB of 64 KiB, and its metadata */
 #define BATCH_BYTES  QK_MIB(1) /* of tables that are read at once */
 #define GROUP_BITS   16U /* of struct qk_reach */
 #define WIDE_MOST    (INT32_MAX / 2) /* references */
@@ -65,6 +67,22 @@ static inline bool add_at(struct qk_counter *c, uint64_t i, int64_t delta, bool 
 	return is_wide ? v >= INT32_MIN && v <= INT32_MAX : v >= 0 && v <= UINT8_MAX;
 }
 
+/* Counts [i, i + n) of a narrow window, `delta` more each. Where one does not fit none is changed. */
+static bool add_row(struct qk_counter *c, uint64_t i, uint64_t n, int64_t delta)
+{
+	uint8_t *v = c->narrow + i, least = UINT8_MAX, most = 0;
+	for (uint64_t k = 0; k < n; k++) {
+		least = v[k] < least ? v[k] : least;
+		most = v[k] > most ? v[k] : most;
+	}
+	if (least + 2 * delta < 0 || most + 2 * delta > UINT8_MAX)
+		return false;
+	uint8_t more = (uint8_t)(2 * delta);
+	for (uint64_t k = 0; k < n; k++)
+		v[k] = (uint8_t)(v[k] + more);
+	return true;
+}
+
 /* One count; what lies outside the window is no part of it. */
 static void add(struct qk_counter *c, uint64_t cluster, int64_t delta)
 {
@@ -95,10 +113,23 @@ static void settle(struct qk_counter *c)
 		}
 		last->table += c->deltas[i].table;
 		last->data += c->deltas[i].data;
+		last->is_counted = last->is_counted || c->deltas[i].is_counted;
 		if (last->reach.end == 0)
 			last->reach = c->deltas[i].reach;
 	}
 	c->n_deltas = c->n_sorted = n;
+}
+
+static int by_key(const void *key, const void *item)
+{
+	const uint64_t *off = key;
+	const struct qk_delta *d = item;
+	return (*off > d->off) - (*off < d->off);
+}
+
+struct qk_delta *qk_counter_find(const struct qk_counter *c, uint64_t off)
+{
+	return bsearch(&off, c->deltas, c->n_sorted, sizeof(*c->deltas), by_key);
 }
 
 enum qcow_status qk_counter_add(
@@ -149,19 +180,25 @@ void qk_counter_reset(struct qk_counter *c)
 
 /* ---- the window ---- */
 
+/* Without a comparison of 64 bits, which costs more than all the rest. */
+static void set_narrow(uint8_t *out, const uint64_t *counts, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++) {
+		uint8_t count = (uint8_t)counts[i];
+		out[i] = (uint8_t)(count * 2 + (count != 0));
+	}
+}
+
 /* The window's counts from entry `at` on; what is too large for it makes it overflow. */
 static void set_base(struct qk_counter *c, uint64_t at, const uint64_t *counts, uint64_t n)
 {
-	uint64_t all = 0;
-	for (uint64_t i = 0; i < n; i++)
-		all |= counts[i];
+	uint64_t all = qk_refcounts_all(counts, n);
 	c->overflows = c->overflows || all > (c->is_wide ? WIDE_MOST : NARROW_MOST);
 	if (c->is_wide)
 		for (uint64_t i = 0; i < n; i++)
 			c->wide[at + i] = (int32_t)(counts[i] * 2 + (counts[i] != 0));
 	else
-		for (uint64_t i = 0; i < n; i++)
-			c->narrow[at + i] = (uint8_t)(counts[i] * 2 + (counts[i] != 0));
+		set_narrow(c->narrow + at, counts, n);
 }
 
 static enum qcow_status load_base(struct qk_counter *c, struct qcow_error *err)
@@ -218,6 +255,7 @@ static inline uint32_t add_plain(struct qk_counter *c, const struct qk_plain *p,
 	const struct qk_delta *d, const uint8_t *table, uint32_t i, bool is_wide)
 {
 	uint32_t end = c->image->geometry.l2_entries;
+	uint64_t size = c->image->geometry.cluster_size;
 	bool fits = true;
 	for (; i < end; i++) {
 		uint64_t raw = qk_load64(table + (size_t)i * sizeof(raw));
@@ -225,8 +263,11 @@ static inline uint32_t add_plain(struct qk_counter *c, const struct qk_plain *p,
 		if (QK_UNLIKELY((raw & p->bad_bits) != 0 || (off == 0 && raw != 0)))
 			break;
 		uint64_t at = (off >> p->cluster_bits) - p->lo;
-		if (off != 0 && at < p->n)
-			fits &= add_at(c, at, d->data, is_wide);
+		if (off == 0 || at >= p->n)
+			continue;
+		uint64_t row = is_wide ? 0 : qk_min(qk_l2_row(table, i, end, size), p->n - at);
+		fits &= row != 0 ? add_row(c, at, row, d->data) : add_at(c, at, d->data, is_wide);
+		i += row != 0 ? (uint32_t)row - 1 : 0;
 	}
 	c->overflows = c->overflows || !fits;
 	return i;
@@ -280,7 +321,8 @@ enum qcow_status qk_snapshot_goes_on(const struct qcow_progress *progress, struc
 /* Are the entries of the table to be counted? */
 static bool is_read(const struct qk_counter *c, size_t i)
 {
-	return c->deltas[i].data != 0 && qk_counter_is_reached(c, &c->deltas[i].reach);
+	const struct qk_delta *d = &c->deltas[i];
+	return d->data != 0 && !d->is_counted && qk_counter_is_reached(c, &d->reach);
 }
 
 /* How many of the tables from the `i`-th on lie side by side, and go into the buffer? */
@@ -307,16 +349,50 @@ static enum qcow_status add_tables(struct qk_counter *c, size_t i, size_t n, str
 		if (d->reach.end == 0 && qk_counter_is_cut(c))
 			d->reach = qk_reach_of(g, table);
 		QK_TRY(add_table(c, d, table, err));
+		d->is_counted = true;
 	}
 	return QCOW_OK;
 }
 
+static enum qcow_status make_window(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
+{
+	uint64_t width = c->is_wide ? sizeof(*c->wide) : sizeof(*c->narrow);
+	drop_window(c);
+	uint64_t hi = qk_min(c->end, lo + WINDOW_BYTES / width), bytes = (hi - lo) * width;
+	/* its memory stays: what is freed and taken again by turns does not go back to the system */
+	if (bytes > c->memory_bytes || c->memory == NULL) {
+		free(c->memory);
+		c->memory_bytes = 0;
+		c->memory = qk_malloc(qk_max(bytes, 1), 1);
+		if (c->memory == NULL)
+			return QK_FAIL_NOMEM(err);
+		c->memory_bytes = bytes;
+	}
+	c->lo = lo;
+	c->hi = hi;
+	c->overflows = false;
+	c->narrow = c->is_wide ? NULL : c->memory;
+	c->wide = c->is_wide ? c->memory : NULL;
+	return QCOW_OK;
+}
+
+/* The counts as they are, and the references to tables. */
+static enum qcow_status begin(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
+{
+	settle(c);
+	QK_TRY(make_window(c, lo, err));
+	QK_TRY(load_base(c, err));
+	for (size_t i = 0; i < c->n_deltas && !c->overflows; i++) {
+		c->deltas[i].is_counted = false;
+		add(c, c->deltas[i].off >> c->image->geometry.cluster_bits, c->deltas[i].table);
+	}
+	return QCOW_OK;
+}
+
+/* What the entries of the tables name. */
 static enum qcow_status sweep(struct qk_counter *c, struct qcow_error *err)
 {
 	size_t n = 0;
-	QK_TRY(load_base(c, err));
-	for (size_t i = 0; i < c->n_deltas; i++)
-		add(c, c->deltas[i].off >> c->image->geometry.cluster_bits, c->deltas[i].table);
 	for (size_t i = 0; i < c->n_deltas && !c->overflows; i += n) {
 		n = 1;
 		if (!is_read(c, i))
@@ -376,29 +452,6 @@ static enum qcow_status judge(struct qk_counter *c, struct qcow_error *err)
 	return fail_count(c, at, qk_counter_at(c, at), err);
 }
 
-static enum qcow_status make_window(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
-{
-	uint64_t width = c->is_wide ? sizeof(*c->wide) : sizeof(*c->narrow);
-	drop_window(c);
-	uint64_t hi = qk_min(c->end, lo + WINDOW_BYTES / width), bytes = (hi - lo) * width;
-	/* its memory stays: what is freed and taken again by turns does not go back to the system */
-	if (bytes > c->memory_bytes || c->memory == NULL) {
-		free(c->memory);
-		c->memory_bytes = 0;
-		c->memory = qk_malloc(qk_max(bytes, 1), 1);
-		if (c->memory == NULL)
-			return QK_FAIL_NOMEM(err);
-		c->memory_bytes = bytes;
-	}
-	memset(c->memory, 0, (size_t)bytes);
-	c->lo = lo;
-	c->hi = hi;
-	c->overflows = false;
-	c->narrow = c->is_wide ? NULL : c->memory;
-	c->wide = c->is_wide ? c->memory : NULL;
-	return QCOW_OK;
-}
-
 void qk_counter_follow(struct qk_counter *c, const struct qk_fresh *fresh)
 {
 	unsigned bits = c->image->geometry.cluster_bits;
@@ -409,19 +462,52 @@ void qk_counter_follow(struct qk_counter *c, const struct qk_fresh *fresh)
 	}
 }
 
+static void follow_space(struct qk_counter *c)
+{
+	qk_shadow_of_space(c->sp, &c->space);
+	c->end = qk_shadow_space_end(c->sp);
+}
+
+enum qcow_status qk_counter_open(struct qk_counter *c, struct qcow_error *err)
+{
+	follow_space(c);
+	if (c->end > OPEN_MOST)
+		return QCOW_OK;
+	QK_TRY(begin(c, 0, err));
+	c->is_current = !qk_counter_is_cut(c);
+	return QCOW_OK;
+}
+
+void qk_counter_show(struct qk_counter *c, uint64_t off, const uint8_t *table)
+{
+	if (!c->is_current || c->overflows)
+		return;
+	struct qk_delta *d = qk_counter_find(c, off);
+	if (d == NULL || d->data == 0 || d->is_counted)
+		return;
+	/* the load says what is wrong */
+	d->is_counted = true;
+	c->is_current = add_table(c, d, table, NULL) == QCOW_OK;
+}
+
+void qk_counter_move(struct qk_counter *c, struct qk_space *sp, bool are_same)
+{
+	c->sp = sp;
+	c->is_current = c->is_current && are_same;
+	qk_shadow_of_space(sp, &c->space);
+}
+
 enum qcow_status qk_counter_load(struct qk_counter *c, uint64_t lo, struct qcow_error *err)
 {
-	uint64_t end = qk_shadow_space_end(c->sp);
-	if (c->is_current && lo == 0 && end == c->end && !c->overflows)
-		return judge(c, err);
-	settle(c);
-	qk_shadow_of_space(c->sp, &c->space);
-	c->end = end;
-	QK_TRY(make_window(c, lo, err));
+	bool goes_on = c->is_current && lo == 0 && qk_shadow_space_end(c->sp) == c->end;
+	if (!goes_on) {
+		follow_space(c);
+		QK_TRY(begin(c, lo, err));
+	}
 	QK_TRY(sweep(c, err));
 	if (c->overflows && !c->is_wide) {
 		c->is_wide = true;
-		QK_TRY(make_window(c, lo, err));
+		QK_TRY(begin(c, lo, err));
 		QK_TRY(sweep(c, err));
 	}
 	if (c->overflows)

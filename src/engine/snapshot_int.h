@@ -70,6 +70,7 @@ struct qk_delta {
 	int32_t table; /* references to it */
 	int32_t data; /* references to each cluster that its entries name; 0: it is not read */
 	struct qk_reach reach;
+	bool is_counted; /* in the window: what its entries name */
 	bool is_freed; /* of qk_counter_punch */
 };
 
@@ -93,7 +94,7 @@ struct qk_counter {
 	bool is_wide;
 	bool overflows; /* narrow cannot hold it */
 	bool has_freed; /* some window had a cluster without its last reference */
-	bool is_current; /* the window is of all clusters, and everything added is counted in it */
+	bool is_current; /* the window is of all clusters, and has all but the entries of tables not counted */
 	uint8_t *table; /* table_bytes: a cluster, or several */
 	uint64_t table_bytes;
 };
@@ -111,6 +112,8 @@ enum qcow_status qk_counter_add_run(struct qk_counter *c, uint64_t off, uint64_t
 /* Every L2 table of an L1 table. */
 enum qcow_status qk_counter_add_tree(struct qk_counter *c, const uint64_t *l1, uint64_t n,
 	int32_t table, int32_t data, struct qcow_error *err) QK_MUST_USE;
+/* The change of a table, once they are settled, or NULL. */
+struct qk_delta *qk_counter_find(const struct qk_counter *c, uint64_t off);
 /* Clusters that were taken since the window was loaded have their one reference. */
 void qk_counter_follow(struct qk_counter *c, const struct qk_fresh *fresh);
 /* The host clusters [*first, *first + *n) of entry i of the table of `d`. QCOW_E_CORRUPT. */
@@ -119,6 +122,12 @@ enum qcow_status qk_counter_hosts(const struct qk_counter *c, const struct qk_de
 	struct qcow_error *err) QK_MUST_USE;
 /* As if nothing had been added. */
 void qk_counter_reset(struct qk_counter *c);
+/* Everything is added: begin with the counts as they are, where one window holds them all. Who reads an L2 table before the
+ * next load shows it, and it is not read again. Errors as of the load. */
+enum qcow_status qk_counter_open(struct qk_counter *c, struct qcow_error *err) QK_MUST_USE;
+void qk_counter_show(struct qk_counter *c, uint64_t off, const uint8_t *table);
+/* The counts are those of `sp` from here on; what was begun goes on where the counts are the same. */
+void qk_counter_move(struct qk_counter *c, struct qk_space *sp, bool are_same);
 /* Count the window that begins at cluster `lo`. QCOW_E_CORRUPT with the finding of a bad entry, or where references
  * were not counted; QCOW_E_LIMIT where the width is full; QCOW_E_CANCELLED, QCOW_E_IO, QCOW_E_NOMEM. */
 enum qcow_status qk_counter_load(
@@ -192,9 +201,9 @@ enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struc
 void qk_copy_release(struct qk_copy *c);
 /* Is the table of entry i a copy? */
 bool qk_copy_is_fresh(const struct qk_copy *c, uint64_t i);
-/* No entry is COPIED any more. */
-enum qcow_status qk_copy_cleared(struct qk_copy *c, const struct qcow_progress *progress,
-	struct qcow_error *err) QK_MUST_USE;
+/* No entry is COPIED any more. Each table is shown to `counter`, or it is NULL. */
+enum qcow_status qk_copy_cleared(struct qk_copy *c, struct qk_counter *counter,
+	const struct qcow_progress *progress, struct qcow_error *err) QK_MUST_USE;
 /* COPIED where the refcount is 1, of tables too, for all clusters of the counter's window. */
 enum qcow_status qk_copy_judged(
 	struct qk_copy *c, const struct qk_counter *counter, struct qcow_error *err) QK_MUST_USE;

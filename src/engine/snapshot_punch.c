@@ -37,13 +37,6 @@ static void note(struct punching *p, uint64_t cluster)
 		p->first = cluster;
 }
 
-static int by_place(const void *key, const void *item)
-{
-	const uint64_t *off = key;
-	const struct qk_delta *d = item;
-	return (*off > d->off) - (*off < d->off);
-}
-
 /* A table that has to be read once more, for another window? */
 static bool is_needed(struct punching *p, uint64_t cluster)
 {
@@ -52,7 +45,7 @@ static bool is_needed(struct punching *p, uint64_t cluster)
 	if (!qk_counter_is_cut(c))
 		return false;
 	/* the load of the window sorted them */
-	struct qk_delta *d = bsearch(&off, c->deltas, c->n_sorted, sizeof(*c->deltas), by_place);
+	struct qk_delta *d = qk_counter_find(c, off);
 	if (d == NULL || d->data == 0)
 		return false;
 	d->is_freed = true;

@@ -36,6 +36,7 @@
 #include "format/limits.h"
 
 struct qk_space;
+struct qk_refs_watch;
 
 /* What a cluster is used for, or a write is meant for. */
 enum qk_space_kind {
@@ -60,6 +61,8 @@ struct qk_space_request {
 	uint64_t file_size;
 	uint64_t cache_bytes; /* budget of refcount blocks; 0: 4 MiB. At least 4 blocks are kept */
 	enum qcow_prove prove;
+	const struct qk_refs_watch
+		*watch; /* NULL, or who is shown the L2 tables that the proof reads */
 	uint32_t passes; /* QCOW_DISCARD_PASS_ bits */
 };
 

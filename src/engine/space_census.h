@@ -22,11 +22,12 @@ struct qk_space_census {
 	bool has_damage; /* some entry or table is not as it should be */
 	bool reclaims; /* what nothing refers to is free */
 	uint64_t stored[QK_CENSUS_PAGE_BYTES / 2]; /* refcounts of a page */
+	uint64_t full_idx, n_full; /* clusters of one block that are in use, of those compared */
 };
 
 /* Release it also after a failure. QCOW_E_NOMEM. */
-enum qcow_status qk_space_census_init(
-	struct qk_space_census *c, struct qk_space *sp, struct qcow_error *err) QK_MUST_USE;
+enum qcow_status qk_space_census_init(struct qk_space_census *c, struct qk_space *sp,
+	const struct qk_refs_watch *watch, struct qcow_error *err) QK_MUST_USE;
 void qk_space_census_release(struct qk_space_census *c);
 
 /* Count all references, and call `pass` for each window [census.lo, census.hi) of clusters: in ascending order

@@ -122,8 +122,8 @@ bool qk_space_map_may_hold(const struct qk_space *sp, uint64_t cluster)
 		       1) != 0;
 }
 
-/* 4,096 clusters have a bit in `counting`, which stays set. */
-#define GROUP_BITS 12U
+/* 256 clusters have a bit in `counting`, which stays set. */
+#define GROUP_BITS 8U
 
 static void counting_set(struct qk_space *sp, uint64_t first, uint64_t n)
 {

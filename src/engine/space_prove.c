@@ -49,8 +49,8 @@ static void note(void *ctx, const struct qcow_finding *f)
 	}
 }
 
-enum qcow_status qk_space_census_init(
-	struct qk_space_census *c, struct qk_space *sp, struct qcow_error *err)
+enum qcow_status qk_space_census_init(struct qk_space_census *c, struct qk_space *sp,
+	const struct qk_refs_watch *watch, struct qcow_error *err)
 {
 	*c = (struct qk_space_census){.sp = sp, .header = sp->header};
 	c->audit = (struct qk_audit){.store = sp->store,
@@ -61,8 +61,10 @@ enum qcow_status qk_space_census_init(
 		.report = note,
 		.report_ctx = c};
 	c->n_clusters = qk_audit_end(&c->audit) >> sp->g->cluster_bits;
-	struct qk_refs_request q = {
-		.audit = &c->audit, .census = &c->census, .memory_bytes = L2SET_BYTES};
+	struct qk_refs_request q = {.audit = &c->audit,
+		.census = &c->census,
+		.memory_bytes = L2SET_BYTES,
+		.watch = watch};
 	QK_TRY(qk_refs_init(&c->refs, &q, err));
 	return qk_census_init(&c->census, CENSUS_BYTES, c->n_clusters, err);
 }
@@ -180,23 +182,35 @@ static enum qcow_status compare(struct qk_space_census *c, uint64_t cluster, uin
 
 /* What the counters of some clusters say. */
 struct verdict {
-	bool is_bad, has_leaks;
+	bool is_bad, has_leaks, has_free;
 };
 
-/* n narrow counters and the refcounts that are stored. */
+/* n narrow counters and the refcounts that are stored, none of more than 16 bits. */
 static struct verdict judge_counters(const uint16_t *counters, const uint64_t *stored, uint64_t n)
 {
-	unsigned bad = 0, leaks = 0;
+	uint16_t bad = 0, leaks = 0, is_free = 0;
 
 	for (uint64_t i = 0; i < n; i++) {
-		unsigned refs = counters[i] & QK_CENSUS_COUNT_MASK;
-		unsigned is_shared = refs > 1;
-		bad |= (counters[i] & QK_CENSUS_OVERLAP) |
-		       (is_shared & (unsigned)((counters[i] & QK_CENSUS_COPIED) != 0)) |
-		       (unsigned)(stored[i] < refs);
-		leaks |= (unsigned)(refs == 0) & (unsigned)(stored[i] != 0);
+		uint16_t is = (uint16_t)stored[i], refs = counters[i] & QK_CENSUS_COUNT_MASK;
+		uint16_t is_shared = refs > 1, is_copied = (counters[i] & QK_CENSUS_COPIED) != 0;
+		bad |= (uint16_t)((counters[i] & QK_CENSUS_OVERLAP) | (is_shared & is_copied) |
+				  (is < refs));
+		leaks |= (uint16_t)((refs == 0) & (is != 0));
+		is_free |= is == 0;
 	}
-	return (struct verdict){bad != 0, leaks != 0};
+	return (struct verdict){bad != 0, leaks != 0, is_free != 0};
+}
+
+/* Clusters [first, first + n) are in use: nobody need look for a free one where all of a block are. */
+static void note_full(struct qk_space_census *c, uint64_t first, uint64_t n)
+{
+	struct qk_space *sp = c->sp;
+	uint64_t idx = first >> sp->g->rb_bits;
+
+	c->n_full = (c->full_idx == idx ? c->n_full : 0) + n;
+	c->full_idx = idx;
+	if (c->n_full == sp->g->rb_entries)
+		sp->full[idx / 64] |= UINT64_C(1) << (idx % 64);
 }
 
 /* Clusters [first, first + n) of one page and one refcount block. */
@@ -211,10 +225,12 @@ static enum qcow_status compare_part(struct qk_space_census *c, const uint8_t *p
 			c->stored);
 	else
 		memset(c->stored, 0, sizeof(c->stored));
-	struct verdict v = {true, true};
-	if (!c->census.wide)
+	struct verdict v = {true, true, true};
+	if (!c->census.wide && qk_refcounts_all(c->stored, n) <= UINT16_MAX)
 		v = judge_counters((const uint16_t *)(const void *)page + at, c->stored, n);
 	*has_leaks = v.has_leaks && c->block != NULL;
+	if (!v.has_free && !v.has_leaks)
+		note_full(c, first, n);
 	for (uint64_t i = 0; v.is_bad && i < n; i++)
 		QK_TRY(compare(
 			c, first + i, qk_census_load(&c->census, page, at + i), c->stored[i], err));
@@ -359,10 +375,11 @@ static enum qcow_status compare_pass(void *ctx, struct qcow_error *err)
 	return c->reclaims ? reclaim(c, err) : QCOW_OK;
 }
 
-static enum qcow_status prove(struct qk_space *sp, struct qcow_error *err)
+static enum qcow_status prove(
+	struct qk_space *sp, const struct qk_refs_watch *watch, struct qcow_error *err)
 {
 	struct qk_space_census c;
-	enum qcow_status status = qk_space_census_init(&c, sp, err);
+	enum qcow_status status = qk_space_census_init(&c, sp, watch, err);
 
 	if (status == QCOW_OK)
 		status = qk_space_census_run(&c, compare_pass, &c, err);
@@ -381,7 +398,7 @@ enum qcow_status qk_space_prove(
 	if (rq->prove == QCOW_PROVE_OFF)
 		return QCOW_OK;
 	if (rq->prove == QCOW_PROVE_FULL || is_small(sp) || !sp->can_grow) {
-		QK_TRY(prove(sp, err));
+		QK_TRY(prove(sp, rq->watch, err));
 		sp->is_proven = true;
 		return QCOW_OK;
 	}

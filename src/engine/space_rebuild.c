@@ -184,7 +184,7 @@ static enum qcow_status rebuild(
 	struct qk_space *sp, struct qk_header *header, struct qcow_error *err)
 {
 	struct rebuild r = {.sp = sp};
-	enum qcow_status status = qk_space_census_init(&r.c, sp, err);
+	enum qcow_status status = qk_space_census_init(&r.c, sp, NULL, err);
 
 	if (status == QCOW_OK)
 		status = count_anew(&r, err);

@@ -95,6 +95,25 @@ struct qk_guest_pos {
 };
 struct qk_guest_pos qk_guest_pos(const struct qk_geometry *g, qk_goff off);
 
+/* How many entries of 8 bytes from the i-th on name clusters that follow each other, with flags as the first? A multiple of
+ * QK_L2_ROW, 0 mostly where the clusters are scattered. The first is the caller's to judge. */
+#define QK_L2_ROW 8U
+static inline uint32_t qk_l2_row(
+	const uint8_t *table, uint32_t i, uint32_t end, uint64_t cluster_size)
+{
+	uint64_t want = qk_load64(table + (size_t)i * 8), differs = 0;
+	uint32_t from = i;
+	if (end - i < QK_L2_ROW || qk_load64(table + ((size_t)i + 1) * 8) != want + cluster_size)
+		return 0;
+	for (; end - i >= QK_L2_ROW; i += QK_L2_ROW) {
+		for (uint32_t k = 0; k < QK_L2_ROW; k++, want += cluster_size)
+			differs |= qk_load64(table + ((size_t)i + k) * 8) ^ want;
+		if (differs != 0)
+			break;
+	}
+	return i - from;
+}
+
 /* The words of entry `index` in an L2 table of cluster_size bytes. */
 static inline void qk_l2_load(const struct qk_geometry *g, const uint8_t *table, uint32_t index,
 	uint64_t *raw, uint64_t *bitmap)

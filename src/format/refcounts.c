@@ -45,16 +45,18 @@ void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t in
 	}
 }
 
-/* Of 16-bit entries, 16 at a time while none is 0: the first of 16 one of which is. */
+/* Of 16-bit entries, 16 at a time while none is 0: the first of 16 one of which is. In a word of four the top bit of
+ * (x - 1) & ~x is set where x is 0, and above such a one maybe. */
 static uint64_t pass_full(const uint8_t *block, uint64_t index, uint64_t end)
 {
-	uint16_t v[16];
+	const uint64_t ones = UINT64_C(0x0001000100010001);
+	uint64_t v[4];
 	for (; index + 16 <= end; index += 16) {
-		unsigned any = 0;
+		uint64_t any = 0;
 		memcpy(v, block + index * 2, sizeof(v));
-		for (unsigned i = 0; i < 16; i++)
-			any |= v[i] == 0;
-		if (any != 0)
+		for (unsigned i = 0; i < 4; i++)
+			any |= (v[i] - ones) & ~v[i];
+		if ((any & ones << 15) != 0)
 			break;
 	}
 	return index;
@@ -70,10 +72,10 @@ uint64_t qk_refcounts_find_zero(
 	return index;
 }
 
-uint64_t qk_refcounts_most(const uint64_t *counts, uint64_t n)
+uint64_t qk_refcounts_all(const uint64_t *counts, uint64_t n)
 {
-	uint64_t most = 0;
+	uint64_t all = 0;
 	for (uint64_t i = 0; i < n; i++)
-		most = qk_max(most, counts[i]);
-	return most;
+		all |= counts[i];
+	return all;
 }

@@ -9,7 +9,7 @@
 void qk_refcounts_load(const struct qk_geometry *g, const uint8_t *block, uint64_t index,
 	uint64_t n, uint64_t *out);
 
-/* The other way; each count fits the width (qk_refcounts_most). */
+/* The other way; each count fits the width (qk_refcounts_all). */
 void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t index, uint64_t n,
 	const uint64_t *counts);
 
@@ -17,7 +17,7 @@ void qk_refcounts_store(const struct qk_geometry *g, uint8_t *block, uint64_t in
 uint64_t qk_refcounts_find_zero(
 	const struct qk_geometry *g, const uint8_t *block, uint64_t index, uint64_t end);
 
-/* The largest of n counts, 0 where there are none. */
-uint64_t qk_refcounts_most(const uint64_t *counts, uint64_t n);
+/* The bits of n counts together: 0 where all are 0, and larger than a refcount_max where one of them is. */
+uint64_t qk_refcounts_all(const uint64_t *counts, uint64_t n);
 
 #endif

@@ -58,8 +58,10 @@ void lab_write(struct lab *l)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	size_t off = qkt_rng_below(&l->rng, l->size / 512) * 512;
-	size_t len = (1 + qkt_rng_below(&l->rng, 3 * l->cluster / 512)) * 512;
 	unsigned what = (unsigned)qkt_rng_below(&l->rng, 8);
+	/* some fill whole rows of entries */
+	size_t most = (what == 2 ? 40 : 3) * l->cluster;
+	size_t len = (1 + qkt_rng_below(&l->rng, most / 512)) * 512;
 	len = len < l->size - off ? len : l->size - off;
 	if (what == 0) {
 		assert_ok(qcow_zero(l->im.image, off, len, QCOW_IO_UNMAP, &err), err);

@@ -5,6 +5,8 @@
  */
 #include "snapshot_lab.h"
 
+#include "base/bytes.h"
+
 static const char *qemus[2];
 static size_t n_qemus;
 
@@ -25,12 +27,20 @@ static void step(struct lab *l, unsigned number)
 		lab_write(l);
 }
 
-static void random_steps(const char *options, size_t cluster, size_t size, bool compresses)
+struct way {
+	bool compresses;
+	enum qcow_prove prove; /* OFF: what a deletion must know it finds out by itself */
+};
+
+static void random_steps(const char *options, size_t cluster, size_t size, struct way way)
 {
 	struct lab l;
 	struct qkt_rng seed = qkt_rng_init(cluster + size);
 	lab_start(&l, options, cluster, size, qkt_rng_next(&seed));
-	l.compresses = compresses;
+	lab_close(&l);
+	l.open.prove = way.prove;
+	lab_open(&l);
+	l.compresses = way.compresses;
 	for (unsigned i = 0; i < 45; i++) {
 		step(&l, i);
 		lab_check(&l);
@@ -45,37 +55,82 @@ static void random_steps(const char *options, size_t cluster, size_t size, bool 
 	lab_free(&l);
 }
 
+static const struct way packed = {.compresses = true}, plain = {.compresses = false};
+
 static void version_3(void **state)
 {
 	(void)state;
-	random_steps("", 65536, 3 << 20, true);
-	random_steps("", 4096, (1 << 20) + 1536, true);
+	random_steps("", 65536, 3 << 20, packed);
+	random_steps("", 4096, (1 << 20) + 1536, packed);
 }
 
 static void version_2(void **state)
 {
 	(void)state;
-	random_steps(",compat=0.10", 65536, 3 << 20, true);
-	random_steps(",compat=0.10", 512, 150000 / 512 * 512, true);
+	random_steps(",compat=0.10", 65536, 3 << 20, packed);
+	random_steps(",compat=0.10", 512, 150000 / 512 * 512, packed);
 }
 
 static void small_clusters(void **state)
 {
 	(void)state;
-	random_steps("", 512, 200000 / 512 * 512, true);
+	random_steps("", 512, 200000 / 512 * 512, packed);
 }
 
 static void extended(void **state)
 {
 	(void)state;
-	random_steps(",extended_l2=on", 16384, 1 << 20, true);
+	random_steps(",extended_l2=on", 16384, 1 << 20, packed);
 }
 
 static void widths(void **state)
 {
 	(void)state;
-	random_steps(",refcount_bits=64", 1024, 300 * 1024, true);
-	random_steps(",refcount_bits=8", 2048, 300 * 1024, false);
+	random_steps(",refcount_bits=64", 1024, 300 * 1024, packed);
+	random_steps(",refcount_bits=8", 2048, 300 * 1024, plain);
+}
+
+static void unproven(void **state)
+{
+	(void)state;
+	static const struct way off = {.compresses = true, .prove = QCOW_PROVE_OFF};
+	random_steps("", 65536, 3 << 20, off);
+	random_steps(",compat=0.10", 4096, 1 << 20, off);
+	random_steps(",refcount_bits=8", 512, 200000 / 512 * 512, off);
+}
+
+/* Clusters behind the last one, counted and not named by anything: they are free again, and count what lies in them then. */
+static void what_leaked_is_taken_for_copies(void **state)
+{
+	(void)state;
+	struct lab l;
+	lab_start(&l, "", 4096, 1 << 20, 4);
+	for (unsigned i = 0; i < 30; i++)
+		lab_write(&l);
+	lab_create(&l, "a");
+	lab_close(&l);
+	uint8_t word[8], ones[64];
+	FILE *f = fopen(qkt_path("image"), "r+b");
+	assert_non_null(f);
+	assert_int_equal(fseek(f, 0, SEEK_END), 0);
+	uint64_t end = ((uint64_t)ftell(f) + 4095) / 4096;
+	assert_true(end + 32 <= 2048); /* of the first block */
+	for (unsigned i = 0; i < sizeof(ones); i++)
+		ones[i] = i % 2;
+	assert_int_equal(fseek(f, 48, SEEK_SET), 0);
+	assert_int_equal(fread(word, 1, 8, f), 8);
+	assert_int_equal(fseek(f, (long)qk_load64(word), SEEK_SET), 0);
+	assert_int_equal(fread(word, 1, 8, f), 8);
+	assert_int_equal(fseek(f, (long)(qk_load64(word) + end * 2), SEEK_SET), 0);
+	assert_int_equal(fwrite(ones, 1, sizeof(ones), f), sizeof(ones));
+	assert_int_equal(fclose(f), 0);
+	qkt_must("truncate -s %llu image", (unsigned long long)(end + 32) * 4096);
+	l.open.prove = QCOW_PROVE_OFF;
+	lab_open(&l);
+	lab_delete(&l, 1);
+	lab_check(&l);
+	lab_judge(&l, "");
+	lab_free(&l);
 }
 
 /* What was on the disk when the bitmap was made is not what the snapshot had. */
@@ -189,7 +244,9 @@ int main(void)
 	n_qemus = qkt_qemus(qemus);
 	const struct CMUnitTest tests[] = {cmocka_unit_test(version_3), cmocka_unit_test(version_2),
 		cmocka_unit_test(small_clusters), cmocka_unit_test(extended),
-		cmocka_unit_test(widths), cmocka_unit_test(bitmaps_record_that_everything_changed),
+		cmocka_unit_test(widths), cmocka_unit_test(unproven),
+		cmocka_unit_test(what_leaked_is_taken_for_copies),
+		cmocka_unit_test(bitmaps_record_that_everything_changed),
 		cmocka_unit_test(the_size_comes_back), cmocka_unit_test(extra_data_stays)};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -280,6 +280,26 @@ static void guest_offsets_find_their_entries(void **state)
 	assert_int_equal(pos.in_cluster, g.cluster_size - 1);
 }
 
+/* Every length of a row, and every bit that ends it. */
+static void rows_are_clusters_that_follow_each_other(void **state)
+{
+	(void)state;
+	const uint64_t size = 65536, first = QK_FLAG_COPIED | (size * 5);
+	uint8_t table[64 * 8];
+	for (uint32_t i = 0; i < 64; i++)
+		qk_store64(table + (size_t)i * 8, first + i * size);
+	for (uint32_t end = 0; end <= 64; end++)
+		for (uint32_t i = 0; i < end; i++)
+			assert_int_equal(qk_l2_row(table, i, end, size), (end - i) / 8 * 8);
+	for (uint32_t i = 1; i < 64; i++)
+		for (unsigned bit = 0; bit < 64; bit++) {
+			table[i * 8 + bit / 8] ^= (uint8_t)(1U << bit % 8);
+			CHECK(qk_l2_row(table, 0, 64, size) == (i == 1 ? 0 : i / 8 * 8),
+				"entry %u, bit %u", i, bit);
+			table[i * 8 + bit / 8] ^= (uint8_t)(1U << bit % 8);
+		}
+}
+
 static void words_are_loaded_and_stored_at_their_entry(void **state)
 {
 	(void)state;
@@ -477,6 +497,7 @@ int main(void)
 		cmocka_unit_test(compressed_words_name_every_byte_and_no_sector_more),
 		cmocka_unit_test(entries_without_a_finding_encode_back),
 		cmocka_unit_test(guest_offsets_find_their_entries),
+		cmocka_unit_test(rows_are_clusters_that_follow_each_other),
 		cmocka_unit_test(words_are_loaded_and_stored_at_their_entry),
 		cmocka_unit_test(maps_of_qemu_are_understood),
 		cmocka_unit_test(compressed_entries_of_qemu_are_understood),
