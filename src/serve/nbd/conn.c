@@ -43,6 +43,7 @@ static void name_peer(struct qk_nbd_conn *conn)
 	snprintf(conn->peer, sizeof(conn->peer), conn->is_socket ? "unix" : "pipe");
 	if (!conn->is_socket || getpeername(conn->in_fd, (struct sockaddr *)&a, &n) != 0)
 		return;
+	conn->is_local = a.ss_family == AF_UNIX;
 	if (a.ss_family != AF_INET && a.ss_family != AF_INET6)
 		return;
 	(void)setsockopt(conn->in_fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));

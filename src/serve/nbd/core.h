@@ -87,6 +87,7 @@ struct qk_nbd_conn {
 	char peer[64];
 	int in_fd, out_fd;
 	bool is_socket, is_file; /* file: one that epoll does not take; it is always ready */
+	bool is_local, is_wide; /* a Unix socket; its send buffer was made larger */
 	_Atomic enum qk_nbd_phase phase; /* read by others */
 	bool was_served;
 	struct qk_nbd_handshake handshake;

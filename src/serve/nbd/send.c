@@ -5,10 +5,16 @@
 #include "serve/nbd/core.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 
 #include "base/err.h"
 
 #define GATHER 128
+/* A Unix socket holds 208 KiB: who is sent replies of megabytes wakes us, and we it, ten times for each. So it is asked for more
+ * where that much waits, and clients are few: the memory is the kernel's, and bounded by this. */
+#define WIDE_BYTES   ((int)1 << 20)
+#define WIDE_FROM    ((size_t)256 << 10)
+#define WIDE_CLIENTS 32U
 
 struct qk_nbd_job *qk_nbd_job_new(struct qk_nbd_conn *conn, const struct qk_nbd_request *rq)
 {
@@ -220,12 +226,25 @@ static void advance(struct qk_nbd_conn *conn, size_t n)
 	}
 }
 
+/* The socket is full: does it hold more now? */
+static bool widen(struct qk_nbd_conn *conn)
+{
+	const int bytes = WIDE_BYTES;
+	if (conn->is_wide || !conn->is_local || conn->tx_bytes < WIDE_FROM ||
+		atomic_load(&conn->server->n_open) > WIDE_CLIENTS)
+		return false;
+	conn->is_wide = true;
+	return setsockopt(conn->out_fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) == 0;
+}
+
 bool qk_nbd_send(struct qk_nbd_conn *conn)
 {
 	struct iovec iov[GATHER];
 	conn->wants_out = false;
 	while (conn->tx_first != NULL) {
 		ssize_t put = qk_nbd_io_send(conn, iov, gather(conn, iov));
+		if (put < 0 && errno == EAGAIN && widen(conn))
+			continue;
 		if (put < 0 && errno == EAGAIN) {
 			conn->wants_out = true;
 			return true;
