@@ -211,6 +211,9 @@ void cli_hint(struct cli *cli, const char *fmt, ...) QK_PRINTF(2, 3);
 int cli_fail(struct cli *cli, const struct qcow_error *err, const char *fmt, ...) QK_PRINTF(3, 4);
 /* A failed open of the operand `text`. device: as in struct cli_open_request. Changes the message. */
 void cli_report_open(struct cli *cli, const char *device, const char *text, struct qcow_error *err);
+/* The same for a file that was to become an image. `during` is what QEMU's sentence names, "converting qcow2", or NULL. */
+void cli_report_create(
+	struct cli *cli, const char *during, const char *text, struct qcow_error *err);
 /* The same for the backing file `name` that is to be recorded and was opened as `text`. */
 void cli_report_backing(
 	struct cli *cli, const char *name, const char *text, struct qcow_error *err);
@@ -409,9 +412,9 @@ struct cli_target {
 };
 
 /* A target: the operand's store (a path, json: or image-opts with driver file, host_device, raw or qcow2
- * over it), opened with QCOW_FILE_… flags. A failure is reported. */
+ * over it), opened with QCOW_FILE_… flags. A failure is for the caller to report. */
 enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand,
-	unsigned file_flags, struct cli_target *out) QK_MUST_USE;
+	unsigned file_flags, struct cli_target *out, struct qcow_error *err) QK_MUST_USE;
 
 /* Make the entry of the new file `path` in its folder durable; a folder that cannot be read is let be. False:
  * reported. */

@@ -175,8 +175,9 @@ static bool look_at_backing(struct job *job, uint64_t *size)
 	struct qcow_error err = QCOW_ERROR_INIT;
 	bool ok = true;
 
+	unsigned share = job->cli->traits->overlays_live ? (unsigned)CLI_OPEN_SHARE : 0;
 	if (!cli_open_request_init(
-		    job->cli, job->args, job->backing_path, CLI_OPEN_CHECK, &request))
+		    job->cli, job->args, job->backing_path, CLI_OPEN_CHECK | share, &request))
 		return false;
 	request.operand.image_opts = false;
 	request.operand.format = job->opts.create.backing_format;
@@ -412,14 +413,17 @@ static bool open_file(
 {
 	struct cli_operand operand = {.text = path};
 	struct cli_target target;
+	struct qcow_error err = QCOW_ERROR_INIT;
 	struct stat st;
 	bool exists = stat(path, &st) == 0;
 	unsigned flags = QCOW_FILE_WRITE;
 
 	if (!exists && !must_exist)
 		flags |= QCOW_FILE_CREATE | QCOW_FILE_EXCL;
-	if (cli_open_target(job->cli, &operand, flags, &target) != QCOW_OK)
+	if (cli_open_target(job->cli, &operand, flags, &target, &err) != QCOW_OK) {
+		cli_report_create(job->cli, NULL, path, &err);
 		return false;
+	}
 	*out = target.store;
 	*made = !exists;
 	return exists || cli_sync_folder(job->cli, path);

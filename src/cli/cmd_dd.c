@@ -173,12 +173,10 @@ static bool find_range(struct dd *d)
 
 /* ---- the target ---- */
 
-static bool fail_target(struct dd *d, const struct qcow_error *err)
+static bool fail_target(struct dd *d, struct qcow_error *err)
 {
-	if (d->cli->qemu && err->os_errno != 0)
-		cli_error(d->cli,
-			"%s: error while creating output image: Could not create '%s': %s", d->out,
-			d->out, strerror(err->os_errno));
+	if (d->cli->qemu && (err->os_errno != 0 || err->status == QCOW_E_LOCKED))
+		cli_report_create(d->cli, "creating output image", d->out, err);
 	else
 		(void)cli_fail(d->cli, err, "cannot write '%s'", d->out);
 	return false;

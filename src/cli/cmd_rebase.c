@@ -54,8 +54,11 @@ static bool open_image(struct rebase *r)
 	struct cli_open_request request;
 	unsigned flags = (r->dry_run ? 0 : (unsigned)CLI_OPEN_WRITE) |
 			 (r->unsafe ? (unsigned)CLI_OPEN_NO_BACKING : 0);
-	return cli_open_request_init(r->cli, r->args, r->file, flags, &request) &&
-	       cli_open(r->cli, &request, &r->image) == QCOW_OK;
+	if (!cli_open_request_init(r->cli, r->args, r->file, flags, &request))
+		return false;
+	if (!r->dry_run) /* -U: what is written belongs to nobody else, the files below may */
+		request.flags &= ~(unsigned)CLI_OPEN_SHARE;
+	return cli_open(r->cli, &request, &r->image) == QCOW_OK;
 }
 
 /* By the name as it will be recorded: from the image's folder. */

@@ -310,19 +310,31 @@ bool convert_wants_sync(const struct convert_job *job)
 	return cache != NULL ? strcmp(cache, "unsafe") != 0 : !job->cli->qemu;
 }
 
+static bool fail_target(struct convert_job *job, const char *text, struct qcow_error *err)
+{
+	char during[64];
+	(void)snprintf(during, sizeof(during), "converting %s", job->format);
+	if (job->options.keep_target)
+		cli_report_open(job->cli, NULL, text, err);
+	else
+		cli_report_create(job->cli, during, text, err);
+	return false;
+}
+
 static bool open_file(struct convert_job *job, const struct cli_operand *operand, const char *path,
 	struct qcow_store **out, bool *made)
 {
 	struct stat st;
 	struct cli_target target;
+	struct qcow_error err = QCOW_ERROR_INIT;
 	bool exists = stat(path, &st) == 0;
 	unsigned flags = QCOW_FILE_WRITE | cli_cache_file_flags(cli_arg(job->args, "target-cache"));
 	if (exists && !check_not_read(job, path, &st))
 		return false;
 	if (!exists && !job->options.keep_target)
 		flags |= QCOW_FILE_CREATE | QCOW_FILE_EXCL;
-	if (cli_open_target(job->cli, operand, flags, &target) != QCOW_OK)
-		return false;
+	if (cli_open_target(job->cli, operand, flags, &target, &err) != QCOW_OK)
+		return fail_target(job, operand->text, &err);
 	*out = target.store;
 	if (!take_header(job, &target))
 		return false;

@@ -708,30 +708,26 @@ enum qcow_status cli_open(
 	return status;
 }
 
-enum qcow_status cli_open_target(
-	struct cli *cli, const struct cli_operand *operand, unsigned flags, struct cli_target *out)
+enum qcow_status cli_open_target(struct cli *cli, const struct cli_operand *operand, unsigned flags,
+	struct cli_target *out, struct qcow_error *err)
 {
-	struct qcow_error err = QCOW_ERROR_INIT;
 	struct node node = {0};
 	json_t *spec = NULL;
 	*out = (struct cli_target){0};
-	enum qcow_status status = cli_spec_parse(cli, operand, &spec, &err);
+	enum qcow_status status = cli_spec_parse(cli, operand, &spec, err);
 	if (status == QCOW_OK)
-		status = find_secret(cli, spec, &node.secret, &err);
+		status = find_secret(cli, spec, &node.secret, err);
 	if (status == QCOW_OK)
-		status = open_node(cli, spec, flags, &node, &err);
+		status = open_node(cli, spec, flags, &node, err);
 	if (status == QCOW_OK && (node.raw_offset != 0 || node.raw_size != 0)) {
 		close_node(&node);
 		status = QK_FAIL(
-			&err, QCOW_E_UNSUPPORTED, "offset and size of a target are not built in");
+			err, QCOW_E_UNSUPPORTED, "offset and size of a target are not built in");
 	}
 	json_decref(spec);
-	if (status != QCOW_OK) {
-		cli_report_open(cli, NULL, operand->text, &err);
-		return status;
-	}
-	*out = (struct cli_target){node.store, node.header, node.secret, node.format};
-	return QCOW_OK;
+	if (status == QCOW_OK)
+		*out = (struct cli_target){node.store, node.header, node.secret, node.format};
+	return status;
 }
 
 char *cli_target_driver(struct cli *cli, const struct cli_operand *operand)

@@ -31,8 +31,9 @@ static void hint_foreign(struct cli *cli, const char *message)
 		cli_hint(cli, "%s", CLI_FOREIGN_HELP);
 }
 
-/* `front` is said before the reason. */
-static void report(struct cli *cli, const char *front, const char *text, struct qcow_error *err)
+/* `front` is said before the reason; `verb` is what could not be done to the file itself. */
+static void report(struct cli *cli, const char *front, const char *verb, const char *text,
+	struct qcow_error *err)
 {
 	char question[QCOW_ERROR_MESSAGE_BYTES] = "";
 	if (err->message[0] == '\0')
@@ -46,7 +47,7 @@ static void report(struct cli *cli, const char *front, const char *text, struct 
 		(void)snprintf(err->message, sizeof(err->message),
 			"Invalid password, cannot unlock any keyslot");
 	if (cli->qemu && err->os_errno != 0 && is_own)
-		qk_err_context(err, "Could not open '%s'", text);
+		qk_err_context(err, "Could not %s '%s'", verb, text);
 	char *asks = strstr(err->message, ". Is another process using the image [");
 	if (asks != NULL) {
 		/* QEMU asks on a line of its own, and callers look for it there */
@@ -70,11 +71,11 @@ void cli_report_open(struct cli *cli, const char *device, const char *text, stru
 	QK_AUTO_FREE char *front = NULL;
 	int n = 0;
 	if (device == NULL)
-		n = asprintf(&front, cli->qemu ? "Could not open '%s'" : "cannot open '%s'", text);
+		n = asprintf(&front, "%s '%s'", cli->traits->cannot_open, text);
 	else
 		n = asprintf(&front, device[0] != '\0' ? "can't open device %s" : "can't open%s",
 			device);
-	report(cli, n >= 0 ? front : "out of memory", text, err);
+	report(cli, n >= 0 ? front : "out of memory", "open", text, err);
 }
 
 void cli_report_backing(struct cli *cli, const char *name, const char *text, struct qcow_error *err)
@@ -84,7 +85,20 @@ void cli_report_backing(struct cli *cli, const char *name, const char *text, str
 		cli->qemu ? "Could not open new backing file '%s'"
 			  : "cannot open the new backing file '%s'",
 		name);
-	report(cli, n >= 0 ? front : "out of memory", text, err);
+	report(cli, n >= 0 ? front : "out of memory", "open", text, err);
+}
+
+void cli_report_create(
+	struct cli *cli, const char *during, const char *text, struct qcow_error *err)
+{
+	QK_AUTO_FREE char *front = NULL;
+	if (!cli->qemu) {
+		cli_report_open(cli, NULL, text, err);
+		return;
+	}
+	int n = during == NULL ? asprintf(&front, "%s", text)
+			       : asprintf(&front, "%s: error while %s", text, during);
+	report(cli, n >= 0 ? front : "out of memory", "create", text, err);
 }
 
 bool cli_close(struct cli *cli, struct qcow_image *image, bool ok)

@@ -10,25 +10,30 @@ static const struct compat_traits traits[] = {
 	{
 		.program = "qcow",
 		.version = "qcow " QCOW_VERSION_TEXT,
+		.cannot_open = "cannot open",
 	},
 	{
 		.program = "mount.qcow", /* mount(8) runs it for the type "qcow" */
 		.version = "qcow " QCOW_VERSION_TEXT,
+		.cannot_open = "cannot open",
 		.command = "mount",
 		.forks = true,
 	},
 	{
 		.program = "qemu-img",
 		.version = "qemu-img version 10.0.0 (qcowkit " QCOW_VERSION_TEXT ")",
+		.cannot_open = "Could not open",
 		.qemu = true,
 		.probe_backing = true,
 		.special_references = true,
 		.shares_raw = true,
+		.overlays_live = true,
 		.percent_records = true,
 	},
 	{
 		.program = "qemu-io",
 		.version = "qemu-io version 10.0.0 (qcowkit " QCOW_VERSION_TEXT ")",
+		.cannot_open = "Could not open",
 		.command = "io",
 		.qemu = true,
 		.probe_backing = true,
@@ -38,6 +43,7 @@ static const struct compat_traits traits[] = {
 	{
 		.program = "qemu-nbd",
 		.version = "qemu-nbd 10.0.0 (qcowkit " QCOW_VERSION_TEXT ")",
+		.cannot_open = "Failed to blk_new_open",
 		.command = "serve",
 		.qemu = true,
 		.probe_backing = true,

@@ -14,10 +14,13 @@ struct compat_traits {
 	const char *version; /* the line of --version */
 	const char *
 		command; /* the one that it is, all words are its own; NULL: the first word names one */
+	const char *
+		cannot_open; /* how a sentence begins about an image that cannot be opened; its name follows */
 	bool qemu; /* QEMU's texts, defaults and option rules */
 	bool probe_backing; /* probe a backing file without a recorded format */
 	bool special_references; /* an image may name json:, file: and devices */
 	bool shares_raw; /* a raw disk may be read while another process writes it */
+	bool overlays_live; /* an overlay may be made over an image that another process writes */
 	bool forks; /* a server goes into the background without being asked */
 	bool percent_records; /* -p writes QEMU's records to stdout instead of a terminal line */
 };

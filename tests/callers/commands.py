@@ -3,18 +3,22 @@
 """Command lines as the programs that call qemu-img write them, each with the limits that they set, run with ours and with QEMU's.
 
 In two folders that are alike: exit codes, stdout and the words of stderr must be the same (sizes on the host aside), a run that
-succeeds says nothing on stderr, and the disks that are left must be identical. The environment: QCOW_COMPAT, the folder with our
-programs; QEMU_IMG_NEW, QEMU's (default: what tools/peers/get fetched).
+succeeds says nothing on stderr, and the disks that are left must be identical.
 """
-import json, os, re, shlex, shutil, subprocess, sys, tempfile
+import json
+import re
+import shlex
+import shutil
+import tempfile
 from pathlib import Path
 
-ours = Path(os.environ["QCOW_COMPAT"]) / "qemu-img"
-theirs = Path(os.environ.get("QEMU_IMG_NEW", Path.home() / ".cache/qcowkit-peers/bin/qemu-img"))
+import callers
+from callers import OURS, THEIRS, check, run, with_path
+
 INFO = "prlimit --as=1073741824 --cpu=30 -- env LC_ALL=C LANG=C qemu-img"
 WORK = "prlimit --as=2147483648 -- env MALLOC_ARENA_MAX=3 LC_ALL=C qemu-img"
 # the sanitizers reserve address space of their own
-if os.environ.get("QCOW_SANITIZED"):
+if callers.SANITIZED:
     INFO = WORK = "env LC_ALL=C qemu-img"
 
 LINES = {
@@ -96,13 +100,6 @@ qemu-img check -r all src.qcow2
 """,
 }
 HOST = re.compile(r'("actual-size": )\d+|(disk size: ).*|("date-n?sec": )\d+|("l[123]-size": )\d+')
-n_ok = n_bad = 0
-
-
-def check(ok, what, why=""):
-    global n_ok, n_bad
-    n_ok, n_bad = n_ok + ok, n_bad + (not ok)
-    print(("[       OK ] " if ok else f"{why}\n[  FAILED  ] ") + what)
 
 
 def folder(root, name, program):
@@ -115,35 +112,10 @@ def folder(root, name, program):
     return place
 
 
-def run(place, line):
-    env = dict(os.environ, PATH=f"{place}/bin:{os.environ['PATH']}", LC_ALL="C")
-    r = subprocess.run(shlex.split(line), cwd=place, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=120)
-    r.stdout, r.stderr = r.stdout.decode(), r.stderr.decode()
-    return r
-
-
-def same_disks(a, b):
-    """Every image that one of the two left is in the other, with the same disk, and clean."""
-    names = sorted(p.name for p in a.iterdir() if p.is_file())
-    if names != sorted(p.name for p in b.iterdir() if p.is_file()):
-        return False, f"{names}"
-    for name in names:
-        with open(a / name, "rb") as f, open(b / name, "rb") as g:
-            formats = ["qcow2" if x.read(4) == b"QFI\xfb" else "raw" for x in (f, g)]
-        r = subprocess.run([theirs, "compare", "-f", formats[0], "-F", formats[1], a / name, b / name], capture_output=True, text=True)
-        if r.returncode != 0 or "size" in r.stdout:
-            return False, f"{name}: {r.stdout}{r.stderr}"
-        if formats[0] == "qcow2":
-            r = subprocess.run([theirs, "check", "-q", a / name], capture_output=True, text=True)
-            if r.returncode != 0:
-                return False, f"{name}: {r.stdout}{r.stderr}"
-    return True, ""
-
-
 def lines_of(caller, root):
-    mine, other = folder(root, f"{caller}/a", ours), folder(root, f"{caller}/b", theirs)
+    mine, other = folder(root, f"{caller}/a", OURS), folder(root, f"{caller}/b", THEIRS)
     for line in LINES[caller].strip().splitlines():
-        got, want = run(mine, line), run(other, line)
+        got, want = (run(shlex.split(line), p, with_path(p / "bin")) for p in (mine, other))
         what = f"{caller}: {line.split(' -- ')[-1]}"
         text = [HOST.sub(r"\1\2\3\4", r.stdout) for r in (got, want)]
         if " -p " in line:  # how often progress is told is its own
@@ -156,13 +128,12 @@ def lines_of(caller, root):
             check(got.stderr.splitlines()[:1] == want.stderr.splitlines()[:1], what, f"{got.stderr}\n{want.stderr}")
         if "--output" in line and got.returncode == 0:
             check(json.loads(got.stdout) is not None, f"{what}: JSON")
-    check(*same_disks(mine, other)[:1], f"{caller}: the same disks are left", same_disks(mine, other)[1])
+    wrong = callers.same_disks(mine, other)
+    check(not wrong, f"{caller}: the same disks are left", wrong)
 
 
 def main():
-    if not theirs.exists():
-        print("SKIP the newest QEMU is not there (tools/peers/get fetches it)")
-        return 77
+    callers.need_newest()
     with tempfile.TemporaryDirectory(prefix="qcow-callers.") as name:
         root = Path(name)
         with open(root / "base.raw", "wb") as f:
@@ -170,11 +141,10 @@ def main():
             for at in range(0, 8 << 20, 1 << 20):
                 f.seek(at)
                 f.write(bytes([at >> 20 | 0x40]) * 300000)
-        subprocess.run([theirs, "convert", "-f", "raw", "-O", "qcow2", root / "base.raw", root / "src.qcow2"], check=True)
+        run([THEIRS, "convert", "-f", "raw", "-O", "qcow2", root / "base.raw", root / "src.qcow2"], root, check=True)
         for caller in LINES:
             lines_of(caller, root)
-    print(f"{n_ok} passed, {n_bad} failed")
-    return 1 if n_bad else 0
+    callers.finish()
 
 
-sys.exit(main())
+main()
