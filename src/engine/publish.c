@@ -14,7 +14,7 @@
  * Sharing: a call notes how many publications have begun. Once it has the lock, a publication that began after
  * that and ended well has done its work.
  *
- * Invariants: U1 l1_disk is what the disk's L1 table holds, or may hold where the fence is up; U2 a failure opens the
+ * Invariants: U1 l1_disk is what the disk's L1 table holds, or may hold where a publication failed; U2 a failure opens the
  * generation again, and nothing that was unlinked is dropped before a later publication is through; a recovery
  * after a failed flush keeps of it what the disk may name, and no more;
  * U3 where an L2 table is new, its L1 entry is of the same generation or an earlier one.
@@ -135,7 +135,7 @@ static enum qcow_status fence(struct qk_publish *p, enum qcow_status status,
 	return qk_fence_raise(&p->image->rw->fence, status, own);
 }
 
-/* The same, but for what has not touched anything in use. A flush that failed in there is like any other. */
+/* The same, but a want of room or memory fences nothing: the generation is open again. A flush that failed in there is like any other. */
 static enum qcow_status fence_io(struct qk_publish *p, enum qcow_status status,
 	const struct qcow_error *own, struct qcow_error *err)
 {
@@ -394,8 +394,9 @@ static enum qcow_status write_entries(const struct job *job, struct qcow_error *
 {
 	struct qk_publish *p = job->p;
 	struct qcow_error own = QCOW_ERROR_INIT;
-	QK_TRY(fence(p, write_chunks(job, true, &own), &own, err));
-	QK_TRY(fence(p, write_l1(job, &own), &own, err));
+	/* where the host has no room, each sector is the old one or the new one: both are whole, and all is written again */
+	QK_TRY(fence_io(p, write_chunks(job, true, &own), &own, err));
+	QK_TRY(fence_io(p, write_l1(job, &own), &own, err));
 	QK_TRY(job->is_stable ? barrier_image(p, err) : barrier(p, err));
 	return job->is_recovery ? verify(job, err) : QCOW_OK;
 }

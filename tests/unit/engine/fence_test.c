@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A flush of the store fails, each in turn: the image is fenced, its reads go on, and after qcow_recover it is as if
+ * Want of room, from each write in turn, fences nothing. A flush of the store fails, each in turn: the image is fenced, its reads go on, and after qcow_recover it is as if
  * the writes since the last good flush had never been. The order checker takes what a failed flush was to make
  * durable for lost until it is written again, and stops the test where anything is linked to it.
  */
@@ -71,6 +71,21 @@ static void read_back(struct t *t)
 	memcpy(t->old, t->now, sizeof(t->old));
 }
 
+/* All steps again, now that nothing fails. Closes the image. */
+static void goes_on(struct t *t)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	for (unsigned i = 0; i < N_STEPS; i++)
+		assert_ok(step(t, i, &err), err);
+	assert_ok(qcow_flush(t->im.image, &err), err);
+	read_back(t);
+	struct qcow_check_options check = QCOW_CHECK_OPTIONS_INIT;
+	struct qcow_check_result result;
+	assert_ok(qcow_check(t->im.image, &check, &result, &err), err);
+	assert_int_equal(result.corruptions, 0);
+	qkt_image_close(&t->im);
+}
+
 /* False: there are no n flushes. */
 static bool nth_flush_fails(uint32_t version, uint64_t stage_bytes, uint64_t n)
 {
@@ -95,15 +110,31 @@ static bool nth_flush_fails(uint32_t version, uint64_t stage_bytes, uint64_t n)
 		assert_ok(qcow_recover(t.im.image, &again), again);
 		read_back(&t);
 	}
-	for (i = 0; i < N_STEPS; i++)
-		assert_ok(step(&t, i, &err), err);
+	goes_on(&t);
+	return failed;
+}
+
+/* From the nth write on there is no room, tables in use included, as in holes of the file; then there is, and nobody has to
+ * recover. False: there are no n writes. */
+static bool room_ends(uint32_t version, uint64_t stage_bytes, uint64_t n)
+{
+	struct t t;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	begin(&t, version, stage_bytes);
+	qkt_fault_arm(t.im.fault, QKT_WRITE, n, QKT_ENOSPC, true);
+	for (unsigned i = 0; i < N_STEPS; i++) {
+		uint8_t before[N_BLOCKS];
+		memcpy(before, t.now, sizeof(before));
+		enum qcow_status st = step(&t, i, &err);
+		assert_true(st == QCOW_OK || st == QCOW_E_NOSPC);
+		if (st != QCOW_OK) /* of a block all is done or nothing */
+			memcpy(t.now, before, sizeof(before));
+	}
+	bool failed = qkt_fault_hits(t.im.fault) != 0;
+	qkt_fault_disarm(t.im.fault);
 	assert_ok(qcow_flush(t.im.image, &err), err);
 	read_back(&t);
-	struct qcow_check_options check = QCOW_CHECK_OPTIONS_INIT;
-	struct qcow_check_result result;
-	assert_ok(qcow_check(t.im.image, &check, &result, &err), err);
-	assert_int_equal(result.corruptions, 0);
-	qkt_image_close(&t.im);
+	goes_on(&t);
 	return failed;
 }
 
@@ -113,6 +144,18 @@ static void sweep(uint32_t version, uint64_t stage_bytes)
 	while (nth_flush_fails(version, stage_bytes, n))
 		n++;
 	assert_true(n > 6);
+}
+
+static void want_of_room_fences_nothing(void **state)
+{
+	(void)state;
+	for (uint32_t version = 2; version <= 3; version++)
+		for (uint64_t stage = 0; stage <= 1; stage++) {
+			uint64_t n = 1;
+			while (room_ends(version, stage, n))
+				n++;
+			assert_true(n > 20);
+		}
 }
 
 static void each_flush_fails_in_turn(void **state)
@@ -158,6 +201,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_flush_fails_in_turn),
+		cmocka_unit_test(want_of_room_fences_nothing),
 		cmocka_unit_test(each_flush_fails_in_turn_with_a_small_stage),
 		cmocka_unit_test(a_full_host_fences_nothing_and_leaks_nothing),
 	};
