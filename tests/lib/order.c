@@ -213,7 +213,7 @@ static void judge_piece(
 		free(zeros);
 		return;
 	}
-	if (c->is_visible)
+	if (c->is_visible && qko_is_untracked(o) && !qko_is_behind(o, c, off % o->cs))
 		qko_judge_tracked(o, off);
 	if (c->n_static != 0 && !qko_bitmaps_write(o, id, off, len, bytes))
 		qko_report(o, QKT_O4,
@@ -288,7 +288,9 @@ static void look_again(struct qkt_order *o, uint64_t id)
 		uint8_t *bytes = qko_need(malloc((size_t)w.len));
 		if (qcow_store_read_padded(o->peek, bytes, (size_t)w.len, w.off, NULL) != QCOW_OK)
 			abort();
+		o->is_looking = true;
 		qko_table_write(o, c->table, id, w.off, w.len, bytes);
+		o->is_looking = false;
 		free(bytes);
 	}
 	if (qcow_store_size(o->peek, &o->size, NULL) != QCOW_OK)

@@ -113,10 +113,9 @@ static struct qko_bitmaps *load(struct qkt_order *o, const uint8_t *ext)
 }
 
 /* The data of the extension of `type` with `n_data` bytes in a header, or NULL. */
-static const uint8_t *find_ext(
-	const struct qkt_order *o, const uint8_t *b, uint64_t len, uint32_t type, uint32_t n_data)
+static const uint8_t *find_ext(const uint8_t *b, uint64_t len, uint32_t type, uint32_t n_data)
 {
-	uint64_t at = o->version == 2 ? 72 : qko_be32(b + 100);
+	uint64_t at = qko_be32(b + 4) == 2 ? 72 : qko_be32(b + 100);
 	while (at + 8 <= len && qko_be32(b + at) != 0) {
 		uint32_t n = qko_be32(b + at + 4);
 		if (n > len - at - 8)
@@ -133,8 +132,8 @@ void qko_bitmaps_load(struct qkt_order *o, struct qko_header *h)
 	uint8_t *b = qko_need(malloc((size_t)o->cs));
 	read_bytes(o, b, o->cs, 0);
 	memcpy(b, o->header->cur, (size_t)o->header->len);
-	bool is_trusted = o->version >= 3 && (b[95] & 1) != 0;
-	const uint8_t *ext = is_trusted ? find_ext(o, b, o->cs, EXT_BITMAPS, 24) : NULL;
+	bool is_trusted = h->version >= 3 && (b[95] & 1) != 0;
+	const uint8_t *ext = is_trusted ? find_ext(b, o->cs, EXT_BITMAPS, 24) : NULL;
 	for (size_t i = 0; ext != NULL && i < o->n_headers && h->bitmaps == NULL; i++) {
 		struct qko_bitmaps *m = o->headers[i].bitmaps;
 		if (m != NULL && m->off == qko_be64(ext + 16))
@@ -224,11 +223,16 @@ void qko_bitmaps_retire(struct qkt_order *o)
 	}
 }
 
-void qko_judge_tracked(struct qkt_order *o, uint64_t off)
+bool qko_is_untracked(const struct qkt_order *o)
 {
 	const struct qko_bitmaps *m = o->n_headers != 0 ? o->headers[o->n_headers - 1].bitmaps
 							: NULL;
-	if (m != NULL && !m->is_tracking)
+	return m != NULL && !m->is_tracking;
+}
+
+void qko_judge_tracked(struct qkt_order *o, uint64_t off)
+{
+	if (qko_is_untracked(o))
 		qko_report(o, QKT_O11,
 			"the write at 0x%" PRIx64
 			" changes the disk, and an enabled bitmap is not in use, durably",
@@ -241,7 +245,7 @@ void qko_crypto_load(struct qkt_order *o)
 {
 	uint8_t *b = qko_need(malloc((size_t)o->cs));
 	read_bytes(o, b, o->cs, 0);
-	const uint8_t *ext = find_ext(o, b, o->cs, EXT_CRYPTO, 16);
+	const uint8_t *ext = find_ext(b, o->cs, EXT_CRYPTO, 16);
 	uint64_t off = ext != NULL ? qko_be64(ext) : 0, len = ext != NULL ? qko_be64(ext + 8) : 0;
 	for (uint64_t i = off / o->cs;
 		len != 0 && len < QKO_MAX_TABLE && i <= (off + len - 1) / o->cs; i++) {

@@ -122,21 +122,12 @@ static enum qcow_status data_size(void *ctx, uint64_t *size_bytes, struct qcow_e
 	return qcow_store_size(o->data, size_bytes, err);
 }
 
-/* The longest disk that a crash could leave. */
-static uint64_t longest_disk(const struct qkt_order *o)
-{
-	uint64_t most = 0;
-	for (size_t i = 0; i < o->n_headers; i++)
-		most = o->headers[i].size > most ? o->headers[i].size : most;
-	return most;
-}
-
 /* What lies past the end of the disk is nobody's. */
 static enum qcow_status data_truncate(void *ctx, uint64_t size_bytes, struct qcow_error *err)
 {
 	struct qkt_order *o = ctx;
 	(void)pthread_mutex_lock(&o->lock);
-	if (size_bytes < o->data_written && size_bytes < longest_disk(o))
+	if (size_bytes < o->data_written && size_bytes < qko_longest_disk(o))
 		qko_report(o, QKT_O6, "the data file is cut to 0x%" PRIx64, size_bytes);
 	o->data_size = size_bytes;
 	o->data_written = o->data_written < size_bytes ? o->data_written : size_bytes;

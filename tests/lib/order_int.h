@@ -93,9 +93,11 @@ struct qko_bitmaps;
 struct qko_header {
 	uint64_t id;
 	uint64_t sector; /* that the write changed */
+	uint8_t first[QKO_SECTOR]; /* what sector 0 is in it */
 	bool is_durable; /* that write */
 	bool is_valid;
 	bool is_dirty; /* or said to be corrupt: its refcounts are not to be believed */
+	uint32_t version, refcount_bits;
 	uint64_t size, l1_off, l1_len, rt_off, rt_len, snap_off;
 	uint32_t n_snaps;
 	struct qko_table *l1, *rt, *snapshots;
@@ -120,9 +122,10 @@ struct qkt_order {
 	uint64_t data_size, data_written; /* its size, and up to where it holds something */
 	bool is_loading; /* what is there already is not judged */
 	bool is_deferring; /* refcounts are judged when all tables of a new header are read */
-	/* geometry, from the first header */
+	bool is_looking; /* what a failed write left is read: nobody overwrites anything */
+	/* geometry, from the first header; the version, of the last one */
 	bool has_geometry, has_data_file, is_raw_data, is_extended;
-	uint32_t version, cluster_bits, refcount_bits;
+	uint32_t version, cluster_bits;
 	uint64_t cs;
 	struct qko_cluster **hash;
 	size_t n_hash, n_clusters;
@@ -185,6 +188,12 @@ void qko_table_write(struct qkt_order *o, struct qko_table *t, uint64_t id, uint
 	uint64_t len, const uint8_t *bytes);
 /* Writes marked `retires` are durable: versions of the sectors of [off, off + len) go. */
 void qko_table_retire(struct qkt_order *o, struct qko_table *t, uint64_t off, uint64_t len);
+/* Read a table that becomes reachable. Its slots are not judged yet. */
+struct qko_table *qko_load_table(
+	struct qkt_order *o, enum qko_role role, uint64_t off, uint64_t len);
+void qko_judge_slots(struct qkt_order *o, struct qko_table *t);
+/* No state reaches the table any more, nor by it what it names. */
+void qko_release(struct qkt_order *o, struct qko_table *t);
 /* Read everything that the durable header reaches. */
 void qko_load(struct qkt_order *o);
 void qko_unload(struct qkt_order *o);
@@ -192,6 +201,14 @@ void qko_untrack(struct qko_cluster *c);
 /* What is written from now on is of another life. */
 void qko_begin_life(struct qkt_order *o, struct qko_cluster *c);
 bool qko_retires(const struct qkt_order *o, uint64_t id);
+
+/* ---- order_header.c: headers ---- */
+
+/* The header as it is now becomes one that a crash may leave: a write changed one of its sectors. */
+void qko_push_header(struct qkt_order *o, uint64_t id, uint64_t sector);
+void qko_header_written(struct qkt_order *o, uint64_t id, uint64_t sector, const uint8_t *before);
+/* Of the writes of one of the header's sectors the next `n` are durable. */
+void qko_retire_headers(struct qkt_order *o, uint64_t sector, size_t n);
 
 /* ---- order_bitmap.c: persistent bitmaps ---- */
 
@@ -207,7 +224,9 @@ bool qko_bitmaps_write(
 void qko_bitmaps_retire(struct qkt_order *o);
 /* The clusters of the encryption header, of the header as it is. */
 void qko_crypto_load(struct qkt_order *o);
-/* O11 */
+/* Is an enabled bitmap not in use, durably? */
+bool qko_is_untracked(const struct qkt_order *o);
+/* O11: the write at `off` changes the disk. */
 void qko_judge_tracked(struct qkt_order *o, uint64_t off);
 
 /* ---- order_judge.c: the rules ---- */
@@ -234,6 +253,16 @@ uint64_t qko_size_min(const struct qkt_order *o);
 uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uint64_t slot);
 /* Guest offset of the entry; UINT64_MAX for tables that the active one does not reach. */
 uint64_t qko_guest_off(const struct qkt_order *o, const struct qko_table *t, uint64_t slot);
+/* Does what lies at `within` of the cluster belong to no disk, but to the state of a machine or to nothing? */
+bool qko_is_behind(const struct qkt_order *o, const struct qko_cluster *c, uint64_t within);
+/* Is one of the entries of a sector of an L1 or L2 table that become `now` one of the disk? */
+bool qko_changes_disk(
+	const struct qkt_order *o, const struct qko_table *t, uint64_t sector, const uint8_t *now);
+/* Does what the sector of an L2 table maps stay the same to whoever reads it, zeros in another form? */
+bool qko_reads_alike(
+	const struct qkt_order *o, const struct qko_table *t, uint64_t sector, const uint8_t *now);
+/* The longest disk that a crash may leave. */
+uint64_t qko_longest_disk(const struct qkt_order *o);
 /* O8, O12: an entry beside a data file, as issued. */
 void qko_judge_beside_data(struct qkt_order *o, const struct qko_table *t, uint64_t slot,
 	const struct qko_target *target);

@@ -99,9 +99,8 @@ uint64_t qko_refs(struct qkt_order *o, struct qko_cluster *c, const struct qko_h
 
 /* ---- the lowest refcount ---- */
 
-static uint64_t refcount_at(const struct qkt_order *o, const uint8_t *block, uint64_t index)
+static uint64_t refcount_at(unsigned bits, const uint8_t *block, uint64_t index)
 {
-	unsigned bits = o->refcount_bits;
 	const uint8_t *p = block + index * bits / 8;
 	switch (bits) {
 	case 64:
@@ -117,15 +116,14 @@ static uint64_t refcount_at(const struct qkt_order *o, const uint8_t *block, uin
 	}
 }
 
-static uint64_t lowest_in_block(
-	const struct qkt_order *o, const struct qko_table *rb, uint64_t index)
+static uint64_t lowest_in_block(unsigned bits, const struct qko_table *rb, uint64_t index)
 {
-	uint64_t sector = index * o->refcount_bits / 8 / QKO_SECTOR;
-	uint64_t per_sector = QKO_SECTOR * 8 / o->refcount_bits;
+	uint64_t sector = index * bits / 8 / QKO_SECTOR;
+	uint64_t per_sector = QKO_SECTOR * 8 / bits;
 	uint64_t lowest = UINT64_MAX;
 	const uint8_t *b;
 	for (unsigned n = 0; (b = qko_version(rb, sector, n)) != NULL; n++) {
-		uint64_t count = refcount_at(o, b, index % per_sector);
+		uint64_t count = refcount_at(bits, b, index % per_sector);
 		lowest = count < lowest ? count : lowest;
 	}
 	return lowest;
@@ -134,7 +132,7 @@ static uint64_t lowest_in_block(
 static uint64_t lowest_refcount(
 	const struct qkt_order *o, const struct qko_cluster *c, const struct qko_header *h)
 {
-	uint64_t per_block = o->cs * 8 / o->refcount_bits;
+	uint64_t per_block = o->cs * 8 / h->refcount_bits;
 	uint64_t slot = c->index / per_block, lowest = UINT64_MAX;
 	if (h->rt == NULL || slot >= h->rt->len / 8)
 		return 0;
@@ -149,7 +147,7 @@ static uint64_t lowest_refcount(
 						       : NULL;
 		if (at == NULL || at->table == NULL || at->table->role != QKO_RB)
 			return 0;
-		uint64_t count = lowest_in_block(o, at->table, c->index % per_block);
+		uint64_t count = lowest_in_block(h->refcount_bits, at->table, c->index % per_block);
 		lowest = count < lowest ? count : lowest;
 	}
 	return lowest;
@@ -179,17 +177,27 @@ void qko_judge_refcount(struct qkt_order *o, struct qko_cluster *c)
 			return;
 }
 
+/* How wide the refcounts of a refcount table are; 0: no header names it. */
+static unsigned width_in(const struct qkt_order *o, const struct qko_table *rt)
+{
+	for (size_t i = 0; i < o->n_headers; i++)
+		if (o->headers[i].is_valid && o->headers[i].rt == rt)
+			return o->headers[i].refcount_bits;
+	return 0;
+}
+
 void qko_judge_lowered(
 	struct qkt_order *o, struct qko_table *t, uint64_t sector, const uint8_t *before)
 {
 	const struct qko_cluster *at = qko_find(o, t->off / o->cs);
-	uint64_t per_sector = QKO_SECTOR * 8 / o->refcount_bits;
 	const uint8_t *now = t->cur + sector * QKO_SECTOR;
-	if (at == NULL || at->n_refs == 0)
+	unsigned bits = at != NULL && at->n_refs != 0 ? width_in(o, at->refs[0].t) : 0;
+	if (bits == 0)
 		return;
-	uint64_t first = at->refs[0].slot * (o->cs * 8 / o->refcount_bits) + sector * per_sector;
+	uint64_t per_sector = QKO_SECTOR * 8 / bits;
+	uint64_t first = at->refs[0].slot * (o->cs * 8 / bits) + sector * per_sector;
 	for (uint64_t i = 0; i < per_sector; i++) {
-		if (refcount_at(o, now, i) >= refcount_at(o, before, i))
+		if (refcount_at(bits, now, i) >= refcount_at(bits, before, i))
 			continue;
 		struct qko_cluster *c = qko_find(o, first + i);
 		if (c != NULL && qko_is_named(c))
@@ -362,14 +370,155 @@ uint64_t qko_guest_off(const struct qkt_order *o, const struct qko_table *t, uin
 	return parent != NULL ? (parent->slot * n_entries + slot) * o->cs : UINT64_MAX;
 }
 
-/* Guest bytes of the entry that the disk has; a cluster for tables that the active one does not reach. */
+uint64_t qko_longest_disk(const struct qkt_order *o)
+{
+	uint64_t size = 0;
+	for (size_t i = 0; i < o->n_headers; i++)
+		size = o->headers[i].size > size ? o->headers[i].size : size;
+	return size;
+}
+
+/* Does the byte `within` of what the entry of an L1 or L2 table maps lie behind every disk that a crash may leave? */
+static bool is_behind(
+	const struct qkt_order *o, const struct qko_table *t, uint64_t slot, uint64_t within)
+{
+	uint64_t span = o->cs / qko_entry_bytes(o, QKO_L2) * o->cs;
+	uint64_t off = t->role == QKO_L2    ? qko_guest_off(o, t, slot)
+		       : t == latest(o)->l1 ? slot * span
+					    : UINT64_MAX;
+	return off != UINT64_MAX && off + within >= qko_longest_disk(o);
+}
+
+bool qko_is_behind(const struct qkt_order *o, const struct qko_cluster *c, uint64_t within)
+{
+	bool is_named = false;
+	for (uint32_t i = 0; i < c->n_refs; i++) {
+		if (!names_now(o, &c->refs[i], c->index))
+			continue;
+		is_named = true;
+		if (c->refs[i].t->role != QKO_L2 ||
+			!is_behind(o, c->refs[i].t, c->refs[i].slot, within))
+			return false;
+	}
+	return is_named;
+}
+
+static bool has_backing(const struct qkt_order *o)
+{
+	return qko_be64(o->header->cur + 8) != 0;
+}
+
+/* What the entry shows in a sector of its cluster, where nothing lies below. */
+static void peek_entry(
+	const struct qkt_order *o, const struct qko_target *target, uint64_t sector, uint8_t *b)
+{
+	uint64_t at = sector * QKO_SECTOR;
+	bool shows = target->kind == QKO_PLAIN &&
+		     (o->is_extended ? (target->subclusters >> (at / (o->cs / 32)) & 1) != 0
+				     : !target->is_zero);
+	memset(b, 0, QKO_SECTOR);
+	if (shows)
+		qko_peek(o, b, QKO_SECTOR, target->off + at);
+}
+
+/* An L2 entry: do the first `len` bytes of its cluster stay what they were? Asked of the last cluster of a disk whose end lies
+ * within it, where what lies behind that end may change. Of packed data nothing is known. */
+static bool keeps_head(
+	const struct qkt_order *o, const uint8_t *was, const uint8_t *now, uint64_t len)
+{
+	struct qko_target old = qko_decode(o, QKO_L2, was), new = qko_decode(o, QKO_L2, now);
+	if (len >= o->cs || has_backing(o))
+		return false;
+	for (uint64_t at = 0; at < len && old.kind != QKO_PACKED; at += QKO_SECTOR) {
+		uint8_t a[QKO_SECTOR], b[QKO_SECTOR];
+		peek_entry(o, &old, at / QKO_SECTOR, a);
+		peek_entry(o, &new, at / QKO_SECTOR, b);
+		if (memcmp(a, b, len - at < QKO_SECTOR ? (size_t)(len - at) : QKO_SECTOR) != 0)
+			return false;
+	}
+	return true;
+}
+
+/* An L1 entry: do all entries of the disk say what they said, but for COPIED? */
+static bool keeps_table(
+	const struct qkt_order *o, uint64_t slot, const uint8_t *was, const uint8_t *now)
+{
+	struct qko_target tables[2] = {qko_decode(o, QKO_L1, was), qko_decode(o, QKO_L1, now)};
+	unsigned bytes = qko_entry_bytes(o, QKO_L2);
+	uint64_t n = o->cs / bytes, size = qko_longest_disk(o);
+	if (tables[0].kind == QKO_BAD || tables[1].kind == QKO_BAD)
+		return false;
+	for (uint64_t i = 0; i < n && (slot * n + i) * o->cs < size; i++) {
+		uint8_t e[2][16] = {{0}, {0}};
+		for (unsigned k = 0; k < 2; k++) {
+			if (tables[k].kind == QKO_TABLE)
+				qko_peek(o, e[k], bytes, tables[k].off + i * bytes);
+			e[k][0] &= 0x7f;
+		}
+		if (memcmp(e[0], e[1], bytes) != 0 &&
+			!keeps_head(o, e[0], e[1], size - (slot * n + i) * o->cs))
+			return false;
+	}
+	return true;
+}
+
+bool qko_changes_disk(
+	const struct qkt_order *o, const struct qko_table *t, uint64_t sector, const uint8_t *now)
+{
+	const uint8_t *cur = t->cur + sector * QKO_SECTOR;
+	unsigned n = qko_entry_bytes(o, t->role);
+	for (unsigned i = 0; i < QKO_SECTOR; i += n) {
+		uint64_t slot = (sector * QKO_SECTOR + i) / n;
+		if (memcmp(cur + i, now + i, n) == 0 || is_behind(o, t, slot, 0))
+			continue;
+		if (t->role == QKO_L1 ? !keeps_table(o, slot, cur + i, now + i)
+				      : !keeps_head(o, cur + i, now + i, qko_guest_len(o, t, slot)))
+			return true;
+	}
+	return false;
+}
+
+/* A zero entry of version 3, and what may stand in its place: nothing, where nothing lies below, or a cluster of zeros. */
+static bool is_zero_alike(const struct qkt_order *o, uint64_t was, const struct qko_target *now)
+{
+	uint8_t b[QKO_SECTOR];
+	if ((was & (QKO_PACKED_FLAG | 1)) != 1)
+		return false;
+	if (now->kind != QKO_PLAIN)
+		return now->kind == QKO_NOTHING && !has_backing(o);
+	for (uint64_t at = 0; at < o->cs && !now->is_zero; at += QKO_SECTOR) {
+		qko_peek(o, b, sizeof(b), now->off + at);
+		for (unsigned i = 0; i < QKO_SECTOR; i++)
+			if (b[i] != 0)
+				return false;
+	}
+	return true;
+}
+
+bool qko_reads_alike(
+	const struct qkt_order *o, const struct qko_table *t, uint64_t sector, const uint8_t *now)
+{
+	const uint8_t *cur = t->cur + sector * QKO_SECTOR;
+	if (t->role != QKO_L2 || o->is_extended)
+		return false;
+	for (unsigned i = 0; i < QKO_SECTOR; i += 8) {
+		struct qko_target target = qko_decode(o, t->role, now + i);
+		if (memcmp(cur + i, now + i, 8) != 0 &&
+			!is_zero_alike(o, qko_be64(cur + i), &target))
+			return false;
+	}
+	return true;
+}
+
+/* Guest bytes of the entry that the disk has; a cluster for tables that the active one does not reach, and for the state of a
+ * machine. Beside a data file there is none. */
 uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uint64_t slot)
 {
 	uint64_t off = qko_guest_off(o, t, slot), size = latest(o)->size;
 	if (off == UINT64_MAX)
 		return o->cs;
 	if (off >= size)
-		return 0;
+		return o->has_data_file ? 0 : o->cs;
 	return size - off < o->cs ? size - off : o->cs;
 }
 
@@ -467,7 +616,8 @@ void qko_judge_overwrite(struct qkt_order *o, struct qko_cluster *c, uint64_t of
 			c->index * o->cs);
 		return;
 	}
-	if (!has_plain(o, c))
+	/* what all that name it say is zeros may hold anything */
+	if (!has_plain(o, c) || qko_is_zero(o, c))
 		return;
 	if (most_refs(o, c) > 1)
 		qko_report(o, QKT_O4,

@@ -71,48 +71,47 @@ struct config {
 	uint32_t refcount_bits;
 	const char *setup; /* shell commands on img, which QEMU has made; NULL: we make it */
 	bool is_fixed;
-	bool unjudged; /* what lies past the end of the disk is the disk's to the order checker */
 };
 
 static const struct config configs[] = {
-	{3, 65536, false, 16, NULL, false, false},
-	{3, 512, false, 16, NULL, false, false},
-	{3, 4096, false, 1, NULL, false, false},
-	{3, 16384, true, 16, NULL, false, false},
-	{3, 2 << 20, false, 64, NULL, false, false},
-	{2, 65536, false, 16, NULL, false, false},
-	{2, 512, false, 16, NULL, false, false},
-	{2, 4096, false, 16, NULL, false, false},
+	{3, 65536, false, 16, NULL, false},
+	{3, 512, false, 16, NULL, false},
+	{3, 4096, false, 1, NULL, false},
+	{3, 16384, true, 16, NULL, false},
+	{3, 2 << 20, false, 64, NULL, false},
+	{2, 65536, false, 16, NULL, false},
+	{2, 512, false, 16, NULL, false},
+	{2, 4096, false, 16, NULL, false},
 	{3, 4096, false, 16,
 		"qemu-img create -q -f qcow2 -o cluster_size=4k img 300k && qemu-io -c 'write -P 9 "
 		"0 300k' img && "
 		"qemu-img snapshot -c s img && qemu-io -c 'write -P 8 100k 70k' img && qemu-img "
 		"snapshot -c t img",
-		false, false},
+		false},
 	{3, 4096, false, 16,
 		"head -c 300k /dev/urandom >raw && qemu-img convert -c -O qcow2 -o cluster_size=4k "
 		"raw img",
-		false, false},
+		false},
 	{3, 512, false, 16,
 		"qemu-img create -q -f qcow2 -o cluster_size=512 img 300k && qemu-img bitmap --add "
 		"-g 512 img b && "
 		"qemu-io -c 'write -P 9 10k 100k' img && truncate -s 4M img",
-		true, true},
+		true},
 	{3, 4096, false, 16,
 		"qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=$PWD/data img 300k && "
 		"qemu-io -c "
 		"'write -P 9 10k 100k' img",
-		false, false},
+		false},
 	{3, 65536, false, 16,
 		"qemu-img create -q -f qcow2 -o data_file=$PWD/data,data_file_raw=on img 300k && "
 		"qemu-io -c "
 		"'write -P 9 10k 100k' img && head -c 4M /dev/urandom >>data && truncate -s 8M img",
-		true, false},
+		true},
 	{3, 16384, true, 16,
 		"qemu-img create -q -f qcow2 -o "
 		"data_file=$PWD/data,extended_l2=on,cluster_size=16k img "
 		"300k && qemu-io -c 'write -P 9 10k 100k' img",
-		false, false},
+		false},
 };
 
 #define MOST_BYTES (3 << 20)
@@ -188,7 +187,7 @@ static void make_image(const struct config *c)
 
 static void run_config(const struct config *c, struct qkt_rng *rng)
 {
-	const struct qkt_image_options o = {.is_fixed = c->is_fixed, .unjudged = c->unjudged};
+	const struct qkt_image_options o = {.is_fixed = c->is_fixed};
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct qkt_image im;
 	make_image(c);
@@ -376,7 +375,6 @@ static void bits_are(uint32_t index, uint64_t granularity, uint64_t from, uint64
 static void bitmaps_follow(void **state)
 {
 	static const char *const names[] = {"", "-o extended_l2=on", "-o refcount_bits=1"};
-	const struct qkt_image_options unjudged = {.unjudged = true};
 	(void)state;
 	for (size_t i = 0; i < 3; i++) {
 		uint64_t cluster = i == 1 ? 16384 : 512;
@@ -391,20 +389,20 @@ static void bitmaps_follow(void **state)
 		bits_are(0, 512, 10, 2 * per - 100, 0);
 		bits_are(0, 512, 2 * per - 100, 2 * per + 100, 1);
 		resize_to(2 * per * 512 - 10 * KIB - 100,
-			&unjudged); /* the last granule is cut: 2 * per - 20 of them */
+			NULL); /* the last granule is cut: 2 * per - 20 of them */
 		for (uint32_t k = 0; k < 2; k++) {
 			bits_are(k, 512, 0, 10, 1);
 			bits_are(k, 512, 10, 2 * per - 100, 0);
 			bits_are(k, 512, 2 * per - 100, 2 * per - 20, 1);
 		}
-		resize_to(20 * per * 512 + 512, &unjudged);
+		resize_to(20 * per * 512 + 512, NULL);
 		bits_are(0, 512, 2 * per - 100, 20 * per + 1, 1);
 		bits_are(0, 512, 10, 2 * per - 100, 0);
 		bits_are(1, 512, 2 * per - 100, 2 * per - 20, 1);
 		bits_are(1, 512, 2 * per - 20, 20 * per + 1, 0);
 		/* they go on to record */
 		struct qcow_error err = QCOW_ERROR_INIT;
-		struct qkt_image im = open_image(&unjudged);
+		struct qkt_image im = open_image(NULL);
 		assert_ok(resize(im.image, 5 * per * 512, QCOW_PREALLOC_OFF, &err), err);
 		assert_ok(qcow_pwrite(im.image, "x", 1, 50 * 512, 0, &err), err);
 		qkt_image_close(&im);
@@ -465,8 +463,7 @@ static void renew(void)
 /* The disk is what it was, or what it was to become. */
 static void is_before_or_after(const struct failing *f, bool is_done)
 {
-	struct qkt_image_options unjudged = {.unjudged = true};
-	struct qkt_image im = open_image(&unjudged);
+	struct qkt_image im = open_image(NULL);
 	uint64_t size = qcow_size(im.image), kept = f->size < 200 * KIB ? f->size : 200 * KIB;
 	assert_true(size == 200 * KIB || size == f->size);
 	assert_true(!is_done || size == f->size);
@@ -481,12 +478,11 @@ static void is_before_or_after(const struct failing *f, bool is_done)
 static bool fails_once(const struct failing *f, enum qkt_call call, enum qkt_failure how,
 	uint64_t nth, bool recover)
 {
-	struct qkt_image_options unjudged = {.unjudged = true};
 	struct qcow_error err = QCOW_ERROR_INIT;
 	renew();
 	print_message(
 		"call %d how %d nth %d recover %d\n", (int)call, (int)how, (int)nth, (int)recover);
-	struct qkt_image im = open_image(&unjudged);
+	struct qkt_image im = open_image(NULL);
 	qkt_fault_arm(im.fault, call, nth, how, !recover);
 	bool is_done = resize(im.image, f->size, f->preallocation, &err) == QCOW_OK;
 	bool was_hit = qkt_fault_hits(im.fault) != 0;
@@ -525,13 +521,14 @@ static void every_failure_leaves_the_old_disk_or_the_new(void **state)
 
 static void every_allocation_may_fail(void **state)
 {
-	struct qkt_image_options unjudged = {.unjudged = true};
 	(void)state;
 	for (size_t i = 0; i < sizeof(failing) / sizeof(failing[0]); i++) {
 		bool was_hit = true;
 		make_fresh(&failing[i]);
 		for (uint64_t nth = 1; was_hit; nth += 1 + nth / 4) {
 			struct qcow_error err = QCOW_ERROR_INIT;
+			/* the checker's own memory would fail */
+			const struct qkt_image_options unjudged = {.unjudged = true};
 			renew();
 			struct qkt_image im = open_image(&unjudged);
 			qkt_failmalloc_arm(nth, false);
@@ -552,9 +549,8 @@ static void refused(const char *setup, uint64_t size, const struct qcow_resize_o
 	enum qcow_status want, const char *words)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qkt_image_options unjudged = {.unjudged = true};
 	sh("rm -f img base && %s && cp img fresh", setup);
-	struct qkt_image im = open_image(&unjudged);
+	struct qkt_image im = open_image(NULL);
 	assert_status(qcow_resize(im.image, size, o, &err), want, err);
 	assert_says(err, words);
 	qkt_image_close(&im);
