@@ -32,9 +32,12 @@ static void make_dense(uint8_t *buf, uint64_t len, unsigned number)
 }
 
 /* Append the command of a step for qemu-io; content goes to a file. */
-static void add_command(FILE *script, const struct qkc_step *s, unsigned number)
+static void add_command(
+	FILE *script, const struct qkc_plan *p, const struct qkc_step *s, unsigned number)
 {
+	uint64_t start = s->act == QKC_DO_WRITE_STATE ? qkc_plan_state_off(p) : 0;
 	static const char *const commands[] = {[QKC_DO_WRITE] = "write",
+		[QKC_DO_WRITE_STATE] = "write -b",
 		[QKC_DO_WRITE_COMPRESSED] = "write -c",
 		[QKC_DO_ZERO] = "write -z"};
 	if (s->act == QKC_DO_ZERO) {
@@ -51,8 +54,8 @@ static void add_command(FILE *script, const struct qkc_step *s, unsigned number)
 	save_bytes(buf, s->len, qkt_path(name));
 	free(buf);
 	/* a compressed write is one of whole clusters, each for itself: qemu-io splits it */
-	(void)fprintf(script, "%s -s %s %" PRIu64 " %" PRIu64 "\n", commands[s->act], name, s->off,
-		s->len);
+	(void)fprintf(script, "%s -s %s %" PRIu64 " %" PRIu64 "\n", commands[s->act], name,
+		s->off - start, s->len);
 }
 
 void qkc_disk_save_data(const struct qkc_disk *d, const char *path)
@@ -76,7 +79,7 @@ static void run_steps(
 		return;
 	FILE *script = fopen(qkt_path("script"), "w");
 	for (size_t i = 0; i < n; i++)
-		add_command(script, &steps[i], number + (unsigned)i);
+		add_command(script, p, &steps[i], number + (unsigned)i);
 	(void)fclose(script);
 	qkt_must("qemu-io %s <script >qemu-io.out && ! grep -i -e failed -e error "
 		 "qemu-io.out",

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "disk.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -264,6 +265,23 @@ void qkc_disk_undo(struct qkc_disk *d, size_t mark)
 			d->data_end = c->old;
 		else
 			set(d, c->sector, c->bytes, c->old);
+	}
+}
+
+void qkc_disk_drop(struct qkc_disk *d, size_t mark, uint64_t off)
+{
+	bool of_data = off >= QKC_DATA_FILE;
+	for (size_t i = d->n_journal; i-- > mark;) {
+		const struct change c = d->journal[i]; /* the journal grows, and may move */
+		bool is_size = c.sector == RESIZED || c.sector == RESIZED_DATA;
+		bool is_data = is_size ? c.sector == RESIZED_DATA
+				       : c.sector * QKC_SECTOR >= QKC_DATA_FILE;
+		if (is_data != of_data)
+			continue;
+		if (is_size)
+			set_size(d, c.old);
+		else
+			qkc_disk_put(d, c.sector, c.bytes, c.old);
 	}
 }
 

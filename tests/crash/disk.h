@@ -53,6 +53,9 @@ void qkc_disk_grow(struct qkc_disk *d, uint64_t end); /* never smaller */
 /* The journal: take back everything since the mark was taken. Marks nest. */
 size_t qkc_disk_mark(const struct qkc_disk *d);
 void qkc_disk_undo(struct qkc_disk *d, size_t mark);
+/* Take back what was done since the mark to the file that `off` lies in, as one more change: the other file stays as it
+ * is, and so do all marks. */
+void qkc_disk_drop(struct qkc_disk *d, size_t mark, uint64_t off);
 /* Forget the journal; older marks are void. */
 void qkc_disk_settle(struct qkc_disk *d);
 

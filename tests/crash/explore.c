@@ -182,12 +182,22 @@ static void settle(struct qkc_walk *w, bool is_data)
 		w->n_versions = 0;
 }
 
-/* What is not durable is nowhere any more. */
-static void forget_pool(struct qkc_walk *w)
+/* What is not durable of one file is nowhere any more; what was written to the other is where it was. */
+static void forget_pool(struct qkc_walk *w, bool is_data)
 {
-	w->n_ops = w->n_versions = 0;
+	const struct choice all = {.part = ALL};
+	size_t n = 0, mark = qkc_disk_mark(w->disk);
+	for (size_t i = 0; i < w->n_ops; i++)
+		if (w->ops[i].is_data != is_data)
+			w->ops[n++] = w->ops[i];
+	w->n_ops = n;
+	for (size_t i = 0; i < n; i++)
+		apply(w, &w->ops[i], &all);
 	qkc_disk_free(w->live);
 	w->live = qkc_disk_copy(w->disk);
+	qkc_disk_undo(w->disk, mark);
+	if (n == 0)
+		w->n_versions = 0;
 }
 
 /* ---- states ---- */
@@ -396,7 +406,7 @@ static void walk_event(struct qkc_walk *w, size_t i)
 		return;
 	case QKC_FLUSH_DROPPED:
 		visit_epoch(w);
-		forget_pool(w);
+		forget_pool(w, qkc_event_is_data(e));
 		return;
 	case QKC_FLUSH_FAILED:
 		visit_epoch(w);

@@ -10,7 +10,8 @@
  * A flush of the image says nothing of what was written to its data file, nor the other way round.
  * A sector is kept whole or not at all, in one of the versions that it had since the last flush. A flush
  * that fails orders nothing, and what was written before it may be lost for ever, whatever is flushed later; or it
- * is lost at once, where the host drops its cache (after no other failure only).
+ * is lost at once, where the host drops its cache (after no other failure only) of that file: what was written to the other
+ * may still be on the disk or not.
  * States are numbered in the order they are visited, so that a number names one again. The judge is asked once
  * for each content, and again where more had been promised to the guest by then.
  */

@@ -435,6 +435,58 @@ static void flush_orders_the_writes_to_its_own_file_alone(void **state)
 	assert_int_equal(c.totals.n_distinct, 1024 + 32 + 2);
 }
 
+/* What the lost file had is gone; what was written to the other may be there or not. */
+static void dropped_cache_is_that_of_one_file(void **state)
+{
+	(void)state;
+	const uint64_t data = QKC_DATA_FILE / QKC_SECTOR;
+	uint8_t zeros[QKC_SECTOR] = {0};
+	for (unsigned of_data = 0; of_data < 2; of_data++) {
+		struct counted c = {.initial = qkc_disk_new(zeros, sizeof(zeros))};
+		qkc_disk_grow(c.initial, 100 * QKC_SECTOR);
+		qkc_disk_grow(c.initial, QKC_DATA_FILE + 100 * QKC_SECTOR);
+		for (uint8_t i = 0; i < 3; i++) {
+			add_sectors(&c.log, 2u * i, 1, (uint8_t)(i + 1));
+			add_sectors(&c.log, data + 2u * i, 1, (uint8_t)(i + 1));
+		}
+		qkc_log_add(&c.log, QKC_FLUSH_DROPPED, of_data ? QKC_DATA_FILE : 0, 0, NULL);
+		/* with none of the one and any of the other: 8 more */
+		add_sectors(&c.log, of_data ? data + 50 : 50, 1, 99);
+		count_states(&c, 12, 0);
+		assert_int_equal(c.totals.n_distinct, 64 + 8);
+	}
+}
+
+/* The same of the disk on which the library works. */
+static void dropping_restores_one_file_and_keeps_marks(void **state)
+{
+	(void)state;
+	uint8_t one[QKC_SECTOR], two[QKC_SECTOR], zeros[QKC_SECTOR] = {0};
+	memset(one, 1, sizeof(one));
+	memset(two, 2, sizeof(two));
+	struct qkc_disk *d = qkc_disk_new(one, sizeof(one));
+	qkc_disk_write(d, one, sizeof(one), QKC_DATA_FILE);
+	qkc_disk_settle(d);
+	uint64_t before = qkc_disk_hash(d);
+	size_t start = qkc_disk_mark(d);
+	qkc_disk_write(d, two, sizeof(two), 0);
+	size_t later = qkc_disk_mark(d);
+	qkc_disk_write(d, two, sizeof(two), QKC_DATA_FILE + QKC_SECTOR);
+	qkc_disk_write(d, zeros, sizeof(zeros), QKC_DATA_FILE);
+	qkc_disk_write(d, one, sizeof(one), QKC_SECTOR);
+	qkc_disk_drop(d, start, QKC_DATA_FILE);
+	assert_int_equal(qkc_disk_data_end(d), QKC_DATA_FILE + QKC_SECTOR);
+	assert_memory_equal(qkc_disk_bytes(d) + QKC_DATA_FILE, one, sizeof(one));
+	assert_memory_equal(qkc_disk_bytes(d), two, sizeof(two));
+	assert_int_equal(qkc_disk_size(d), 2 * QKC_SECTOR);
+	qkc_disk_drop(d, later, 0);
+	assert_memory_equal(qkc_disk_bytes(d), two, sizeof(two));
+	assert_int_equal(qkc_disk_size(d), QKC_SECTOR);
+	qkc_disk_undo(d, start);
+	assert_true(qkc_disk_hash(d) == before);
+	qkc_disk_free(d);
+}
+
 static void torn_write_keeps_any_prefix_or_suffix(void **state)
 {
 	(void)state;
@@ -513,6 +565,8 @@ int main(void)
 		cmocka_unit_test(writing_again_after_a_failed_flush_is_clean),
 		cmocka_unit_test(every_subset_of_an_epoch_is_a_state),
 		cmocka_unit_test(flush_orders_the_writes_to_its_own_file_alone),
+		cmocka_unit_test(dropped_cache_is_that_of_one_file),
+		cmocka_unit_test(dropping_restores_one_file_and_keeps_marks),
 		cmocka_unit_test(torn_write_keeps_any_prefix_or_suffix),
 		cmocka_unit_test(older_version_of_a_sector_may_survive),
 		cmocka_unit_test(undo_restores_bytes_size_and_hash),

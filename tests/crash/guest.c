@@ -24,15 +24,16 @@ struct page {
 };
 
 struct qkc_guest {
-	uint64_t n_bytes, n_pages;
+	uint64_t n_bytes, end_bytes, n_pages;
 	struct page **pages; /* NULL: zeros, never written */
 };
 
-struct qkc_guest *qkc_guest_new(uint64_t disk_bytes)
+struct qkc_guest *qkc_guest_new(uint64_t disk_bytes, uint64_t end_bytes)
 {
 	struct qkc_guest *g = qkc_need(1, sizeof(*g));
 	g->n_bytes = disk_bytes;
-	g->n_pages = disk_bytes / (PAGE_SECTORS * QKC_SECTOR) + 1;
+	g->end_bytes = end_bytes;
+	g->n_pages = end_bytes / (PAGE_SECTORS * QKC_SECTOR) + 1;
 	g->pages = qkc_need((size_t)g->n_pages, sizeof(struct page *));
 	return g;
 }
@@ -131,7 +132,7 @@ bool qkc_guest_knows(const struct qkc_guest *g, uint64_t sector)
 
 uint64_t qkc_guest_next(const struct qkc_guest *g, uint64_t sector, uint64_t past)
 {
-	uint64_t end = (g->n_bytes + QKC_SECTOR - 1) / QKC_SECTOR;
+	uint64_t end = (g->end_bytes + QKC_SECTOR - 1) / QKC_SECTOR;
 	end = past < end ? past : end;
 	while (sector < end) {
 		const struct history *h = history_of(g, sector);

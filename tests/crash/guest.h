@@ -17,9 +17,10 @@
 
 struct qkc_guest;
 
-/* A disk of zeros. */
-struct qkc_guest *qkc_guest_new(uint64_t disk_bytes);
+/* A disk of zeros, and room up to `end_bytes` for what lies behind it. */
+struct qkc_guest *qkc_guest_new(uint64_t disk_bytes, uint64_t end_bytes);
 void qkc_guest_free(struct qkc_guest *g);
+/* The disk's alone. */
 uint64_t qkc_guest_bytes(const struct qkc_guest *g);
 
 /* What a sector holds before the first step. */

@@ -26,7 +26,7 @@ struct version {
 
 struct qkc_expect {
 	struct qkc_guest *guest;
-	uint64_t disk_bytes, cluster_bytes;
+	uint64_t disk_bytes, cluster_bytes, state_off;
 	uint32_t version;
 	unsigned tolerates;
 	bool is_raw_data;
@@ -131,6 +131,7 @@ struct taker {
 	struct qkc_guest *start;
 	const char *view;
 	bool is_disk; /* bitmaps speak of it */
+	bool is_alone; /* nothing of the backing file shows in it */
 };
 
 /* What is not as it was at the start is marked in every enabled bitmap that is not in use. */
@@ -223,23 +224,42 @@ static void take_bytes(
 			qkc_disk_sector_hash(d, (host + at) / QKC_SECTOR));
 }
 
-static void take_view(struct taker *t, struct image *img, const char *snapshot)
+static void take_from(struct taker *t, struct image *img, const struct view *view, uint64_t off)
 {
-	struct view view = image_view(img, snapshot);
 	uint8_t *buf = take(img->cluster_bytes, 1);
 	struct run run;
-	for (uint64_t off = 0; off < view.disk_bytes; off += run.bytes) {
+	for (; off < view->disk_bytes; off += run.bytes) {
 		uint64_t first = off / QKC_SECTOR;
-		run = resolve(img, &view, off);
+		run = resolve(img, view, off);
 		uint64_t past = (off + run.bytes + QKC_SECTOR - 1) / QKC_SECTOR;
 		if (run.kind == DATA || run.kind == COMPRESSED)
 			take_bytes(t, img, &run, off, buf);
 		else if ((run.kind == UNALLOCATED || run.kind == RESERVED) &&
-			 t->job->e->n_backing != 0)
+			 t->job->e->n_backing != 0 && !t->is_alone)
 			take_backing(t, first, past);
 		else
 			take_zeros(t, first, past);
 	}
+}
+
+/* The disk, and the state of a machine behind it, as far as the L1 table goes. */
+static void take_view(struct taker *t, struct image *img, const char *snapshot)
+{
+	const struct qkc_expect *e = t->job->e;
+	struct view view = image_view(img, snapshot);
+	uint64_t reach = view.n_l1 * img->n_l2 * img->cluster_bytes;
+	uint64_t end = e->state_off + QKC_STATE_ROOM;
+	take_from(t, img, &view, 0);
+	if (img->has_data_file)
+		return;
+	t->is_disk = false;
+	t->is_alone = true;
+	view.disk_bytes = reach < end ? reach : end;
+	if (reach > e->state_off)
+		take_from(t, img, &view, e->state_off);
+	take_zeros(t,
+		(view.disk_bytes > e->state_off ? view.disk_bytes : e->state_off) / QKC_SECTOR,
+		end / QKC_SECTOR);
 }
 
 /* For whoever reads a raw data file alone it is the disk. */
@@ -337,7 +357,7 @@ static struct version *new_version(struct qkc_expect *e, uint32_t step)
 static struct qkc_guest *add_snapshot(
 	struct qkc_expect *e, struct version *v, const char *id, uint64_t disk_bytes)
 {
-	struct qkc_guest *disk = qkc_guest_new(disk_bytes);
+	struct qkc_guest *disk = qkc_guest_new(disk_bytes, e->state_off + QKC_STATE_ROOM);
 	e->made = qkc_more(e->made, e->n_made + 1, sizeof(struct qkc_guest *));
 	e->made[e->n_made++] = disk;
 	v->ids = qkc_more(v->ids, v->n + 1, sizeof(*v->ids));
@@ -419,7 +439,9 @@ static void take_start(struct job *job, struct image *img)
 	e->cluster_bytes = img->cluster_bytes;
 	e->version = img->version;
 	e->is_raw_data = (img->autoclear & AUTOCLEAR_RAW_DATA) != 0;
-	e->guest = qkc_guest_new(img->disk_bytes);
+	uint64_t span = img->n_l2 * img->cluster_bytes;
+	e->state_off = (img->disk_bytes + span - 1) / span * span;
+	e->guest = qkc_guest_new(img->disk_bytes, e->state_off + QKC_STATE_ROOM);
 	take_marks(e, job->d);
 	struct taker t = {.job = job, .start = e->guest};
 	take_view(&t, img, NULL);
@@ -557,6 +579,11 @@ struct qkc_guest *qkc_expect_guest(struct qkc_expect *e)
 uint64_t qkc_expect_cluster_bytes(const struct qkc_expect *e)
 {
 	return e->cluster_bytes;
+}
+
+uint64_t qkc_expect_state_off(const struct qkc_expect *e)
+{
+	return e->state_off;
 }
 
 uint32_t qkc_expect_version(const struct qkc_expect *e)

@@ -21,6 +21,8 @@ enum {
 	QKC_MAY_LACK_COPIED = 2
 };
 
+#define QKC_STATE_ROOM (UINT64_C(4) << 20) /* what lies behind the disk ends here */
+
 /* What must stay as it was: taken from the image before the first step. */
 struct qkc_expect;
 
@@ -32,6 +34,8 @@ void qkc_expect_free(struct qkc_expect *e);
 struct qkc_guest *qkc_expect_guest(struct qkc_expect *e);
 const struct qkc_guest *qkc_expect_guest_const(const struct qkc_expect *e);
 uint64_t qkc_expect_cluster_bytes(const struct qkc_expect *e);
+/* Where the state of a machine begins, behind the disk. It is a part of what the guest may see, in snapshots too. */
+uint64_t qkc_expect_state_off(const struct qkc_expect *e);
 uint32_t qkc_expect_version(const struct qkc_expect *e);
 
 /* The disk as the oracle read it: its sectors that are not zeros, in order. */

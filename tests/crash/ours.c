@@ -82,18 +82,34 @@ static struct qcow_image *open_image(
 
 /* ---- steps ---- */
 
-static enum qcow_status write_step(
-	struct qcow_image *image, const struct qkc_step *s, uint32_t number, struct qcow_error *err)
+static enum qcow_status put(struct qcow_image *image, const struct qkc_step *s, const uint8_t *buf,
+	uint64_t state_off, struct qcow_error *err)
+{
+	size_t len = (size_t)s->len;
+	if (s->act == QKC_DO_WRITE_STATE)
+		return qcow_write_vm_state(image, buf, len, s->off - state_off, err);
+	if (s->act == QKC_DO_WRITE_COMPRESSED)
+		return qcow_write_compressed(image, buf, len, s->off, 0, err);
+	return qcow_pwrite(
+		image, buf, len, s->off, s->act == QKC_DO_WRITE_FUA ? QCOW_IO_FUA : 0, err);
+}
+
+static enum qcow_status write_step(struct qcow_image *image, const struct qkc_step *s,
+	uint32_t number, uint64_t state_off, struct qcow_error *err)
 {
 	uint8_t *buf = qkc_need((size_t)s->len, 1);
 	qkc_content(number, s->off, buf, s->len);
-	enum qcow_status st = s->act == QKC_DO_WRITE_COMPRESSED
-				      ? qcow_write_compressed(
-						image, buf, (size_t)s->len, s->off, 0, err)
-				      : qcow_pwrite(image, buf, (size_t)s->len, s->off,
-						s->act == QKC_DO_WRITE_FUA ? QCOW_IO_FUA : 0, err);
+	enum qcow_status st = put(image, s, buf, state_off, err);
 	free(buf);
 	return st;
+}
+
+/* Of the disk, or of the state behind it. */
+static enum qcow_status get(struct qcow_image *image, uint8_t *buf, uint64_t len, uint64_t off,
+	uint64_t state_off, struct qcow_error *err)
+{
+	return off >= state_off ? qcow_read_vm_state(image, buf, (size_t)len, off - state_off, err)
+				: qcow_pread(image, buf, (size_t)len, off, err);
 }
 
 static enum qcow_status snapshot_step(
@@ -125,13 +141,15 @@ static enum qcow_status snapshot_step(
 }
 
 static enum qcow_status do_step(
-	struct qcow_image *image, const struct qkc_step *s, uint32_t number, struct qcow_error *err)
+	const struct qkc_plan *p, struct qcow_image *image, uint32_t number, struct qcow_error *err)
 {
+	const struct qkc_step *s = &p->steps[number - 1];
 	switch (s->act) {
 	case QKC_DO_WRITE:
 	case QKC_DO_WRITE_FUA:
+	case QKC_DO_WRITE_STATE:
 	case QKC_DO_WRITE_COMPRESSED:
-		return write_step(image, s, number, err);
+		return write_step(image, s, number, qkc_plan_state_off(p), err);
 	case QKC_DO_ZERO:
 		return qcow_zero(image, s->off, s->len, 0, err);
 	case QKC_DO_ZERO_UNMAP:
@@ -153,15 +171,16 @@ static enum qcow_status do_step(
 
 /* What a step has written is read at once, long before it is durable. */
 static bool reads_back(
-	struct qcow_image *image, const struct qkc_step *s, uint32_t number, char *why)
+	const struct qkc_plan *p, struct qcow_image *image, uint32_t number, char *why)
 {
+	const struct qkc_step *s = &p->steps[number - 1];
 	struct qcow_error err = QCOW_ERROR_INIT;
 	if (s->act >= QKC_DO_DISCARD || s->len > UINT64_C(16) << 20)
 		return true;
 	uint8_t *got = qkc_need((size_t)s->len, 1), *want = qkc_need((size_t)s->len, 1);
 	if (s->act <= QKC_DO_WRITE_COMPRESSED)
 		qkc_content(number, s->off, want, s->len);
-	enum qcow_status st = qcow_pread(image, got, (size_t)s->len, s->off, &err);
+	enum qcow_status st = get(image, got, s->len, s->off, qkc_plan_state_off(p), &err);
 	bool same = st == QCOW_OK && memcmp(got, want, (size_t)s->len) == 0;
 	free(got);
 	free(want);
@@ -183,7 +202,8 @@ struct running {
 	struct qkc_disk *disk;
 	struct qkc_log *log;
 	struct qkc_fault fault;
-	bool has_failed, may_fail;
+	bool has_failed;
+	bool is_fenced; /* or may be: steps may fail until a recovery is through */
 	struct qcow_image *image;
 };
 
@@ -201,21 +221,28 @@ static enum qkc_outcome run_step(struct running *r, uint32_t number, char *why)
 	const struct qkc_step *s = &r->plan->steps[number - 1];
 	struct qcow_error err = QCOW_ERROR_INIT;
 	if (s->act == QKC_DO_FAIL) {
-		r->fault = (struct qkc_fault){.what = (enum qkc_fail)s->off, .nth = s->len};
-		r->may_fail = r->may_fail || s->off != QKC_FAIL_NONE;
+		r->fault = (struct qkc_fault){.what = (enum qkc_fail)(s->off & QKC_FAIL_KIND),
+			.file = (enum qkc_only_file)(s->off & ~(uint64_t)QKC_FAIL_KIND),
+			.nth = s->len};
 		return QKC_STEP_DONE;
 	}
-	if (s->act == QKC_DO_REOPEN)
+	if (s->act == QKC_DO_REOPEN) {
+		r->is_fenced = false;
 		return reopen(r, why) ? QKC_STEP_DONE : QKC_STEP_FAILED;
-	enum qcow_status st = do_step(r->image, s, number, &err);
-	if (st == QCOW_OK)
-		return reads_back(r->image, s, number, why) ? QKC_STEP_DONE : QKC_STEP_FAILED;
+	}
+	enum qcow_status st = do_step(r->plan, r->image, number, &err);
+	if (st == QCOW_OK) {
+		r->is_fenced = r->is_fenced && s->act != QKC_DO_RECOVER;
+		return reads_back(r->plan, r->image, number, why) ? QKC_STEP_DONE : QKC_STEP_FAILED;
+	}
 	r->has_failed = true;
-	if (!r->may_fail) {
+	/* once there is room again it goes on by itself */
+	if (!r->is_fenced && r->fault.what == QKC_FAIL_NONE) {
 		char line[80];
 		qkc_step_print(s, line, sizeof(line));
 		return say(why, line, &err) ? QKC_STEP_DONE : QKC_STEP_FAILED;
 	}
+	r->is_fenced = r->is_fenced || st != QCOW_E_NOSPC;
 	return st == QCOW_E_NOSPC ? QKC_STEP_NO_SPACE : QKC_STEP_FAILED;
 }
 
@@ -260,10 +287,11 @@ static bool compare_run(
 	static uint8_t buf[CHUNK_SECTORS * QKC_SECTOR];
 	struct qcow_error err = QCOW_ERROR_INIT;
 	uint64_t disk = qkc_guest_bytes(qkc_expect_guest_const(a->expect));
+	uint64_t state = qkc_expect_state_off(a->expect);
 	uint64_t off = first * QKC_SECTOR, len = n * QKC_SECTOR;
-	if (len > disk - off)
+	if (off < state && len > disk - off)
 		len = disk - off;
-	if (qcow_pread(image, buf, (size_t)len, off, &err) != QCOW_OK)
+	if (get(image, buf, len, off, state, &err) != QCOW_OK)
 		return say(why, "the library cannot read it", &err);
 	size_t at = qkc_look_find(a->look, first);
 	for (uint64_t i = 0; i < n; i++) {
@@ -299,10 +327,10 @@ static bool reads_alike(const struct qkc_again *a, struct qkc_disk *d, char *why
 		return say(why, "the library cannot open it", &err);
 	bool good = true;
 	size_t at = 0;
-	uint64_t s = next_sector(a, 0, &at);
+	uint64_t s = next_sector(a, 0, &at), state = qkc_expect_state_off(a->expect);
 	while (good && s != UINT64_MAX) {
 		uint64_t n = 1, next = next_sector(a, s + 1, &at);
-		for (; next == s + n && n < CHUNK_SECTORS; n++)
+		for (; next == s + n && n < CHUNK_SECTORS && next * QKC_SECTOR != state; n++)
 			next = next_sector(a, s + n + 1, &at);
 		good = compare_run(a, image, s, n, why);
 		s = next;
@@ -398,7 +426,7 @@ static bool write_again(struct later *l, struct qkc_disk *d, struct qkc_log *log
 	enum qcow_status st = QCOW_OK;
 	for (uint32_t i = 0; i < AGAIN_WRITES && st == QCOW_OK; i++) {
 		qkc_log_add(log, QKC_BEGIN, i + 1, 0, NULL);
-		st = write_step(image, &l->writes[i], AGAIN_STEP + i, &err);
+		st = write_step(image, &l->writes[i], AGAIN_STEP + i, 0, &err);
 		l->is_done[i] = st == QCOW_OK;
 		if (st == QCOW_E_NOSPC && l->a->base->plan->fixed_spare != 0)
 			st = QCOW_OK;

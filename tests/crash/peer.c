@@ -130,7 +130,9 @@ static bool do_step(struct session *s, const struct qkc_step *step, uint32_t num
 uint64_t qkc_end_flags(enum qkc_act act, bool is_done)
 {
 	return (is_done ? QKC_DONE : 0) |
-	       (act == QKC_DO_FLUSH || qkc_is_operation(act) ? QKC_IS_FLUSH : 0) |
+	       (act == QKC_DO_FLUSH || act == QKC_DO_WRITE_STATE || qkc_is_operation(act)
+			       ? QKC_IS_FLUSH
+			       : 0) |
 	       (act == QKC_DO_WRITE_FUA ? QKC_IS_FUA : 0);
 }
 

@@ -14,6 +14,13 @@ static void append(struct qkc_step **list, size_t *n, enum qkc_act act, uint64_t
 	(*list)[(*n)++] = (struct qkc_step){act, off, len};
 }
 
+uint64_t qkc_plan_state_off(const struct qkc_plan *p)
+{
+	uint64_t cluster = UINT64_C(1) << p->config.cluster_bits;
+	uint64_t span = cluster * (cluster / (p->is_extended ? 16 : 8));
+	return (p->disk_bytes + span - 1) / span * span;
+}
+
 void qkc_plan_first(struct qkc_plan *p, enum qkc_act act, uint64_t off, uint64_t len)
 {
 	append(&p->first, &p->n_first, act, off, len);
@@ -39,11 +46,12 @@ void qkc_plan_clear(struct qkc_plan *p)
 
 void qkc_step_print(const struct qkc_step *s, char *line, size_t n)
 {
-	static const char *const names[] = {"write", "write, FUA", "write compressed", "zero",
-		"zero with unmap", "discard", "flush", "fail", "recover", "reopen", "snapshot",
-		"apply", "delete"};
+	static const char *const names[] = {"write", "write, FUA", "write state",
+		"write compressed", "zero", "zero with unmap", "discard", "flush", "fail",
+		"recover", "reopen", "snapshot", "apply", "delete"};
 	static const char *const fails[] = {
 		"nothing", "a flush", "a flush, cache dropped", "a write", "for want of space"};
+	static const char *const files[] = {"", " of the image", " of the data file"};
 	switch (s->act) {
 	case QKC_DO_FLUSH:
 	case QKC_DO_RECOVER:
@@ -56,7 +64,8 @@ void qkc_step_print(const struct qkc_step *s, char *line, size_t n)
 		(void)snprintf(line, n, "%s %" PRIu64, names[s->act], s->off);
 		break;
 	case QKC_DO_FAIL:
-		(void)snprintf(line, n, "fail %s, from call %" PRIu64 " on", fails[s->off], s->len);
+		(void)snprintf(line, n, "fail %s, from call %" PRIu64 "%s on",
+			fails[s->off & QKC_FAIL_KIND], s->len, files[s->off / QKC_ONLY_IMAGE]);
 		break;
 	default:
 		(void)snprintf(line, n, "%s %" PRIu64 " +%" PRIu64, names[s->act], s->off, s->len);

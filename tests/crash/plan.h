@@ -14,13 +14,14 @@
 enum qkc_act {
 	QKC_DO_WRITE,
 	QKC_DO_WRITE_FUA,
+	QKC_DO_WRITE_STATE, /* behind the disk, from qkc_plan_state_off on; of ours alone */
 	QKC_DO_WRITE_COMPRESSED, /* whole clusters */
 	QKC_DO_ZERO,
 	QKC_DO_ZERO_UNMAP,
 	QKC_DO_DISCARD,
 	QKC_DO_FLUSH,
 	/* of ours alone: */
-	QKC_DO_FAIL, /* off: an enum qkc_fail; len: the nth such call from now on fails */
+	QKC_DO_FAIL, /* off: an enum qkc_fail, and a qkc_only_file; len: the nth such call from now on fails */
 	QKC_DO_RECOVER,
 	QKC_DO_REOPEN, /* close, and open again */
 	QKC_DO_SNAPSHOT, /* make one */
@@ -33,7 +34,15 @@ enum qkc_fail {
 	QKC_FAIL_FLUSH, /* EIO, once */
 	QKC_FAIL_FLUSH_DROP, /* the same, and reads give what was durable before */
 	QKC_FAIL_WRITE, /* EIO after half of it, once */
-	QKC_FAIL_SPACE /* ENOSPC, nothing is done, until the next QKC_DO_FAIL */
+	QKC_FAIL_SPACE /* ENOSPC: half of the first one is done, and nothing then, until the next QKC_DO_FAIL */
+};
+
+/* Calls to the other file are not counted and do not fail. */
+enum qkc_only_file {
+	QKC_ANY_FILE = 0,
+	QKC_ONLY_IMAGE = 16,
+	QKC_ONLY_DATA_FILE = 32,
+	QKC_FAIL_KIND = 15 /* the bits of enum qkc_fail */
 };
 
 /* How a step ended. */
@@ -82,6 +91,9 @@ struct qkc_plan {
 	size_t n_steps;
 	struct qkt_rng rng;
 };
+
+/* Where the state of a machine begins: behind what the L2 tables of the disk map. */
+uint64_t qkc_plan_state_off(const struct qkc_plan *p);
 
 void qkc_plan_first(struct qkc_plan *p, enum qkc_act act, uint64_t off, uint64_t len);
 void qkc_plan_between(struct qkc_plan *p, enum qkc_act act, uint64_t off, uint64_t len);

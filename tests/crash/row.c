@@ -34,7 +34,9 @@ static uint64_t content_hash(
 	const struct qkc_plan *p, const struct qkc_step *s, uint32_t number, uint64_t sector)
 {
 	uint8_t bytes[QKC_SECTOR];
-	uint64_t start = sector * QKC_SECTOR, left = p->disk_bytes - start;
+	uint64_t start = sector * QKC_SECTOR;
+	/* the end of the disk cuts a sector short, and not the state behind it */
+	uint64_t left = start < p->disk_bytes ? p->disk_bytes - start : QKC_SECTOR;
 	uint64_t want = left < QKC_SECTOR ? left : QKC_SECTOR;
 	if (s->off > start || s->off + s->len < start + want)
 		qkc_sector_after(p, number, sector, bytes); /* a part of it is written */
@@ -61,7 +63,9 @@ static void enter_step(struct context *c, uint32_t number, bool is_done)
 	const struct qkc_plan *p = c->plan;
 	struct qkc_step s = p->steps[number - 1];
 	struct qkc_guest *g = qkc_expect_guest(c->expect);
-	enum qkc_write_kind kind = s.act == QKC_DO_WRITE_FUA ? QKC_FUA : QKC_PLAIN;
+	enum qkc_write_kind kind = s.act == QKC_DO_WRITE_FUA || s.act == QKC_DO_WRITE_STATE
+					   ? QKC_FUA
+					   : QKC_PLAIN;
 	if (qkc_is_operation(s.act) && is_done)
 		enter_operation(c, number);
 	if (s.act >= QKC_DO_FLUSH)
@@ -95,8 +99,8 @@ static void enter_steps(struct context *c, const enum qkc_outcome *outcomes)
 		enter_step(c, i, is_done);
 		if ((act == QKC_DO_RECOVER || act == QKC_DO_REOPEN) && in_doubt)
 			qkc_guest_doubt(qkc_expect_guest(c->expect), flushed + 1);
-		if ((act == QKC_DO_FLUSH || qkc_is_operation(act) || act == QKC_DO_RECOVER ||
-			    act == QKC_DO_REOPEN) &&
+		if ((act == QKC_DO_FLUSH || act == QKC_DO_WRITE_STATE || qkc_is_operation(act) ||
+			    act == QKC_DO_RECOVER || act == QKC_DO_REOPEN) &&
 			is_done) {
 			flushed = i;
 			in_doubt = false;

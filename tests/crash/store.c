@@ -23,6 +23,8 @@ static bool is_to_fail(struct on_disk *s, bool is_flush)
 	if (f == NULL || f->what == QKC_FAIL_NONE ||
 		(f->what == QKC_FAIL_FLUSH || f->what == QKC_FAIL_FLUSH_DROP) != is_flush)
 		return false;
+	if (f->file != QKC_ANY_FILE && (f->file == QKC_ONLY_DATA_FILE) != (s->base != 0))
+		return false;
 	f->count++;
 	return f->count == f->nth || (f->what == QKC_FAIL_SPACE && f->count > f->nth);
 }
@@ -78,7 +80,7 @@ static enum qcow_status disk_pwritev(
 		memcpy(bytes + at, iov[i].iov_base, iov[i].iov_len);
 	if (!fails)
 		do_write(s, bytes, len, off);
-	else if (s->fault->what == QKC_FAIL_WRITE && half_of(off, len) != 0)
+	else if (s->fault->count == s->fault->nth && half_of(off, len) != 0)
 		do_write(s, bytes, half_of(off, len), off);
 	free(bytes);
 	return fails ? fail(s, err) : QCOW_OK;
@@ -90,7 +92,7 @@ static enum qcow_status disk_flush(void *ctx, struct qcow_error *err)
 	bool fails = is_to_fail(s, true);
 	bool drops = fails && s->fault->what == QKC_FAIL_FLUSH_DROP;
 	if (drops)
-		qkc_disk_undo(s->d, s->flushed);
+		qkc_disk_drop(s->d, s->flushed, s->base);
 	s->flushed = qkc_disk_mark(s->d);
 	qkc_log_add(s->log,
 		drops	? QKC_FLUSH_DROPPED

@@ -15,6 +15,7 @@
 /* Which call fails: counted from when it is set. Its owner may change it at any time. */
 struct qkc_fault {
 	enum qkc_fail what;
+	enum qkc_only_file file;
 	uint64_t nth, count;
 };
 

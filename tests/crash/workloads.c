@@ -348,129 +348,6 @@ static void discard_2g(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 4);
 }
 
-static void failing_flush(struct qkc_plan *p, enum qkc_fail how, uint64_t nth)
-{
-	first(p, QKC_DO_WRITE, 0, 4);
-	p->has_snapshot = true;
-	fail(p, how, nth);
-	part(p, QKC_DO_WRITE, 0);
-	part(p, QKC_DO_WRITE, 6);
-	flush(p);
-	part(p, QKC_DO_WRITE, 1);
-	flush(p);
-	recover(p);
-	part(p, QKC_DO_WRITE, 2);
-	flush(p);
-	part(p, QKC_DO_WRITE, 7);
-}
-
-static void failing_flush_1(struct qkc_plan *p)
-{
-	failing_flush(p, QKC_FAIL_FLUSH, 1);
-}
-
-static void dropping_flush_1(struct qkc_plan *p)
-{
-	failing_flush(p, QKC_FAIL_FLUSH_DROP, 1);
-}
-
-static void failing_flush_2(struct qkc_plan *p)
-{
-	failing_flush(p, QKC_FAIL_FLUSH, 2);
-}
-
-static void dropping_flush_2(struct qkc_plan *p)
-{
-	failing_flush(p, QKC_FAIL_FLUSH_DROP, 2);
-}
-
-static void failing_flush_3(struct qkc_plan *p)
-{
-	failing_flush(p, QKC_FAIL_FLUSH, 3);
-}
-
-static void dropping_flush_3(struct qkc_plan *p)
-{
-	failing_flush(p, QKC_FAIL_FLUSH_DROP, 3);
-}
-
-static void failing_flush_discard(struct qkc_plan *p)
-{
-	first(p, QKC_DO_WRITE, 0, 6);
-	fail(p, QKC_FAIL_FLUSH, 1 + below(p, 3));
-	whole(p, QKC_DO_DISCARD, 1, 2);
-	part(p, QKC_DO_WRITE, 8);
-	flush(p);
-	recover(p);
-	whole(p, QKC_DO_WRITE, 9, 2);
-	flush(p);
-	part(p, QKC_DO_WRITE, 12);
-}
-
-/* Given up and opened again, by another process perhaps. */
-static void dropped_and_reopened(struct qkc_plan *p)
-{
-	first(p, QKC_DO_WRITE, 0, 6);
-	fail(p, QKC_FAIL_FLUSH_DROP, 1 + below(p, 3));
-	part(p, QKC_DO_WRITE, 0);
-	whole(p, QKC_DO_DISCARD, 2, 1);
-	part(p, QKC_DO_WRITE, 8);
-	flush(p);
-	part(p, QKC_DO_WRITE, l2_span(p));
-	flush(p);
-	fail(p, QKC_FAIL_NONE, 1);
-	qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
-	whole(p, QKC_DO_WRITE, 9, 2);
-	flush(p);
-	part(p, QKC_DO_WRITE, 12);
-}
-
-static void dropping_flush_reuse(struct qkc_plan *p)
-{
-	first(p, QKC_DO_WRITE, 0, 6);
-	whole(p, QKC_DO_DISCARD, 1, 3);
-	flush(p);
-	fail(p, QKC_FAIL_FLUSH_DROP, 1 + below(p, 3));
-	part(p, QKC_DO_WRITE, 8);
-	part(p, QKC_DO_WRITE, 1);
-	flush(p);
-	part(p, QKC_DO_WRITE, l2_span(p));
-	flush(p);
-	recover(p);
-	whole(p, QKC_DO_WRITE, 9, 2);
-	flush(p);
-	part(p, QKC_DO_WRITE, 12);
-}
-
-static void failing_write(struct qkc_plan *p)
-{
-	first(p, QKC_DO_WRITE, 0, 4);
-	fail(p, QKC_FAIL_WRITE, 1 + below(p, 6));
-	part(p, QKC_DO_WRITE, 0);
-	whole(p, QKC_DO_WRITE, 6, 1);
-	part(p, QKC_DO_WRITE, l2_span(p));
-	flush(p);
-	recover(p);
-	part(p, QKC_DO_WRITE, 6);
-	part(p, QKC_DO_WRITE, 10);
-	flush(p);
-	whole(p, QKC_DO_WRITE, 12, 1);
-}
-
-static void no_space(struct qkc_plan *p)
-{
-	first(p, QKC_DO_WRITE, 0, 3);
-	part(p, QKC_DO_WRITE, 5);
-	fail(p, QKC_FAIL_SPACE, 1 + below(p, 3));
-	part(p, QKC_DO_WRITE, 7);
-	part(p, QKC_DO_WRITE, 8);
-	flush(p);
-	recover(p);
-	part(p, QKC_DO_WRITE, 7);
-	flush(p);
-	part(p, QKC_DO_WRITE, 9);
-}
-
 static void no_space_new_block(struct qkc_plan *p)
 {
 	fill_host(p, block_span(p), 2);
@@ -703,6 +580,13 @@ const struct qkc_workload qkc_workloads[] = {
 	{"snapshot, random", qkc_snapshot_random, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"snapshot, subclusters", qkc_snapshot_sub_random, QKC_OURS | QKC_EXTENDED | QKC_NO_WIDTH_1,
 		100},
+	{"machine's state", qkc_state, QKC_OURS, 100},
+	{"machine's state, snapshots", qkc_state_snapshots, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"machine's state, bitmaps", qkc_state_bitmaps, QKC_OURS | QKC_WIDTH_16 | QKC_V3, 100},
+	{"machine's state, backing", qkc_state_backing, QKC_OURS | QKC_WIDTH_16, 60},
+	{"machine's state, a flush fails", qkc_state_flush_fails, QKC_OURS | QKC_WIDTH_16, 60},
+	{"machine's state, a write fails", qkc_state_write_fails, QKC_OURS | QKC_WIDTH_16, 60},
+	{"machine's state, random", qkc_state_random, QKC_OURS | QKC_NO_WIDTH_1, 100},
 	{"data file, in place", qkc_data_in_place, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"data file, allocate", qkc_data_allocate, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
 	{"data file, discard", qkc_data_discard, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
@@ -715,22 +599,34 @@ const struct qkc_workload qkc_workloads[] = {
 		QKC_OURS | QKC_V3 | QKC_WIDTH_16 | QKC_EXTENDED, 100},
 	{"data file, a flush fails", qkc_data_flush_fails, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"data file, a write fails", qkc_data_write_fails, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
+	{"data file, its flush dropped", qkc_data_dropped, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
+	{"data file, dropped, reopened", qkc_data_dropped_reopened,
+		QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
+	{"data file, image dropped", qkc_data_image_dropped, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
+	{"data file, image d., reopened", qkc_data_image_dropped_reopened,
+		QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
+	{"data file, dropped, random", qkc_data_dropped_random, QKC_OURS | QKC_V3 | QKC_WIDTH_16,
+		100},
+	{"raw data file, dropped", qkc_raw_data_dropped, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"raw data file, in place", qkc_raw_data_in_place, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"raw data file, allocate", qkc_raw_data_allocate, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"raw data file, discard", qkc_raw_data_discard, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"raw data file, zero", qkc_raw_data_zero, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 60},
 	{"raw data file, random", qkc_raw_data_random, QKC_OURS | QKC_V3 | QKC_WIDTH_16, 100},
-	{"1st flush fails", failing_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"2nd flush fails", failing_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"3rd flush fails", failing_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"a flush fails, discard", failing_flush_discard, QKC_OURS, 100},
-	{"1st flush fails, dropped", dropping_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"2nd flush fails, dropped", dropping_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"3rd flush fails, dropped", dropping_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},
-	{"dropped, clusters reused", dropping_flush_reuse, QKC_OURS, 100},
-	{"dropped, opened again", dropped_and_reopened, QKC_OURS, 100},
-	{"a write fails", failing_write, QKC_OURS, 100},
-	{"no space", no_space, QKC_OURS, 100},
+	{"1st flush fails", qkc_failing_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"2nd flush fails", qkc_failing_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"3rd flush fails", qkc_failing_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"a flush fails, discard", qkc_failing_flush_discard, QKC_OURS, 100},
+	{"1st flush fails, dropped", qkc_dropping_flush_1, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"2nd flush fails, dropped", qkc_dropping_flush_2, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"3rd flush fails, dropped", qkc_dropping_flush_3, QKC_OURS | QKC_NO_WIDTH_1, 100},
+	{"dropped, clusters reused", qkc_dropping_flush_reuse, QKC_OURS, 100},
+	{"dropped, opened again", qkc_dropped_and_reopened, QKC_OURS, 100},
+	{"a write fails", qkc_failing_write, QKC_OURS, 100},
+	{"no space", qkc_no_space, QKC_OURS, 100},
+	{"no space, it goes on", qkc_no_space_goes_on, QKC_OURS, 100},
+	{"recovery, a flush dropped", qkc_recovery_flush_dropped, QKC_OURS | QKC_WIDTH_16, 100},
+	{"recovery, a write fails", qkc_recovery_write_fails, QKC_OURS | QKC_WIDTH_16, 60},
 	{"no space, refcount block", no_space_new_block, QKC_OURS | QKC_SMALL_CLUSTERS, 100},
 };
 const size_t qkc_n_workloads = sizeof(qkc_workloads) / sizeof(*qkc_workloads);

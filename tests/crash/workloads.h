@@ -99,6 +99,23 @@ void qkc_data_copy(struct qkc_plan *p);
 void qkc_random_all(struct qkc_plan *p);
 void qkc_random_backing(struct qkc_plan *p);
 
+/* ---- workloads_fail.c ---- */
+
+void qkc_failing_flush_1(struct qkc_plan *p);
+void qkc_dropping_flush_1(struct qkc_plan *p);
+void qkc_failing_flush_2(struct qkc_plan *p);
+void qkc_dropping_flush_2(struct qkc_plan *p);
+void qkc_failing_flush_3(struct qkc_plan *p);
+void qkc_dropping_flush_3(struct qkc_plan *p);
+void qkc_failing_flush_discard(struct qkc_plan *p);
+void qkc_dropped_and_reopened(struct qkc_plan *p);
+void qkc_dropping_flush_reuse(struct qkc_plan *p);
+void qkc_failing_write(struct qkc_plan *p);
+void qkc_no_space(struct qkc_plan *p);
+void qkc_no_space_goes_on(struct qkc_plan *p);
+void qkc_recovery_flush_dropped(struct qkc_plan *p);
+void qkc_recovery_write_fails(struct qkc_plan *p);
+
 /* ---- workloads_coded.c ---- */
 
 void qkc_compressed(struct qkc_plan *p);
@@ -134,6 +151,13 @@ void qkc_snapshot_bitmaps(struct qkc_plan *p);
 void qkc_snapshot_device(struct qkc_plan *p);
 void qkc_snapshot_random(struct qkc_plan *p);
 void qkc_snapshot_sub_random(struct qkc_plan *p);
+void qkc_state(struct qkc_plan *p);
+void qkc_state_snapshots(struct qkc_plan *p);
+void qkc_state_bitmaps(struct qkc_plan *p);
+void qkc_state_backing(struct qkc_plan *p);
+void qkc_state_flush_fails(struct qkc_plan *p);
+void qkc_state_write_fails(struct qkc_plan *p);
+void qkc_state_random(struct qkc_plan *p);
 
 /* ---- workloads_punch.c ---- */
 
@@ -171,6 +195,12 @@ void qkc_data_random(struct qkc_plan *p);
 void qkc_data_sub_random(struct qkc_plan *p);
 void qkc_data_flush_fails(struct qkc_plan *p);
 void qkc_data_write_fails(struct qkc_plan *p);
+void qkc_data_dropped(struct qkc_plan *p);
+void qkc_data_dropped_reopened(struct qkc_plan *p);
+void qkc_data_dropped_random(struct qkc_plan *p);
+void qkc_data_image_dropped(struct qkc_plan *p);
+void qkc_data_image_dropped_reopened(struct qkc_plan *p);
+void qkc_raw_data_dropped(struct qkc_plan *p);
 void qkc_raw_data_in_place(struct qkc_plan *p);
 void qkc_raw_data_allocate(struct qkc_plan *p);
 void qkc_raw_data_discard(struct qkc_plan *p);

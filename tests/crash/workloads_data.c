@@ -138,6 +138,84 @@ static void failing(struct qkc_plan *p, enum qkc_fail how)
 	part(p, QKC_DO_WRITE, 9);
 }
 
+/* A flush of one file fails, its cache is dropped, and what was written to the other file is there. New tables and old ones,
+ * places that are written again, and parts of them. */
+static void dropping(struct qkc_plan *p, enum qkc_only_file file, bool reopens)
+{
+	first(p, QKC_DO_WRITE, 0, 8);
+	whole(p, QKC_DO_DISCARD, 1, 2);
+	flush(p);
+	fail(p, (enum qkc_fail)(QKC_FAIL_FLUSH_DROP | file), 1 + below(p, 3));
+	part(p, QKC_DO_WRITE, 0);
+	part(p, QKC_DO_WRITE, 1);
+	part(p, QKC_DO_WRITE, 10);
+	whole(p, QKC_DO_DISCARD, 4, 2);
+	flush(p);
+	part(p, QKC_DO_WRITE, 4);
+	part(p, QKC_DO_WRITE, far(p));
+	whole(p, QKC_DO_ZERO, 6, 1);
+	flush(p);
+	part(p, QKC_DO_WRITE, 6);
+	whole(p, QKC_DO_WRITE, 2, 1);
+	flush(p);
+	if (reopens)
+		fail(p, QKC_FAIL_NONE, 1);
+	else
+		recover(p);
+	if (reopens)
+		qkc_plan_step(p, QKC_DO_REOPEN, 0, 0);
+	part(p, QKC_DO_WRITE, 12);
+	part(p, QKC_DO_WRITE, 10);
+	flush(p);
+	part(p, QKC_DO_WRITE, 4);
+}
+
+void qkc_data_dropped(struct qkc_plan *p)
+{
+	beside(p, false);
+	dropping(p, QKC_ONLY_DATA_FILE, false);
+}
+
+void qkc_data_dropped_reopened(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	dropping(p, QKC_ONLY_DATA_FILE, true);
+}
+
+void qkc_data_image_dropped(struct qkc_plan *p)
+{
+	beside(p, false);
+	dropping(p, QKC_ONLY_IMAGE, false);
+}
+
+void qkc_data_image_dropped_reopened(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	dropping(p, QKC_ONLY_IMAGE, true);
+}
+
+void qkc_raw_data_dropped(struct qkc_plan *p)
+{
+	beside(p, true);
+	dropping(p, below(p, 3) != 0 ? QKC_ONLY_DATA_FILE : QKC_ONLY_IMAGE, false);
+}
+
+/* What the flushes of either file lose, with what is laid out by chance before it. */
+void qkc_data_dropped_random(struct qkc_plan *p)
+{
+	beside(p, false);
+	p->is_extended = p->config.cluster_bits >= 14 && below(p, 2) != 0;
+	by_chance(p);
+	fail(p,
+		(enum qkc_fail)(QKC_FAIL_FLUSH_DROP |
+				(below(p, 2) != 0 ? QKC_ONLY_DATA_FILE : QKC_ONLY_IMAGE)),
+		1 + below(p, 3));
+	some(p, 8);
+	flush(p);
+	recover(p);
+	some(p, 4);
+}
+
 void qkc_data_in_place(struct qkc_plan *p)
 {
 	beside(p, false);
@@ -204,7 +282,7 @@ void qkc_data_sub_random(struct qkc_plan *p)
 void qkc_data_flush_fails(struct qkc_plan *p)
 {
 	beside(p, below(p, 2) != 0);
-	failing(p, QKC_FAIL_FLUSH);
+	failing(p, (enum qkc_fail)(QKC_FAIL_FLUSH | below(p, 3) * QKC_ONLY_IMAGE));
 }
 
 void qkc_data_write_fails(struct qkc_plan *p)
