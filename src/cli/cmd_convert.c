@@ -310,10 +310,33 @@ static void report_salvage(void *ctx, uint64_t off, uint64_t len, const struct q
 static void report_skipped_bitmap(void *ctx, const char *name, const struct qcow_error *why)
 {
 	struct convert_job *job = ctx;
+	bool is_later = job->cli->qemu && why->finding == QCOW_FINDING_BITMAP_INCONSISTENT;
+	if (is_later && json_array_append_new(job->skipped, cli_json_string(name)) == 0)
+		return; /* in QEMU's order, which is the other way round */
 	if (why->finding == QCOW_FINDING_BITMAP_INCONSISTENT)
 		cli_error(job->cli, "warning: Skipping inconsistent bitmap '%s'", name);
 	else
 		cli_error(job->cli, "warning: Skipping bitmap '%s': %s", name, why->message);
+}
+
+static void report_skipped_last(struct convert_job *job)
+{
+	for (size_t i = json_array_size(job->skipped); i > 0; i--)
+		cli_error(job->cli, "warning: Skipping inconsistent bitmap '%s'",
+			json_string_value(json_array_get(job->skipped, i - 1)));
+	json_decref(job->skipped);
+	job->skipped = NULL;
+}
+
+/* As QEMU says it. False: it was another failure. */
+static bool report_inconsistent(struct convert_job *job, const struct qcow_error *err)
+{
+	if (!job->cli->qemu || err->finding != QCOW_FINDING_BITMAP_INCONSISTENT)
+		return false;
+	cli_error(job->cli, "%s", err->message);
+	(void)fprintf(stderr, "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to "
+			      "delete it\n");
+	return true;
 }
 
 static bool run_to_stdout(struct convert_job *job)
@@ -369,10 +392,14 @@ static bool run_to_target(struct convert_job *job)
 	job->options.skip_broken_bitmaps = cli_flag(job->args, "skip-broken-bitmaps");
 	job->options.on_skipped_bitmap = report_skipped_bitmap;
 	job->options.bitmap_ctx = job;
+	job->skipped = json_array();
 	struct qcow_convert_result result;
 	bool ok = qcow_convert(job->target, job->data, &job->options, &result, &err) == QCOW_OK &&
 		  sync_target(job, &err);
 	cli_progress_end(progress, ok);
+	report_skipped_last(job);
+	if (!ok && !cli_signals_caught() && report_inconsistent(job, &err))
+		return false;
 	if (!ok && !cli_signals_caught() && job->cli->qemu)
 		(void)cli_fail(job->cli, &err, "%s: error while converting %s", job->target_path,
 			job->format);

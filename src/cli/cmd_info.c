@@ -18,6 +18,7 @@
 #include "cli/driver.h"
 #include "cli/info.h"
 #include "cli/snaplist.h"
+#include "cli/spec.h"
 
 /* The long lists of one image. They are read while they are printed. */
 struct layer {
@@ -34,6 +35,7 @@ struct info {
 	bool limits;
 	bool direct; /* cache=none: the limits are those of O_DIRECT */
 	bool probed; /* no -f: QEMU then aligns raw requests to sectors */
+	bool is_protocol; /* a file or an export by itself */
 	bool damaged; /* something could not be shown; reported, exit code 1 */
 };
 
@@ -271,6 +273,33 @@ static json_t *describe(struct info *info, struct qcow_image *image, const char 
 	return o;
 }
 
+/* What was asked about is a file, or an export, and no format over it. */
+static json_t *describe_node(struct info *info, struct qcow_image *image, const char *filename)
+{
+	struct qcow_info in;
+	qcow_get_info(image, &in);
+	json_t *o = describe_file(info, qcow_image_store(image), &in);
+	cli_json_set(o, "filename", cli_json_string(filename));
+	return o;
+}
+
+/* Does the operand name the driver of a file or an export, as the outermost one? */
+static bool is_protocol(struct cli *cli, const struct cli_operand *operand)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	json_t *spec = NULL;
+	if (cli_spec_parse(cli, operand, &spec, &err) != QCOW_OK)
+		return false;
+	const char *driver = json_string_value(json_object_get(spec, "driver"));
+	if (operand->format != NULL)
+		driver = operand->format;
+	bool is_one = driver != NULL && json_object_get(spec, "file") == NULL &&
+		      (strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0 ||
+			      strcmp(driver, "nbd") == 0);
+	json_decref(spec);
+	return is_one;
+}
+
 /* ---- the human form ---- */
 
 static const char *text_of(const json_t *o, const char *key)
@@ -459,8 +488,10 @@ static int show(
 	bool chain = cli_flag(args, "backing-chain");
 	json_t *list = json_array();
 	for (struct qcow_image *at = image; at != NULL; at = chain ? qcow_backing(at) : NULL) {
-		json_t *o = describe(
-			info, at, at == image ? name : qcow_store_name(qcow_image_store(at)));
+		const char *filename = at == image ? name : qcow_store_name(qcow_image_store(at));
+		bool is_node = at == image && info->is_protocol;
+		json_t *o = is_node ? describe_node(info, at, filename)
+				    : describe(info, at, filename);
 		(void)json_array_append_new(list, o);
 	}
 	if (cli_wants_json(args)) {
@@ -493,7 +524,8 @@ static int run(struct cli *cli, const struct cli_args *args)
 	struct info info = {.cli = cli,
 		.limits = cli_flag(args, "limits"),
 		.direct = (request.flags & CLI_OPEN_DIRECT) != 0,
-		.probed = request.operand.format == NULL && !request.operand.image_opts};
+		.probed = request.operand.format == NULL && !request.operand.image_opts,
+		.is_protocol = is_protocol(cli, &request.operand)};
 	struct qcow_image *image = NULL;
 	if (cli_open(cli, &request, &image) != QCOW_OK)
 		return 1;

@@ -9,6 +9,7 @@
 #include "cli/create_opts.h"
 #include "cli/keeper.h"
 
+#include <jansson.h>
 #include <qcowkit/ops.h>
 
 struct convert_job {
@@ -28,6 +29,7 @@ struct convert_job {
 	struct qcow_image *backing;
 	bool to_stdout, made_target, made_data;
 	struct cli_sandbox sandbox;
+	json_t *skipped; /* names of bitmaps, to be told of in the end */
 	struct cli_keeper *keeper; /* in a sandbox: who removes what was made; else NULL */
 };
 

@@ -51,7 +51,8 @@ static enum qcow_status check_one(const struct qcow_convert_options *options, ui
 		"Cannot copy bitmap '%s': %s", bitmap->name, why.message);
 }
 
-/* A walk over the bitmaps, which ends with the first failure. */
+/* A walk over the bitmaps, which ends with the first failure; while it checks, with the last bitmap, and tells of the last that is
+ * broken, which is the one that QEMU names. */
 struct walk {
 	const struct qcow_convert_options *options;
 	uint64_t size;
@@ -202,9 +203,14 @@ static bool visit(void *ctx, uint32_t index, const struct qcow_bitmap *bitmap)
 {
 	struct walk *walk = ctx;
 
-	walk->status = walk->builder != NULL ? copy_one(walk, index, bitmap)
-					     : check_one(walk->options, index, bitmap, walk->err);
-	return walk->status == QCOW_OK;
+	if (walk->builder != NULL) {
+		walk->status = copy_one(walk, index, bitmap);
+		return walk->status == QCOW_OK;
+	}
+	enum qcow_status status = check_one(walk->options, index, bitmap, walk->err);
+	if (status != QCOW_OK)
+		walk->status = status;
+	return status == QCOW_OK || status == QCOW_E_CORRUPT || status == QCOW_E_UNSUPPORTED;
 }
 
 enum qcow_status qk_bitmaps_copy(const struct qcow_convert_options *options, uint64_t size,

@@ -124,7 +124,7 @@ says 'in use: map' 1 "*in use*" "$QCOW" map --bitmap plain inuse.qcow2
 says 'unknown: map' 1 "*bitmap 'nobody' not found*" "$QCOW" map --bitmap nobody default.qcow2
 rm -f new.qcow2
 for program in "$QCOW" "$QCOW_QEMU_IMG"; do
-	says "${program##*/}: in use" 1 "*Cannot copy inconsistent bitmap 'plain'" "$program" convert --bitmaps -O qcow2 inuse.qcow2 new.qcow2
+	says "${program##*/}: in use" 1 "*Cannot copy inconsistent bitmap 'plain'*" "$program" convert --bitmaps -O qcow2 inuse.qcow2 new.qcow2
 	says "${program##*/}: raw target" 1 "*Format driver 'raw' does not support bitmaps" "$program" convert --bitmaps -O raw default.qcow2 new.qcow2
 	says "${program##*/}: version 2 target" 1 "*Format driver 'qcow2' does not support bitmaps*" "$program" convert --bitmaps -O qcow2 -o compat=0.10 default.qcow2 new.qcow2
 	says "${program##*/}: two sources" 1 '*Copying bitmaps only possible with single source' "$program" convert --bitmaps -O qcow2 default.qcow2 small.qcow2 new.qcow2
@@ -132,6 +132,21 @@ for program in "$QCOW" "$QCOW_QEMU_IMG"; do
 	says "${program##*/}: skip alone" 1 '*Use of --skip-broken-bitmaps requires --bitmaps' "$program" convert --skip-broken-bitmaps -O qcow2 default.qcow2 new.qcow2
 done
 if [[ -e new.qcow2 ]]; then bad 'a refusal leaves nothing'; else ok 'a refusal leaves nothing'; fi
+# several of them: which is named, and in which order, is QEMU's
+"$QEMU_IMG" create -q -f qcow2 several.qcow2 1M
+for name in one two three four; do "$QEMU_IMG" bitmap --add several.qcow2 $name; done
+"$QEMU_IO" -f qcow2 -c 'write -q 0 64k' -c 'abort' several.qcow2 2>/dev/null || true
+"$QEMU_IMG" bitmap --add several.qcow2 whole
+for more in '' --skip-broken-bitmaps; do
+	# shellcheck disable=SC2086 # a word or none
+	{
+		"$QEMU_IMG" convert --bitmaps $more -O qcow2 several.qcow2 peer.qcow2 2>want || true
+		"$QCOW_QEMU_IMG" convert --bitmaps $more -O qcow2 several.qcow2 new.qcow2 2>got || true
+	}
+	same "in use, several of them $more" want got
+done
+[[ -s want ]] || bad 'bitmaps are in use'
+rm -f new.qcow2 peer.qcow2
 run "$QCOW" convert --bitmaps --skip-broken-bitmaps -O qcow2 inuse.qcow2 new.qcow2
 if [[ $rc == 0 && $(<err) == "qcow: warning: Skipping inconsistent bitmap 'plain'" ]]; then ok 'broken ones are skipped'; else bad 'broken ones are skipped' "$(shown)"; fi
 listed new.qcow2 >got; "$QEMU_IMG" convert --bitmaps --skip-broken-bitmaps -O qcow2 inuse.qcow2 peer.qcow2 2>/dev/null; listed peer.qcow2 >want

@@ -102,6 +102,20 @@ name = json.load(open("out"))["snapshots"][0]["name"]
 assert name == "\x1b[31m\x07\ufffd\n", repr(name)'; then ok hostile_names_are_valid_json
 else bad hostile_names_are_valid_json "$(shown)"; fi
 
+# a file by itself, without a format over it
+for args in '-f file' '--image-opts driver=file,filename=' '--output=json -f file' '--limits -f file'; do
+	operand=size.raw
+	[[ $args == *= ]] && operand=${args##* }size.raw && args=${args% *}
+	# shellcheck disable=SC2086 # words
+	expect "info $args $operand" 0 "$QCOW_QEMU_IMG" info $args "$operand"
+	cp out ours
+	if have_new_qemu; then
+		# shellcheck disable=SC2086
+		run "$QEMU_IMG_NEW" info $args "$operand"
+		same "info $args $operand is that of the newest QEMU" out ours
+	fi
+done
+
 # exactly one file is opened
 rm -f base.qcow2 data.raw
 expect info_does_not_open_the_backing_file 0 "$QCOW" info top.qcow2
