@@ -20,6 +20,7 @@
 #include "engine/compress.h"
 #include "engine/epoch.h"
 #include "engine/gate.h"
+#include "engine/hostmap.h"
 #include "engine/image.h"
 #include "engine/open.h"
 #include "engine/publish.h"
@@ -65,6 +66,7 @@ static enum qcow_status reload_all(
 		QK_TRY(qk_space_follow(rw->space, &image->header, err));
 	qk_rw_follow_size(image);
 	forget_streams(image);
+	qk_hostmap_forget(image->hostmap);
 	rw->has_below = image->backing != NULL || image->backing_name != NULL;
 	return QCOW_OK;
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * hostmap: see hostmap.h. Owns the remembered extents; whoever writes to the store through the engine
- * stops it before. Locking: lock guards the slots, a leaf; the host is asked outside of it.
+ * says so before. Locking: lock guards the slots, a leaf; the host is asked outside of it.
  */
 #include "engine/hostmap.h"
 
 #include <pthread.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "base/mem.h"
@@ -21,7 +22,7 @@ struct slot {
 
 struct qk_hostmap {
 	pthread_mutex_t lock;
-	bool is_stopped; /* constant once there are threads */
+	enum qk_hostmap_use use; /* constant once there are threads */
 	unsigned next; /* to replace */
 	struct slot slots[N_SLOTS];
 };
@@ -47,9 +48,16 @@ void qk_hostmap_free(struct qk_hostmap *map)
 	free(map);
 }
 
-void qk_hostmap_stop(struct qk_hostmap *map)
+void qk_hostmap_set_use(struct qk_hostmap *map, enum qk_hostmap_use use)
 {
-	map->is_stopped = true;
+	map->use = use;
+}
+
+void qk_hostmap_forget(struct qk_hostmap *map)
+{
+	(void)pthread_mutex_lock(&map->lock);
+	memset(map->slots, 0, sizeof(map->slots));
+	(void)pthread_mutex_unlock(&map->lock);
 }
 
 static bool recall(struct qk_hostmap *map, uint64_t off, struct slot *out)
@@ -95,11 +103,12 @@ enum qcow_status qk_hostmap_ask(struct qk_hostmap *map, struct qcow_store *store
 	uint64_t *len, bool *is_hole, struct qcow_error *err)
 {
 	struct slot slot = {0};
-	if (map->is_stopped) {
+	if (!recall(map, off, &slot)) {
 		QK_TRY(ask_host(store, off, &slot, err));
-	} else if (!recall(map, off, &slot)) {
-		QK_TRY(ask_host(store, off, &slot, err));
-		remember(map, &slot);
+		/* a hole may be filled at any time; data that is called data once it is none does no harm */
+		if (map->use == QK_HOSTMAP_READ ||
+			(map->use == QK_HOSTMAP_WRITTEN && !slot.is_hole))
+			remember(map, &slot);
 	}
 	*len = qk_min(*len, slot.end - off);
 	*is_hole = slot.is_hole;

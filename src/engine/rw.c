@@ -127,7 +127,8 @@ enum qcow_status qk_rw_open(
 	if ((o->flags & QCOW_OPEN_WRITE) == 0)
 		return QCOW_OK;
 	QK_TRY(judge(image, o, err));
-	qk_hostmap_stop(image->hostmap);
+	bool is_disk = image->is_raw || qk_data_file_is_raw(image);
+	qk_hostmap_set_use(image->hostmap, is_disk ? QK_HOSTMAP_PUNCHED : QK_HOSTMAP_WRITTEN);
 	return make(image, o, err);
 }
 

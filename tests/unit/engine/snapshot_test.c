@@ -99,6 +99,29 @@ static void unproven(void **state)
 	random_steps(",refcount_bits=8", 512, 200000 / 512 * 512, off);
 }
 
+/* Neighbours in one table, of which some are the disk's alone once a snapshot is gone, and some another snapshot's too. */
+static void a_row_of_entries_may_be_shared_in_part(void **state)
+{
+	(void)state;
+	const size_t n = 4096;
+	for (unsigned first = 0; first < 20; first += 3) {
+		struct qcow_error err = QCOW_ERROR_INIT;
+		struct lab l;
+		lab_start(&l, "", n, 64 * n, 5);
+		memset(l.disk, 7, 40 * n);
+		assert_ok(qcow_pwrite(l.im.image, l.disk, 40 * n, 0, 0, &err), err);
+		lab_create(&l, "all");
+		assert_ok(qcow_zero(l.im.image, first * n, 5 * n, QCOW_IO_UNMAP, &err), err);
+		memset(l.disk + first * n, 0, 5 * n);
+		lab_create(&l, "some");
+		lab_apply(&l, 0);
+		lab_delete(&l, 1);
+		lab_check(&l);
+		lab_judge(&l, "");
+		lab_free(&l);
+	}
+}
+
 /* Clusters behind the last one, counted and not named by anything: they are free again, and count what lies in them then. */
 static void what_leaked_is_taken_for_copies(void **state)
 {
@@ -246,6 +269,7 @@ int main(void)
 		cmocka_unit_test(small_clusters), cmocka_unit_test(extended),
 		cmocka_unit_test(widths), cmocka_unit_test(unproven),
 		cmocka_unit_test(what_leaked_is_taken_for_copies),
+		cmocka_unit_test(a_row_of_entries_may_be_shared_in_part),
 		cmocka_unit_test(bitmaps_record_that_everything_changed),
 		cmocka_unit_test(the_size_comes_back), cmocka_unit_test(extra_data_stays)};
 	return cmocka_run_group_tests(tests, NULL, NULL);
