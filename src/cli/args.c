@@ -22,6 +22,7 @@ struct parse {
 	struct cli_given *given;
 	char **operands;
 	size_t n_given, n_operands;
+	int exit; /* the exit code of what was reported, where it has one of its own */
 };
 
 bool cli_flags_apply(const struct cli *cli, unsigned flags)
@@ -84,6 +85,7 @@ static void report_choice(
 	if (p->cli->qemu && strstr(option->name, "cache") != NULL) {
 		cli_error(p->cli, "Invalid %scache option: %s",
 			option->letter == 'T' ? "source " : "", value);
+		p->exit = p->cmd->cache_exit;
 		return;
 	}
 	size_t used = 0;
@@ -95,7 +97,10 @@ static void report_choice(
 				  : "', '");
 		used += n > 0 ? (size_t)n : 0;
 	}
-	(void)cli_usage(p->cli, "--%s expects '%s', not '%s'", option->name, list, value);
+	char letter[8] = "";
+	if (p->cli->qemu && option->letter != 0)
+		(void)snprintf(letter, sizeof(letter), " (-%c)", option->letter);
+	(void)cli_usage(p->cli, "--%s%s expects '%s', not '%s'", option->name, letter, list, value);
 }
 
 /* Follow `key` to the row it stands for, and note the option. False: reported. */
@@ -230,6 +235,8 @@ static bool count_is_right(struct parse *p)
 	else if (p->n_operands > cmd->max_operands)
 		(void)cli_usage(p->cli, "%s: '%s' is one operand too many", cmd->name,
 			p->operands[cmd->max_operands]);
+	else if (p->cli->qemu && cmd->min_operands == 2)
+		(void)cli_usage(p->cli, "Expecting image file name and size");
 	else
 		(void)cli_usage(p->cli, "%s: expecting %s", cmd->name, cmd->synopsis);
 	return false;
@@ -259,7 +266,9 @@ int cli_args_parse(struct cli *cli, const struct cli_command *cmd, int argc, cha
 		rc = -1;
 	if (rc != 0)
 		cli_args_release(args);
-	return rc;
+	if (rc >= 0)
+		return rc;
+	return p.exit != 0 ? -p.exit : cmd->usage_exit != 0 ? -cmd->usage_exit : -1;
 }
 
 void cli_args_release(struct cli_args *args)

@@ -5,12 +5,17 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/mem.h"
 #include "base/num.h"
 #include "cli/blkdebug_rules.h"
 #include "cli/blkdebug_where.h"
 #include "cli/spec.h"
+
+enum {
+	WAIT_NS = 20 * 1000 * 1000
+};
 
 /* A request that stands at a break. */
 struct stop {
@@ -503,17 +508,42 @@ int cli_blkdebug_remove_break(struct cli *cli, const char *tag)
 	return found ? 0 : ENOENT;
 }
 
-void cli_blkdebug_wait(struct cli *cli, const char *tag)
+/* Does one stand at `tag`, and how many stand anywhere? The lock is held. */
+static bool stands_at(const struct cli_blkdebug *d, const char *tag, size_t *n_standing)
+{
+	bool found = false;
+	*n_standing = 0;
+	for (const struct stop *s = d->stops; s != NULL; s = s->next) {
+		if (s->may_go)
+			continue;
+		(*n_standing)++;
+		found = found || strcmp(s->tag, tag) == 0;
+	}
+	return found;
+}
+
+int cli_blkdebug_wait(
+	struct cli *cli, const char *tag, size_t (*in_flight)(const void *ctx), const void *ctx)
 {
 	struct cli_blkdebug *d = cli->blkdebugs;
 	if (d == NULL)
-		return;
+		return ENOTSUP;
+	int rc = 0;
+	size_t n_standing = 0;
 	(void)pthread_mutex_lock(&d->lock);
-	for (bool stands = false; !stands;) {
-		for (struct stop *s = d->stops; s != NULL; s = s->next)
-			stands = stands || (!s->may_go && strcmp(s->tag, tag) == 0);
-		if (!stands)
-			(void)pthread_cond_wait(&d->moved, &d->lock);
+	while (!stands_at(d, tag, &n_standing)) {
+		if (in_flight(ctx) <= n_standing) {
+			rc = ENOENT;
+			break;
+		}
+		/* that a request ends is told to nobody: look again soon */
+		struct timespec until;
+		(void)clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += WAIT_NS;
+		until.tv_sec += until.tv_nsec / 1000000000;
+		until.tv_nsec %= 1000000000;
+		(void)pthread_cond_timedwait(&d->moved, &d->lock, &until);
 	}
 	(void)pthread_mutex_unlock(&d->lock);
+	return rc;
 }

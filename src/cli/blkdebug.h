@@ -38,7 +38,9 @@ enum qcow_status cli_blkdebug_event(struct cli *cli, const char *event, uint64_t
 int cli_blkdebug_break(struct cli *cli, const char *event, const char *tag);
 int cli_blkdebug_remove_break(struct cli *cli, const char *tag);
 int cli_blkdebug_resume(struct cli *cli, const char *tag);
-/* Until a request stands at the break. */
-void cli_blkdebug_wait(struct cli *cli, const char *tag);
+/* Until a request stands at the break: 0. ENOENT where all of those in flight stand at other breaks, so that none
+ * can come. `in_flight` says how many have not ended. */
+int cli_blkdebug_wait(
+	struct cli *cli, const char *tag, size_t (*in_flight)(const void *ctx), const void *ctx);
 
 #endif

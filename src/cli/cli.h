@@ -38,6 +38,7 @@ struct cli {
 	struct cli_secret *secrets; /* of --object secret, a list */
 	struct cli_tls *tls; /* of --object tls-creds-…, a list */
 	enum qcow_status close_status; /* of the first image below another one whose close failed */
+	unsigned depth; /* of the image whose backing file was looked for last; 0: the topmost */
 	struct cli_blkdebug *blkdebugs; /* nodes that are open, the newest first */
 	struct cli_nbd_node *nbd_nodes; /* that were opened, the newest first */
 	bool (*cancelled)(
@@ -175,6 +176,7 @@ struct cli_command {
 	unsigned min_operands, max_operands; /* checked by the parser; CLI_MANY: no limit */
 	unsigned flags; /* CLI_OPT_QCOW or CLI_OPT_QEMU, 0 for both */
 	int usage_exit; /* exit code of a usage error, 0 stands for 1 */
+	int cache_exit; /* of an unknown cache mode, in the personality; 0 stands for usage_exit */
 	int (*run)(struct cli *cli, const struct cli_args *args);
 };
 
@@ -191,7 +193,7 @@ const char *cli_arg_next(const struct cli_args *args, const char *name, size_t *
 bool cli_wants_json(const struct cli_args *args);
 
 /* Parse argv[0..argc) (what follows the command's name). 0: go on, *args is filled (cli_args_release).
- * 1: --help was printed. -1: a usage error was reported. */
+ * 1: --help was printed. -N: a usage error was reported, and the exit code is N. */
 int cli_args_parse(struct cli *cli, const struct cli_command *cmd, int argc, char **argv,
 	struct cli_args *args);
 void cli_args_release(struct cli_args *args);

@@ -347,6 +347,10 @@ static int run_job(struct job *job)
 	struct cli_open_request request;
 	if (!cli_keyvals_from_args(job->cli, job->args, "options", &job->keyvals))
 		return 1;
+	if (wants_help(job) && is_format(job, "raw")) {
+		cli_error(job->cli, "Format driver 'raw' does not support option amendment");
+		return 1;
+	}
 	if (wants_help(job))
 		return is_format(job, "luks") ? print_luks_help() : print_help();
 	if (job->args->n_operands != 1)

@@ -235,5 +235,6 @@ const struct cli_command cli_cmd_compare = {
 	.options = options,
 	.min_operands = 0,
 	.max_operands = CLI_MANY,
+	.cache_exit = EXIT_OPEN,
 	.run = run,
 };

@@ -119,7 +119,7 @@ static bool choose_format(struct convert_job *job, const char *target)
 {
 	const char *format = cli_arg(job->args, "target-format");
 	if (cli_flag(job->args, "target-image-opts") && format != NULL) {
-		(void)cli_usage(job->cli, "--target-image-opts and -O are mutually exclusive");
+		cli_error(job->cli, "--target-image-opts and -O are mutually exclusive");
 		return false;
 	}
 	if (format == NULL)
@@ -251,6 +251,11 @@ static bool check_new_image(struct convert_job *job)
 			   job->opts.create.backing_name != NULL;
 	if (job->opts.luks && has_backing) {
 		cli_error(job->cli, "Backing file not supported for file format 'luks'");
+		return false;
+	}
+	if (cli_arg(job->args, "backing-format") != NULL && strcmp(job->format, "qcow2") != 0) {
+		cli_error(job->cli, "Backing file format not supported for file format '%s'",
+			job->format);
 		return false;
 	}
 	return true;

@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "base/num.h"
 #include "cli/create_opts.h"
+#include "cli/driver.h"
 
 #define ZERO_BUFFER_BYTES (1U << 20)
 
@@ -113,6 +114,19 @@ static bool choose_format(struct job *job)
 	return false;
 }
 
+/* The personality refuses a word that is no format like that of any other choice. */
+static void note_backing_format(struct job *job)
+{
+	const char *name = job->opts.create.backing_format, *known = NULL;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	if (!job->cli->qemu || name == NULL || job->opts.refused_key != NULL ||
+		cli_driver_check(job->cli, name, &known, &err) == QCOW_OK ||
+		cli_driver_is_foreign(name))
+		return;
+	job->opts.refused_key = "backing-fmt";
+	job->opts.refused_value = name;
+}
+
 static bool read_options(struct job *job)
 {
 	const char *backing = cli_arg(job->args, "backing");
@@ -132,6 +146,12 @@ static bool read_options(struct job *job)
 			job->path, job->format);
 		return false;
 	}
+	if (!is_qcow2(job) && job->opts.create.backing_format != NULL) {
+		cli_error(job->cli, "%s: Backing file format not supported for file format '%s'",
+			job->path, job->format);
+		return false;
+	}
+	note_backing_format(job);
 	return true;
 }
 
@@ -394,12 +414,14 @@ static void announce(const struct job *job)
 		put_luks_options(job);
 	} else if (strcmp(job->format, "raw") == 0) {
 		put_number("size", job->size);
+		if (typed(job, "nocow") != NULL)
+			put_text("nocow", typed(job, "nocow"));
 		if (typed(job, "preallocation") != NULL)
 			put_text("preallocation", typed(job, "preallocation"));
 	} else {
 		put_qcow2_options(job);
 	}
-	if (typed(job, "nocow") != NULL)
+	if (strcmp(job->format, "raw") != 0 && typed(job, "nocow") != NULL)
 		put_text("nocow", typed(job, "nocow"));
 	(void)putchar('\n');
 	(void)fflush(stdout);

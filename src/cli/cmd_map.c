@@ -8,7 +8,6 @@
 #include "cli/map.h"
 
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/mem.h"
 #include "base/num.h"
@@ -28,34 +27,6 @@ struct map {
 	uint64_t printed, most_runs;
 	struct map_judge judge;
 };
-
-/*
- * May plain data of this layer be reported as known zeros where the host's file has holes? QEMU does so
- * only for images whose metadata was preallocated; it shows as a file that is mostly holes.
- */
-static bool is_preallocated(struct map_judge *judge, struct qcow_image *layer)
-{
-	if (judge->layer == layer)
-		return judge->sparse;
-	struct stat st;
-	int fd = qcow_store_fd(qcow_image_store(layer));
-	judge->layer = layer;
-	judge->sparse = qcow_image_data_store(layer) == NULL && fd >= 0 && fstat(fd, &st) == 0 &&
-			(uint64_t)st.st_blocks * 512 < (uint64_t)st.st_size / 10 * 9;
-	return judge->sparse;
-}
-
-uint32_t map_shown_flags(struct map_judge *judge, const struct qcow_extent *extent)
-{
-	uint32_t both = QCOW_EXTENT_DATA | QCOW_EXTENT_ZERO;
-	struct qcow_info in;
-	if ((extent->flags & both) != both)
-		return extent->flags;
-	qcow_get_info(extent->layer, &in);
-	if (in.version == 0 || is_preallocated(judge, extent->layer))
-		return extent->flags;
-	return extent->flags & ~(uint32_t)QCOW_EXTENT_ZERO;
-}
 
 static bool continues(const struct run *run, const struct run *next)
 {

@@ -11,6 +11,7 @@
 
 #include "base/num.h"
 #include "cli/create_opts.h"
+#include "cli/driver.h"
 
 #define SECTOR_BYTES 512U
 
@@ -101,8 +102,11 @@ static bool read_options(struct job *job)
 		job->format = job->cli->qemu ? "raw" : "qcow2";
 	if (strcmp(job->format, "qcow2") != 0 && strcmp(job->format, "raw") != 0 &&
 		strcmp(job->format, "luks") != 0) {
-		cli_error(job->cli, "Block driver '%s' does not support size measurement",
-			job->format);
+		if (job->cli->qemu && !cli_driver_is_foreign(job->format))
+			cli_error(job->cli, "Unknown file format '%s'", job->format);
+		else
+			cli_error(job->cli, "Block driver '%s' does not support size measurement",
+				job->format);
 		cli_hint(job->cli, "qcow2, raw and luks can be measured");
 		return false;
 	}

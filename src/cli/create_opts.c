@@ -350,8 +350,9 @@ static const struct opt opts[] = {
 		set_ivgen_hash},
 	{"encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase",
 		QCOW2, set_key_secret},
-	{"encryption", "bool (on/off)", "Encrypt the image with format 'aes'", QCOW2,
-		set_encryption},
+	{"encryption", "bool (on/off)",
+		"Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+		QCOW2, set_encryption},
 	{"extended_l2", "bool (on/off)", "Extended L2 tables", QCOW2, set_extended_l2},
 	{"extent_size_hint", "size", "Extent size hint for the image file, 0 to disable", ANY,
 		check_extent_size_hint},
@@ -436,36 +437,63 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 	return true;
 }
 
-static bool asks_for_help(const struct cli_keyvals *list)
+/* Is a word of the list "help" or "?"? What is wrong with it is told by who reads it. */
+static bool asks_for_help(const char *list)
 {
-	for (size_t i = 0; i < list->n; i++)
-		if (list->v[i].value == NULL &&
-			(strcmp(list->v[i].key, "help") == 0 || strcmp(list->v[i].key, "?") == 0))
+	for (const char *word = list; word != NULL; word = strchr(word, ',')) {
+		word += *word == ',';
+		size_t n = strcspn(word, ",");
+		if ((n == 4 && strncmp(word, "help", n) == 0) || (n == 1 && word[0] == '?'))
 			return true;
+	}
 	return false;
 }
 
-static void print_options(const char *format)
+/* Is it, in QEMU, an option of the file below the format? */
+static bool is_of_the_file(const struct opt *opt, unsigned format)
 {
-	(void)printf("Supported options:\n");
+	return opt->set == check_nocow || opt->set == check_extent_size_hint ||
+	       (format != QCOW2 && opt->set == set_preallocation);
+}
+
+/* `whole`: those of the file too. */
+static void print_options(const char *format, bool whole)
+{
+	if (whole)
+		(void)printf("Supported options:\n");
+	else
+		(void)printf("Supported %s options:\n", format);
 	for (size_t i = 0; i < N_OPTS; i++) {
 		char left[64];
-		if ((opts[i].formats & format_bit(format)) == 0)
+		unsigned bit = format_bit(format);
+		if ((opts[i].formats & bit) == 0 || (!whole && is_of_the_file(&opts[i], bit)))
 			continue;
 		(void)snprintf(left, sizeof(left), "%s=<%s>", opts[i].key, opts[i].arg);
 		(void)printf("  %-22s - %s\n", left, opts[i].help);
 	}
+	if (!whole)
+		(void)printf("\nThe protocol level may support further options.\n"
+			     "Specify the target filename to include those options.\n");
+}
+
+static bool is_known(const char *format)
+{
+	return strcmp(format, "qcow2") == 0 || strcmp(format, "raw") == 0 ||
+	       strcmp(format, "luks") == 0;
 }
 
 bool cli_create_opts_help(struct cli *cli, const struct cli_args *args, const char *format)
 {
-	struct cli_keyvals list = {0};
-	bool wanted = cli_keyvals_from_args(cli, args, "options", &list) && asks_for_help(&list);
+	bool wanted = false;
+	size_t at = 0;
+	for (const char *list = cli_arg_next(args, "options", &at); list != NULL && !wanted;
+		list = cli_arg_next(args, "options", &at))
+		wanted = asks_for_help(list);
 
 	if (wanted && format == NULL)
 		format = cli->qemu ? "raw" : "qcow2";
+	wanted = wanted && is_known(format);
 	if (wanted)
-		print_options(format);
-	cli_keyvals_release(&list);
+		print_options(format, !cli->qemu || args->n_operands > 0);
 	return wanted;
 }

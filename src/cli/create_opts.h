@@ -35,7 +35,8 @@ bool cli_create_opts_refused(struct cli *cli, const struct cli_create_opts *opts
 bool cli_create_opts_find_secret(struct cli *cli, struct cli_create_opts *opts, const char *prefix);
 
 /* Does some -o of the command ask for help ("help" or "?")? Then the options of `format` (NULL: the default one)
- * were printed. */
+ * were printed. The personality lists those of the file only for a target that is named. False also for a format that
+ * nobody knows. */
 bool cli_create_opts_help(struct cli *cli, const struct cli_args *args, const char *format);
 
 #endif

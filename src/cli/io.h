@@ -173,6 +173,8 @@ bool io_open_again(struct io *io, const struct io_mode *mode);
 
 /* Report the requests that have ended; wait for all where `wait`. */
 void io_aio_collect(struct io *io, bool wait);
+/* How many have not ended. ctx: the struct io. */
+size_t io_aio_in_flight(const void *ctx);
 
 /* ---- the commands ---- */
 

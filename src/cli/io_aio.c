@@ -116,6 +116,15 @@ static void report(struct io *io, struct io_request *r)
 		.machine = r->flags.machine});
 }
 
+size_t io_aio_in_flight(const void *ctx)
+{
+	const struct io *io = ctx;
+	size_t n = 0;
+	for (const struct io_request *r = io->requests; r != NULL; r = r->next)
+		n += atomic_load(&r->ended) ? 0 : 1;
+	return n;
+}
+
 void io_aio_collect(struct io *io, bool wait)
 {
 	struct io_request **at = &io->requests;

@@ -49,8 +49,12 @@ int io_cmd_wait_break(struct io *io, const struct io_command *self, int argc, ch
 	(void)self;
 	(void)argc;
 	(void)fflush(stdout);
-	cli_blkdebug_wait(io->cli, argv[1]);
-	return 0;
+	int rc = cli_blkdebug_wait(io->cli, argv[1], io_aio_in_flight, io);
+	if (rc == 0)
+		return 0;
+	(void)printf("Could not wait for breakpoint %s: %s\n", argv[1],
+		rc == ENOENT ? "no request can reach it" : strerror(rc));
+	return -1;
 }
 
 int io_cmd_sleep(struct io *io, const struct io_command *self, int argc, char **argv)

@@ -99,7 +99,11 @@ bool cli_keyvals_from_args(
 	size_t at = 0;
 	for (const char *text = cli_arg_next(args, name, &at); text != NULL;
 		text = cli_arg_next(args, name, &at))
-		if (!cli_keyvals_add(cli, list, text))
+		if (cli->qemu && text[0] == '\0') {
+			cli_error(cli, "Invalid option list: %s", text);
 			return false;
+		} else if (!cli_keyvals_add(cli, list, text)) {
+			return false;
+		}
 	return true;
 }

@@ -41,7 +41,7 @@ static int run_command(struct cli *cli, const struct cli_command *cmd, int argc,
 	cli->command = cmd;
 	int rc = cli_args_parse(cli, cmd, argc, argv, &args);
 	if (rc != 0)
-		return rc > 0 ? 0 : (cmd->usage_exit != 0 ? cmd->usage_exit : 1);
+		return rc > 0 ? 0 : -rc;
 	rc = cmd->run(cli, &args);
 	cli_args_release(&args);
 	cli_objects_release(cli);

@@ -450,6 +450,7 @@ static enum qcow_status resolve(void *ctx, const struct qcow_reference *ref,
 {
 	struct refs *refs = ctx;
 	*out = (struct qcow_resolved){0};
+	refs->cli->depth = ref->depth;
 	if ((refs->flags & CLI_OPEN_UNTRUSTED) != 0)
 		return QK_FAIL(err, QCOW_E_POLICY,
 			"'%s' names a %s, '%s', which --untrusted does not open", ref->from,
@@ -754,7 +755,7 @@ bool cli_open_request_init(struct cli *cli, const struct cli_args *args, const c
 	out->operand.format = cli_arg(args, "format");
 	out->operand.image_opts = cli_flag(args, "image-opts");
 	if (out->operand.image_opts && out->operand.format != NULL) {
-		(void)cli_usage(cli, "--image-opts and --format are mutually exclusive");
+		cli_error(cli, "--image-opts and --format are mutually exclusive");
 		return false;
 	}
 	out->flags |= (cli_flag(args, "force-share") ? (unsigned)CLI_OPEN_SHARE : 0) |

@@ -72,7 +72,17 @@ static void hint_for(struct cli *cli, const struct qcow_error *err)
 		cli_hint(cli, "'%s check FILE' lists what is wrong with an image", cli->prog);
 		break;
 	case QCOW_E_NOT_QCOW2:
-		cli_hint(cli, "leave -f out to have the format probed, or say -f raw");
+		if (strstr(err->message, "backing file") != NULL)
+			cli_hint(cli, "'%s rebase -u -b FILE -F FMT FILE' records another format",
+				cli->prog);
+		else
+			cli_hint(cli, "leave -f out to have the format probed, or say -f raw");
+		break;
+	case QCOW_E_NOTSUP:
+		if (strstr(err->message, "switch locking off") != NULL)
+			cli_hint(cli,
+				"--image-opts driver=qcow2,file.filename=FILE,file.locking=off "
+				"takes no locks");
 		break;
 	case QCOW_E_BUG:
 		cli_hint(cli, "this is a bug in qcowkit (%s): please report it",

@@ -9,6 +9,10 @@
 #include "base/mem.h"
 #include "cli/driver.h"
 
+enum {
+	MOST_FRONTS = 6 /* of a long chain: the reason must stay in the message */
+};
+
 /* "PATH: why" of the store, where the path is what the sentence names already. */
 static bool drop_path(const char *text, struct qcow_error *err)
 {
@@ -31,6 +35,29 @@ static void hint_foreign(struct cli *cli, const char *message)
 		cli_hint(cli, "%s", CLI_FOREIGN_HELP);
 }
 
+/* QEMU's sentence for a backing file that cannot be opened, which names no image between, in the place of the
+ * library's "backing file 'x' of 'y': why". False: it was not one. */
+static bool say_backing(const struct cli *cli, struct qcow_error *err)
+{
+	if (strncmp(err->message, "backing file '", strlen("backing file '")) != 0)
+		return false;
+	char why[QCOW_ERROR_MESSAGE_BYTES];
+	char *reason = strstr(err->message, "': ");
+	reason = reason != NULL ? reason + strlen("': ") : err->message;
+	const char *says = err->os_errno != 0 ? strrchr(reason, ':') : NULL;
+	if (err->status == QCOW_E_NOT_QCOW2)
+		(void)snprintf(why, sizeof(why), "Image is not in qcow2 format");
+	else if (says != NULL)
+		(void)snprintf(why, sizeof(why), "Could not open '%.*s'%s", (int)(says - reason),
+			reason, says);
+	else
+		(void)snprintf(why, sizeof(why), "%s", reason);
+	(void)snprintf(err->message, sizeof(err->message), "%s", why);
+	for (unsigned i = 0; i <= cli->depth && i < MOST_FRONTS; i++)
+		qk_err_context(err, "Could not open backing file");
+	return true;
+}
+
 /* `front` is said before the reason; `verb` is what could not be done to the file itself. */
 static void report(struct cli *cli, const char *front, const char *verb, const char *text,
 	struct qcow_error *err)
@@ -40,7 +67,8 @@ static void report(struct cli *cli, const char *front, const char *verb, const c
 		(void)snprintf(
 			err->message, sizeof(err->message), "%s", qcow_status_text(err->status));
 	bool is_own = drop_path(text, err);
-	if (cli->qemu && err->status == QCOW_E_NOT_QCOW2)
+	bool is_backing = cli->qemu && say_backing(cli, err);
+	if (cli->qemu && !is_backing && err->status == QCOW_E_NOT_QCOW2)
 		(void)snprintf(err->message, sizeof(err->message), "Image is not in qcow2 format");
 	if (cli->qemu && err->status == QCOW_E_KEY &&
 		strstr(err->message, "wrong passphrase") != NULL)

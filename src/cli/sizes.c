@@ -96,7 +96,7 @@ const char *cli_read_size(const char *text, uint64_t *out, bool *out_of_range)
 		*out_of_range = p[1] != '\0' && p[1 + strspn(p + 1, "0123456789")] == '\0';
 		return "it must not be negative";
 	}
-	if (!isdigit((unsigned char)*p))
+	if (!isdigit((unsigned char)p[*p == '.' ? 1 : 0]))
 		return "not a number";
 	return read_decimal(p, out, out_of_range);
 }

@@ -3,6 +3,7 @@
 # qcow bitmap: actions as they are typed, what is refused, and QEMU's words and exit codes. What becomes of the bits is
 # engine_bitmap_edit's.
 # QEMU flushes after every action
+# Rules of doc/COMPAT.md: R60.
 [[ -n ${TMPDIR:-} || ! -w /dev/shm ]] || export TMPDIR=/dev/shm
 source "$(dirname "$0")/lib.sh"
 need_qemu

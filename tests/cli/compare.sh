@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow compare against bytes written here, and against what qemu-img compare prints.
+# Rules of doc/COMPAT.md: R24, R46.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 head -c 5M /dev/urandom >a.raw

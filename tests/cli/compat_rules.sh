@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# The rules that break the programs which call qemu-img when they are missed, rule by rule: what is on
+# The rules that break the programs which call qemu-img when they are missed, by their numbers in doc/COMPAT.md: what is on
 # stderr, progress records, the order of options, probes of --help and --version, limits of memory and
 # time, one program without helpers, defaults of new images, locks, and the words that are looked for.
 source "$(dirname "$0")/lib.sh"
@@ -13,86 +13,86 @@ io -c 'write -P 3 10M 1M' top.qcow2
 "$QEMU_IMG" snapshot -c one top.qcow2
 head -c 1000000 /dev/urandom >odd.raw
 
-# 1. a run that succeeds writes nothing to stderr (expect looks at it)
+# R1. a run that succeeds writes nothing to stderr (expect looks at it)
 for line in 'info top.qcow2' 'info --output=json --backing-chain top.qcow2' 'check top.qcow2' 'map top.qcow2' \
 	'map --output=json top.qcow2' 'snapshot -l top.qcow2' 'measure -O qcow2 top.qcow2' \
 	'create -f qcow2 new.qcow2 1G' 'create -f raw new.raw 1M' 'convert -O qcow2 top.qcow2 copy.qcow2' \
 	'convert -c -O qcow2 odd.raw copy.qcow2' 'convert -O raw top.qcow2 copy.raw' 'info -U odd.raw'; do
 	# shellcheck disable=SC2086 # words
-	expect "1 nothing on stderr: $line" 0 "$img" $line
+	expect "R1 nothing on stderr: $line" 0 "$img" $line
 done
 
-# 2. -p: four spaces, two digits, a carriage return each, also into a pipe; a line end last
+# R2. -p: four spaces, two digits, a carriage return each, also into a pipe; a line end last
 "$img" convert -p -O raw top.qcow2 copy.raw 2>err | cat >out
 if python3 - <<'PY'
 import re
 data = open("out", "rb").read()
 assert re.fullmatch(rb"    \(0\.00/100%\)\r(    \(\d{1,3}\.\d\d/100%\)\r)*    \(100\.00/100%\)\r\n", data), data
 PY
-then ok '2 progress records'; else bad '2 progress records' "$(cat -A out)"; fi
+then ok 'R2 progress records'; else bad 'R2 progress records' "$(cat -A out)"; fi
 
-# 3. options behind operands, repeated ones, joined ones, -o in parts
-expect '3 options behind operands' 0 "$img" create order.qcow2 1.5G -f raw -f qcow2 -o cluster_size=4k -o compat=v2
-expect '3 an option and its argument in one word' 0 "$img" convert -f raw -O qcow2 '-m 4' '-S 8k' odd.raw order2.qcow2
+# R4 to R9. options behind operands, repeated ones, joined ones, -o in parts
+expect 'R4 options behind operands' 0 "$img" create order.qcow2 1.5G -f raw -f qcow2 -o cluster_size=4k -o compat=v2
+expect 'R7 an option and its argument in one word' 0 "$img" convert -f raw -O qcow2 '-m 4' '-S 8k' odd.raw order2.qcow2
 "$img" info --output json order.qcow2 >a.json
 "$img" info --output=json order.qcow2 >b.json
-same '3 --output json and --output=json' a.json b.json
+same 'R6 --output json and --output=json' a.json b.json
 if python3 -c 'import json
 o = json.load(open("a.json"))
 assert o["format"] == "qcow2" and o["virtual-size"] == 3 << 29 and o["cluster-size"] == 4096, o
-assert o["format-specific"]["data"]["compat"] == "0.10", o'; then ok '3 the last -f wins, -o adds up'
-else bad '3 the last -f wins, -o adds up' "$(<a.json)"; fi
+assert o["format-specific"]["data"]["compat"] == "0.10", o'; then ok 'R5 the last -f wins, -o adds up'
+else bad 'R5 the last -f wins, -o adds up' "$(<a.json)"; fi
 cp order2.qcow2 ./-dash
-expect '3 -W is a permission, also with -c' 0 "$img" convert -c -W -O qcow2 top.qcow2 any-order.qcow2
+expect 'R4 -W is a permission, also with -c' 0 "$img" convert -c -W -O qcow2 top.qcow2 any-order.qcow2
 run "$QEMU_IMG" compare top.qcow2 any-order.qcow2
-[[ $rc == 0 ]] && ok '3 and the disk is the same' || bad '3 and the disk is the same' "$(shown)"
-says '3 -o with -n' 1 'qemu-img: -o has no effect when skipping image creation' \
+[[ $rc == 0 ]] && ok 'R4 and the disk is the same' || bad 'R4 and the disk is the same' "$(shown)"
+says 'R22 -o with -n' 1 'qemu-img: -o has no effect when skipping image creation' \
 	"$img" convert -n -O raw -o cluster_size=4k odd.raw copy.raw
-says '3 workers' 1 'qemu-img: Invalid number of coroutines specified. Must be between 1 and 16.' \
+says 'R22 workers' 1 'qemu-img: Invalid number of coroutines specified. Must be between 1 and 16.' \
 	"$img" convert -m 17 odd.raw copy.raw
-says '3 cache mode' 1 'qemu-img: Invalid source cache option: foo' "$img" convert -T foo odd.raw copy.raw
-expect '3 -- ends the options' 0 "$img" info -f qcow2 -- -dash
+says 'R22 cache mode' 1 'qemu-img: Invalid source cache option: foo' "$img" convert -T foo odd.raw copy.raw
+expect 'R4 -- ends the options' 0 "$img" info -f qcow2 -- -dash
 for list in 'help' '?'; do
 	run "$img" create -f qcow2 -o "$list" x
-	grep -q '^  cluster_size=<size>' out && ok "3 -o $list" || bad "3 -o $list" "$(shown)"
+	grep -q '^  cluster_size=<size>' out && ok "R9 -o $list" || bad "R9 -o $list" "$(shown)"
 done
 
-# 4. probes
+# R10, R11. probes
 run "$img" --help
 for probe in 'convert .*--target-is-zero' 'info .*\[-U\]' 'map .*\[-U\]' 'create .*\[-u\]' 'measure .*--size' \
 	'check .*\[-r \[leaks | all\]\]'; do
 	if grep -qE "^  ${probe}" <(sed 's/[[]leaks | all[]]/[leaks | all]/' out) || grep -q "^  $probe" out
-	then ok "4 --help: $probe"; else bad "4 --help: $probe" "$(shown)"; fi
+	then ok "R10 --help: $probe"; else bad "R10 --help: $probe" "$(shown)"; fi
 done
 for option in --version -V; do
 	run "$img" $option
-	if [[ $(head -n 1 out) =~ ^qemu-img\ version\ [0-9]+\.[0-9]+\.[0-9]+([ ].*)?$ ]]; then ok "4 $option"
-	else bad "4 $option" "$(shown)"; fi
+	if [[ $(head -n 1 out) =~ ^qemu-img\ version\ [0-9]+\.[0-9]+\.[0-9]+([ ].*)?$ ]]; then ok "R11 $option"
+	else bad "R11 $option" "$(shown)"; fi
 done
 
-# 5. limits. The sanitizers reserve address space of their own.
+# R12, R13. limits. The sanitizers reserve address space of their own.
 if [[ -z ${QCOW_SANITIZED:-} ]]; then
-	expect '5 info in 1 GiB and 2 s' 0 bash -c 'ulimit -v 1048576 -t 2; exec "$@"' - "$img" info --output=json --backing-chain top.qcow2
+	expect 'R12 info in 1 GiB and 2 s' 0 bash -c 'ulimit -v 1048576 -t 2; exec "$@"' - "$img" info --output=json --backing-chain top.qcow2
 	for to in '-O raw' '-O qcow2' '-c -O qcow2'; do
 		# shellcheck disable=SC2086
-		expect "5 convert $to in 2 GiB" 0 env MALLOC_ARENA_MAX=3 bash -c 'ulimit -v 2097152; exec "$@"' - \
+		expect "R13 convert $to in 2 GiB" 0 env MALLOC_ARENA_MAX=3 bash -c 'ulimit -v 2097152; exec "$@"' - \
 			"$img" convert -m 16 $to top.qcow2 limited
 	done
 fi
 
-# 6. one program: a copy of it alone, with nothing to run and no library of ours
+# R14. one program: a copy of it alone, with nothing to run and no library of ours
 mkdir alone
 cp "$img" alone/qemu-img
 if [[ -z ${QCOW_SANITIZED:-} ]]; then
-	expect '6 the program alone' 0 env -i PATH=/nonexistent alone/qemu-img convert -O qcow2 odd.raw alone/out
-	if grep -q libqcowkit <(ldd alone/qemu-img); then bad '6 our library is inside' "$(ldd alone/qemu-img)"
-	else ok '6 our library is inside'; fi
+	expect 'R14 the program alone' 0 env -i PATH=/nonexistent alone/qemu-img convert -O qcow2 odd.raw alone/out
+	if grep -q libqcowkit <(ldd alone/qemu-img); then bad 'R14 our library is inside' "$(ldd alone/qemu-img)"
+	else ok 'R14 our library is inside'; fi
 fi
 
-# 7. defaults of a new image, its header packed in front, and what is there already
+# R15, R16, R17, R18. defaults of a new image, its header packed in front, and what is there already
 mkdir sub
 cp base.qcow2 sub/relative.qcow2
-expect '7 an overlay' 0 "$img" create -q -f qcow2 -b relative.qcow2 -F qcow2 sub/over.qcow2
+expect 'R17 an overlay' 0 "$img" create -q -f qcow2 -b relative.qcow2 -F qcow2 sub/over.qcow2
 if python3 - <<'PY'
 import struct
 data = open("sub/over.qcow2", "rb").read()
@@ -113,7 +113,7 @@ while at < name_off:
 assert kinds[0xe2792aca] == b"qcow2", kinds
 assert at + 8 == name_off, "the name does not follow the extensions: %d, %d" % (at, name_off)
 PY
-then ok '7 defaults, packed'; else bad '7 defaults, packed'; fi
+then ok 'R15, R16, R17 defaults, packed, the name as typed'; else bad 'R15, R16, R17 defaults, packed, the name as typed'; fi
 for command in 'create -q -f qcow2 there 1M' 'create -q -f raw there 1M' 'convert -O qcow2 odd.raw there' \
 	'convert -O raw top.qcow2 there'; do
 	echo precious >there
@@ -121,30 +121,30 @@ for command in 'create -q -f qcow2 there 1M' 'create -q -f raw there 1M' 'conver
 	[[ $(id -u) != 0 ]] || chown 12:34 there
 	before=$(stat -c '%i %a %u %g' there)
 	# shellcheck disable=SC2086
-	expect "7 onto a file that is there: $command" 0 "$img" $command
-	if [[ $(stat -c '%i %a %u %g' there) == "$before" ]]; then ok "7 inode, mode and owner: $command"
-	else bad "7 inode, mode and owner: $command" "$before, now $(stat -c '%i %a %u %g' there)"; fi
+	expect "R18 onto a file that is there: $command" 0 "$img" $command
+	if [[ $(stat -c '%i %a %u %g' there) == "$before" ]]; then ok "R18 inode, mode and owner: $command"
+	else bad "R18 inode, mode and owner: $command" "$before, now $(stat -c '%i %a %u %g' there)"; fi
 done
 
-# 8. locks: we keep QEMU out while we write, and let it read what we read
+# R19. locks: we keep QEMU out while we write, and let it read what we read
 "$img" convert -r 1M -O qcow2 base.qcow2 slow.qcow2 &
 convert_pid=$!
 for _ in {1..200}; do
 	grep -q ' 101 101$\| 100 101$' /proc/locks && [[ -s slow.qcow2 || -e slow.qcow2 ]] && break
 	sleep 0.02
 done
-says '8 a writer of ours keeps readers out' 1 '*Failed to get shared "write" lock*' "$QEMU_IMG" info -f qcow2 slow.qcow2
-says '8 a writer of ours keeps writers out' 1 '*Failed to get * lock*' "$QEMU_IO" -c 'write 0 1k' base.qcow2
-expect '8 a reader of ours lets readers in' 0 "$QEMU_IMG" info base.qcow2
+says 'R19 a writer of ours keeps readers out' 1 '*Failed to get shared "write" lock*' "$QEMU_IMG" info -f qcow2 slow.qcow2
+says 'R19 a writer of ours keeps writers out' 1 '*Failed to get * lock*' "$QEMU_IO" -c 'write 0 1k' base.qcow2
+expect 'R19 a reader of ours lets readers in' 0 "$QEMU_IMG" info base.qcow2
 kill $convert_pid
 wait $convert_pid 2>/dev/null
-[[ ! -e slow.qcow2 ]] && ok '8 the interrupted target is gone' || bad '8 the interrupted target is gone'
+[[ ! -e slow.qcow2 ]] && ok 'R19 the interrupted target is gone' || bad 'R19 the interrupted target is gone'
 
 # the words, on the first line of stderr
-says 'words: no file' 1 'qemu-img: *No such file or directory' "$img" info nope
-says 'words: no backing file' 1 'qemu-img: *No such file or directory' "$img" create -f qcow2 -b nope -F qcow2 x
-says 'words: not qcow2' 1 '*: Image is not in qcow2 format' "$img" info -f qcow2 odd.raw
-says 'words: no snapshot' 1 "qemu-img: Failed to load snapshot: Can't find snapshot" \
+says 'R27 no file' 1 'qemu-img: *No such file or directory' "$img" info nope
+says 'R27 no backing file' 1 'qemu-img: *No such file or directory' "$img" create -f qcow2 -b nope -F qcow2 x
+says 'R29 not qcow2' 1 '*: Image is not in qcow2 format' "$img" info -f qcow2 odd.raw
+says 'R30 no snapshot' 1 "qemu-img: Failed to load snapshot: Can't find snapshot" \
 	"$img" convert -l nope -O raw top.qcow2 x
 stdbuf -oL "$QEMU_IO" -c length -c 'sleep 120000' base.qcow2 >opened 2>&1 &
 io_pid=$!
@@ -152,9 +152,9 @@ for _ in {1..500}; do
 	[[ ! -s opened ]] || break
 	sleep 0.02
 done
-says 'words: locked' 1 '*Failed to get shared "write" lock' "$img" info base.qcow2
-if [[ $(sed -n 2p err) == 'Is another process using the image [base.qcow2]?' ]]; then ok 'words: the question'
-else bad 'words: the question' "$(shown)"; fi
+says 'R28 locked' 1 '*Failed to get shared "write" lock' "$img" info base.qcow2
+if [[ $(sed -n 2p err) == 'Is another process using the image [base.qcow2]?' ]]; then ok 'R28 the question'
+else bad 'R28 the question' "$(shown)"; fi
 kill $io_pid
 wait $io_pid 2>/dev/null
 if [[ -z ${QCOW_SANITIZED:-} ]]; then
@@ -164,8 +164,8 @@ if [[ -z ${QCOW_SANITIZED:-} ]]; then
 		n_failed=$((n_failed + 1))
 		! grep -q '^qemu-img: .*Cannot allocate memory' err || n_said=$((n_said + 1))
 	done
-	if ((n_failed > 3 && n_said == n_failed)); then ok 'words: out of memory'
-	else bad 'words: out of memory' "$n_said of $n_failed failures say so; the last: $(<err)"; fi
+	if ((n_failed > 3 && n_said == n_failed)); then ok 'R32 out of memory'
+	else bad 'R32 out of memory' "$n_said of $n_failed failures say so; the last: $(<err)"; fi
 fi
 
 # check's lines are QEMU's, damage by damage
@@ -184,9 +184,9 @@ if have_new_qemu; then
 		sort theirs -o theirs
 		sort ours -o ours
 		if [[ $rc == "$theirs_rc" ]] && cmp -s theirs ours; then n=$((n + 1))
-		else bad "check of $damage" "$(diff theirs ours) $(shown)"; fi
+		else bad "R41 check of $damage" "$(diff theirs ours) $(shown)"; fi
 	done
-	((n == 8)) && ok "check says what QEMU says of $n kinds of damage"
+	((n == 8)) && ok "R41 check says what QEMU says of $n kinds of damage"
 	# unknown features, all of them, with the image's own names
 	python3 - <<'PY'
 import struct
@@ -198,6 +198,6 @@ data[at + 10:at + 56] = b"my feature".ljust(46, b"\0")
 open("unknown.qcow2", "wb").write(data)
 PY
 	want=$("$QEMU_IMG_NEW" info unknown.qcow2 2>&1)
-	says 'words: unknown features' 1 "$want" "$img" info unknown.qcow2
+	says 'R34 unknown features' 1 "$want" "$img" info unknown.qcow2
 fi
 finish

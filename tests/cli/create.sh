@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow create: the line it prints, what it makes, and what it leaves alone.
+# Rules of doc/COMPAT.md: R44, R59.
 . "$(dirname "$0")/lib.sh"
 
 # same_as_qemu NAME ARGS…: the personality prints and makes what the newest qemu-img does

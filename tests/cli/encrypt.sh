@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Encrypted images: what we write is read by QEMU, and its headers by cryptsetup; what QEMU writes with every cipher, mode, IV generator and hash that it has is read, with
 # every source of a passphrase; what has no key or a wrong one is refused.
+# Rules of doc/COMPAT.md: R53.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 printf abc >key

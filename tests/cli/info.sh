@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow info prints what qemu-img info prints, byte for byte.
+# Rules of doc/COMPAT.md: R35, R37, R38, R39.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 make_images

@@ -296,6 +296,16 @@ def concurrent():
             out.count("read 65536/65536") == n and "verification" not in out), out + err
 
 
+def no_request_to_wait_for():
+    """wait_break ends where no request can come: none is in flight, or all stand at other breaks."""
+    images()
+    out, err, status = run(OURS, lines("break write_aio A", "wait_break A", "aio_write -q 0 64k", "wait_break A", "break write_aio B",
+                                       "wait_break B", "resume A", "aio_flush") + ["blkdebug::a.qcow2"])
+    wanted = ("Could not wait for breakpoint A: no request can reach it\nblkdebug: Suspended request 'A'\n"
+              "Could not wait for breakpoint B: no request can reach it\nblkdebug: Resuming request 'A'\n")
+    return status == 1 and err == "" and out == wanted, out + err
+
+
 def no_loop():
     """An image cannot name itself through a node over another format; a pipe as config does not hold us up."""
     images()
@@ -305,7 +315,7 @@ def no_loop():
             ("json:{'driver':'raw','file':{'driver':'qcow2','file':{'filename':'%s'}}}", "not built in"),
             ("json:{'driver':'blkdebug','image':{'driver':'qcow2','file':{'filename':'%s'}}}", "not built in"),
             ("json:{'filename':'blkdebug::%s','image':{'driver':'qcow2','filename':'x'}}", "not built in"),
-            ("json:{'driver':'raw','file':{'driver':'blkdebug','config':'pipe','image.filename':'%s'}}", "config")):
+            ("json:{'driver':'raw','file':{'driver':'blkdebug','config':'pipe','image.filename':'%s'}}", "lock")):
         subprocess.run([IMG, "rebase", "-u", "-F", "raw", "-b", named % here, "a.qcow2"], check=True)
         out, err, status = run(OURS, lines("read 0 1") + ["a.qcow2"])
         if status != 1 or out or says not in err:
@@ -373,7 +383,7 @@ def holes():
     return True, ""
 
 
-OWN = [state_of_a_machine, fills_beside_writes, holes, concurrent, no_loop, plain_name, survives_kill]
+OWN = [state_of_a_machine, fills_beside_writes, holes, concurrent, no_request_to_wait_for, no_loop, plain_name, survives_kill]
 
 
 def main():

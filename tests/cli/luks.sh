@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 # LUKS files as targets: create -f luks, convert -O luks, detached headers, measure; beside qemu-img, both versions,
 # and cryptsetup. And the passphrases of backing files that their overlays name.
+# Rules of doc/COMPAT.md: R52.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 printf abc >key

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow map prints what qemu-img map prints, byte for byte.
+# Rules of doc/COMPAT.md: R42.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 make_images

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow measure: what the newest qemu-img says, in both forms.
+# Rules of doc/COMPAT.md: R43.
 . "$(dirname "$0")/lib.sh"
 
 same_as_qemu() {

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # How images are named, and what an image may name: nothing is opened that the policy forbids.
+# Rules of doc/COMPAT.md: R48, R49, R50, R52, R54.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 create base.qcow2 1M

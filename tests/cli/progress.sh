@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # What -p, --progress=FD and SIGUSR1 write, byte for byte where QEMU's callers read it.
+# Rules of doc/COMPAT.md: R2, R3.
 source "$(dirname "$0")/lib.sh"
 head -c 8M /dev/urandom >disk.raw
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow rebase: what it says and leaves, beside both QEMUs. What it copies is chains.py's.
+# Rules of doc/COMPAT.md: R60.
 # shellcheck source=tests/cli/lib.sh
 source "$(dirname "$0")/lib.sh"
 need_qemu

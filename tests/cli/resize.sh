@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 # qcow resize: sizes as they are typed, what is refused, and QEMU's words and exit codes. What becomes of the disk is
 # engine_resize's.
+# Rules of doc/COMPAT.md: R45.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # qcow snapshot lists, makes, applies and deletes as qemu-img does.
+# Rules of doc/COMPAT.md: R36.
 source "$(dirname "$0")/lib.sh"
 need_qemu
 make_images

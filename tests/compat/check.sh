@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # check beside the newest qemu-img: exit codes 0 to 3 and 63, the human lines and the JSON byte for byte, before and after a repair.
+# Rules of doc/COMPAT.md: R23, R40, R47.
 source "$(dirname "$0")/../cli/lib.sh"
 need_qemu
 have_new_qemu || skip_all 'the newest QEMU is not there (tools/peers/get fetches it)'

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Images of formats that are not built in: never taken for raw disks, refused by name with what to do instead.
+# Rules of doc/COMPAT.md: R54.
 source "$(dirname "$0")/../cli/lib.sh"
 need_qemu
 img=$QCOW_QEMU_IMG

@@ -4,7 +4,7 @@
 
 Every option that the newest QEMU's --help lists stands in exactly one cell of its command's row, and no row names another;
 our program takes what the table does not call refused, with as many arguments as QEMU's takes, and refuses by name what it
-does. The environment: QCOW_COMPAT, the folder with our qemu-img, qemu-io and qemu-nbd; QEMU_IMG_NEW, QEMU's own (default: what
+does (R55 of "Rules of callers"). The environment: QCOW_COMPAT, the folder with our qemu-img, qemu-io and qemu-nbd; QEMU_IMG_NEW, QEMU's own (default: what
 tools/peers/get fetched). Without QEMU's the rows are held to our programs alone.
 """
 import os, re, subprocess, sys
