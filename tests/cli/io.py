@@ -300,7 +300,7 @@ def no_request_to_wait_for():
     """wait_break ends where no request can come: none is in flight, or all stand at other breaks."""
     images()
     out, err, status = run(OURS, lines("break write_aio A", "wait_break A", "aio_write -q 0 64k", "wait_break A", "break write_aio B",
-                                       "wait_break B", "resume A", "aio_flush") + ["blkdebug::a.qcow2"])
+                                       "wait_break B", "remove_break B", "resume A", "aio_flush") + ["blkdebug::a.qcow2"])
     wanted = ("Could not wait for breakpoint A: no request can reach it\nblkdebug: Suspended request 'A'\n"
               "Could not wait for breakpoint B: no request can reach it\nblkdebug: Resuming request 'A'\n")
     return status == 1 and err == "" and out == wanted, out + err

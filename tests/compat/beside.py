@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Two folders that are alike: one command line runs in both, once with our programs first on PATH, once with QEMU's.
 
-The environment: QCOW_COMPAT, the folder with our programs; QEMU_IMG_NEW, QEMU's (default: what tools/peers/get fetched).
+The programs and the environment are those of tests/callers/callers.py.
 """
-import os, re, shlex, shutil, subprocess
+import re, shlex, subprocess, sys
 from pathlib import Path
 
-ours = Path(os.environ["QCOW_COMPAT"]) / "qemu-img"
-theirs = Path(os.environ.get("QEMU_IMG_NEW", Path.home() / ".cache/qcowkit-peers/bin/qemu-img"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "callers"))
+import callers  # noqa: E402
+from callers import OURS as ours, THEIRS as theirs, check, finish, need_newest, with_path  # noqa: E402,F401
+
 # what the host decides, and not the program: how much space a file takes, and the time
 HOST = re.compile(r'("actual-size": )\d+|(disk size: ).*|("date-n?sec": )\d+|("l[123]-size": )\d+')
 
@@ -15,19 +17,6 @@ HOST = re.compile(r'("actual-size": )\d+|(disk size: ).*|("date-n?sec": )\d+|("l
 def plain(text):
     """Without what the host decides."""
     return HOST.sub(lambda m: m.group(m.lastindex) + "0", text)
-
-
-class Counts:
-    def __init__(self):
-        self.ok = self.bad = 0
-
-    def __call__(self, ok, what, why=""):
-        self.ok, self.bad = self.ok + bool(ok), self.bad + (not ok)
-        print(("[       OK ] " if ok else f"{why}\n[  FAILED  ] ") + what)
-
-    def finish(self):
-        print(f"{self.ok} passed, {self.bad} failed")
-        return 1 if self.bad or not self.ok else 0
 
 
 def folder(place, program, images=()):
@@ -41,29 +30,37 @@ def folder(place, program, images=()):
     return place
 
 
+def env(place):
+    return with_path(f"{place}/bin")
+
+
 def run(place, line):
-    env = dict(os.environ, PATH=f"{place}/bin:{os.environ['PATH']}", LC_ALL="C")
-    words = shlex.split(line) if isinstance(line, str) else line
-    r = subprocess.run(words, cwd=place, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=120)
-    r.stdout, r.stderr = r.stdout.decode(errors="replace"), r.stderr.decode(errors="replace")
-    return r
+    return callers.run(shlex.split(line) if isinstance(line, str) else line, place, env(place))
+
+
+def make(place, lines, program=theirs):
+    """A folder with the images that QEMU makes by these lines; those that begin with io are qemu-io's."""
+    folder(place, program)
+    for line in lines.strip().splitlines():
+        r = run(place, words(line))
+        assert r.returncode == 0, (line, r.stderr)
+    return place
+
+
+def words(line):
+    return "qemu-" + line if line.startswith("io ") else "qemu-img " + line
 
 
 def same_disks(a, b):
-    """Every image that one of the two left is in the other, with the same disk, and clean."""
-    names = sorted(p.name for p in a.iterdir() if p.is_file())
-    if names != sorted(p.name for p in b.iterdir() if p.is_file()):
-        return False, f"{names}"
-    for name in names:
-        with open(a / name, "rb") as f, open(b / name, "rb") as g:
-            formats = ["qcow2" if x.read(4) == b"QFI\xfb" else "raw" for x in (f, g)]
-        r = subprocess.run([theirs, "compare", "-f", formats[0], "-F", formats[1], a / name, b / name], capture_output=True, text=True)
-        if r.returncode == 2 and ("Could not open backing file" in r.stderr or "No such file" in r.stderr):
-            continue  # an overlay of what is not there, or is something else
-        if r.returncode != 0 or "size" in r.stdout:
-            return False, f"{name}: {r.stdout}{r.stderr}"
-        if formats[0] == "qcow2":
-            r = subprocess.run([theirs, "check", "-q", a / name], capture_output=True, text=True)
-            if r.returncode != 0:
-                return False, f"{name}: {r.stdout}{r.stderr}"
-    return True, ""
+    """As callers.same_disks, for what can be opened: not an overlay of what is not there, or is something else."""
+    names = [sorted(p.name for p in x.iterdir() if p.is_file()) for x in (a, b)]
+    if names[0] != names[1]:
+        return f"{names[0]} and {names[1]}"
+    for name in names[0]:
+        wrong = callers.same_disk(a / name, b / name)
+        if "Could not open backing file" in wrong or "No such file" in wrong:
+            continue
+        wrong = wrong or callers.clean(a / name)
+        if wrong:
+            return wrong
+    return ""

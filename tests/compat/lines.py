@@ -156,7 +156,7 @@ convert -l nope -O raw base.qcow2 x
 convert -l snapshot.id=7 -O raw v2.qcow2 x
 convert -l snapshot.name=nope -O raw v2.qcow2 x
 convert -O raw -c base.qcow2 x
-fails convert -O raw base.qcow2 /nowhere/x
+convert -O raw base.qcow2 /nowhere/x
 convert -n -O raw base.qcow2 never
 convert -n -c -O raw base.qcow2 x
 convert --target-is-zero -O raw base.qcow2 x
@@ -393,7 +393,7 @@ rebase -p -b '' top.qcow2
 """
 RECORD = re.compile(r"    \(\d+\.\d\d/100%\)\r")
 WARNING = re.compile(r"WARNING: Image format was not specified.*\n( .*\n)*")
-n = beside.Counts()
+n = beside.check
 
 
 def sections():
@@ -406,10 +406,6 @@ def sections():
             yield name, images, lines
         name, _, images = line[2:].partition(": ")
         images, lines = images.split(), []
-
-
-def words(line):
-    return "qemu-" + line if line.startswith("io ") else "qemu-img " + line
 
 
 def said(r):
@@ -452,7 +448,7 @@ def section(root, name, images, lines, readers):
     ours, new, old = places
     for line in lines:
         mark = line.split()[0] if line.split()[0] in ("new", "old", "fails") else ""
-        line = words(line[len(mark):].strip())
+        line = beside.words(line[len(mark):].strip())
         got, want = said(beside.run(ours, line)), said(beside.run(new, line))
         n(got[0] != 0 or got[2] == "", f"R1 nothing on stderr: {line}", got[2])
         if mark == "fails":
@@ -465,27 +461,24 @@ def section(root, name, images, lines, readers):
             got = as_old(got)
             n(mark == "new" or got == want, f"{name}: {line}: as QEMU 7.2", f"ours: {show(got)}\nQEMU: {show(want)}")
     if images:
-        same, why = beside.same_disks(ours, new)
-        n(same, f"{name}: the same disks are left", why)
+        wrong = beside.same_disks(ours, new)
+        n(not wrong, f"{name}: the same disks are left", wrong)
 
 
 def main():
-    if not beside.theirs.exists() or not OLD.exists():
-        print("SKIP the newest QEMU is not there (tools/peers/get fetches it)")
-        return 77
+    beside.need_newest()
+    if not OLD.exists():
+        beside.callers.skip_all("qemu-img is not there")
     with tempfile.TemporaryDirectory(prefix="qcow-lines.") as folder:
         root = Path(folder)
-        made = beside.folder(root / "in", OLD)
-        for line in IMAGES.strip().splitlines():
-            r = beside.run(made, words(line))
-            assert r.returncode == 0, (line, r.stderr)
+        made = beside.make(root / "in", IMAGES, OLD)
         (made / "empty.raw").touch()
         readers = [beside.folder(root / x, p, [made / i for i in READERS]) for x, p in
                    (("ours", beside.ours), ("new", beside.theirs), ("old", OLD))]
         for name, images, lines in sections():
             if not RULES or name.split()[0] in RULES:
                 section(root, name, images, lines, readers)
-    return n.finish()
+    beside.finish()
 
 
-sys.exit(main())
+main()

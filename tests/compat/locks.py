@@ -9,7 +9,7 @@ from pathlib import Path
 
 import beside
 
-n = beside.Counts()
+n = beside.check
 READER, WRITER = {100, 201, 203}, {100, 101, 103, 201, 203}
 
 
@@ -25,8 +25,7 @@ def locked(place, image):
 
 def held(place, options):
     """What a process that has a.qcow2 open holds."""
-    env = dict(os.environ, PATH=f"{place}/bin:{os.environ['PATH']}")
-    p = subprocess.Popen(["qemu-io", *options, "-c", "length", "-c", "sleep 600000", "a.qcow2"], cwd=place, env=env, stdout=subprocess.PIPE)
+    p = subprocess.Popen(["qemu-io", *options, "-c", "length", "-c", "sleep 600000", "a.qcow2"], cwd=place, env=beside.env(place), stdout=subprocess.PIPE)
     try:
         first = b""
         if "-s" not in options:  # its output waits in a pipe: the locks tell when it is there
@@ -59,9 +58,7 @@ def without(place, tool):
 
 
 def main():
-    if not beside.theirs.exists():
-        print("SKIP the newest QEMU is not there (tools/peers/get fetches it)")
-        return 77
+    beside.need_newest()
     with tempfile.TemporaryDirectory(prefix="qcow-locks.") as folder:
         root = Path(folder)
         ours, theirs = beside.folder(root / "ours", beside.ours), beside.folder(root / "theirs", beside.theirs)
@@ -73,8 +70,7 @@ def main():
             n(mine == dict.fromkeys(want, "READ"), f"R19 a {what} holds {sorted(want)}, as read locks", f"{mine}")
             n(mine == other, f"R19 a {what} holds what QEMU's holds", f"ours {mine}, QEMU {other}")
         # somebody writes: the words without -U, an answer with it
-        env = dict(os.environ, PATH=f"{theirs}/bin:{os.environ['PATH']}")
-        writer = subprocess.Popen(["qemu-io", "-c", "sleep 600000", "a.qcow2"], cwd=theirs, env=env)
+        writer = subprocess.Popen(["qemu-io", "-c", "sleep 600000", "a.qcow2"], cwd=theirs, env=beside.env(theirs))
         while not WRITER <= set(locked(theirs, "a.qcow2")):
             time.sleep(.01)
         tool = str(beside.ours)
@@ -88,7 +84,7 @@ def main():
         writer.wait()
         if not os.environ.get("QCOW_SANITIZED"):
             without(ours, tool)
-    return n.finish()
+    beside.finish()
 
 
-sys.exit(main())
+main()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import beside
 
-n = beside.Counts()
+n = beside.check
 IMAGES = """
 create -q -f qcow2 a.qcow2 1M
 io a.qcow2 -c 'write -q -P 1 0 200k' -c 'write -q -z 512k 64k'
@@ -43,10 +43,6 @@ SAME = ["export-name", "description", "export-size", "is_read_only", "can_df", "
         "contexts"]
 
 
-def env(place):
-    return dict(os.environ, PATH=f"{place}/bin:{os.environ['PATH']}", LC_ALL="C")
-
-
 def stop(place, pid):
     os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + 60
@@ -77,7 +73,7 @@ def seen(place, options, name, contexts):
 
 def ends_at(place, number):
     """R25: 0, and the socket is gone."""
-    p = subprocess.Popen(["qemu-nbd", "-t", "-k", str(place / "s"), "-f", "qcow2", "a.qcow2"], cwd=place, env=env(place))
+    p = subprocess.Popen(["qemu-nbd", "-t", "-k", str(place / "s"), "-f", "qcow2", "a.qcow2"], cwd=place, env=beside.env(place))
     end = time.monotonic() + 60
     while not (place / "s").exists() and time.monotonic() < end:
         time.sleep(.01)
@@ -95,7 +91,7 @@ def activated(place):
         s.listen()
         code = ("import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.set_inheritable(3, True)\n"
                 "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\nos.execvp(sys.argv[2], sys.argv[2:])")
-        p = subprocess.Popen([sys.executable, "-c", code, str(s.fileno()), "qemu-nbd", "-r", "-f", "qcow2", "a.qcow2"], env=env(place),
+        p = subprocess.Popen([sys.executable, "-c", code, str(s.fileno()), "qemu-nbd", "-r", "-f", "qcow2", "a.qcow2"], env=beside.env(place),
                              pass_fds=[s.fileno()])
         size = beside.run(place, ["nbdinfo", "--size", "nbd+unix:///?socket=passed"]).stdout
         status = p.wait(60)
@@ -104,18 +100,12 @@ def activated(place):
 
 
 def main():
-    if not beside.theirs.exists():
-        print("SKIP the newest QEMU is not there (tools/peers/get fetches it)")
-        return 77
+    beside.need_newest()
     if not shutil.which("nbdinfo"):
-        print("SKIP nbdinfo is not there")
-        return 77
+        beside.callers.skip_all("nbdinfo is not there")
     with tempfile.TemporaryDirectory(prefix="qcow-nbd.") as name:
         root = Path(name)
-        made = beside.folder(root / "in", beside.theirs)
-        for line in IMAGES.strip().splitlines():
-            r = beside.run(made, "qemu-" + line if line.startswith("io ") else "qemu-img " + line)
-            assert r.returncode == 0, (line, r.stderr)
+        made = beside.make(root / "in", IMAGES)
         ours, theirs = (beside.folder(root / x, p, [made / f for f in FILES]) for x, p in (("o", beside.ours), ("t", beside.theirs)))
         for options, export, contexts in LINES:
             got, want = (seen(place, options, export, contexts) for place in (ours, theirs))
@@ -130,7 +120,7 @@ def main():
         words = r.stdout.split()
         n(words[0] == "qemu-nbd" and tuple(map(int, words[1].split("."))) >= (5, 2, 0), "R11 qemu-nbd --version", r.stdout)
         os.chdir("/")
-    return n.finish()
+    beside.finish()
 
 
-sys.exit(main())
+main()

@@ -39,7 +39,7 @@ FILES = "a.qcow2 b.qcow2 s.qcow2 m.qcow2 r.raw o.qcow2 c.qcow2".split()
 NEW = ["n1", "n2", "n3"]
 MATCHED = ["No such file or directory", 'Failed to get shared "write" lock', "Image is not in qcow2 format", "snapshot not found",
            "No space left on device", "Can't find snapshot", "Unknown driver", "unrecognized option", "Command not found"]
-n = beside.Counts()
+n = beside.check
 
 
 class Lines:
@@ -187,32 +187,27 @@ def sequence(root, number, lines):
         if want.returncode != 0:
             restore(ours, theirs)
         if why is None and arguments.trace:
-            same, why = beside.same_disks(ours, theirs)
-            why = None if same else "the disks differ: " + why
+            wrong = beside.same_disks(ours, theirs)
+            why = "the disks differ: " + wrong if wrong else None
         if why:
             history = "\n".join(told)
             n(False, f"sequence {number}: {line}", f"{history}\n{why}\nours: {got.returncode}\n{got.stdout}{got.stderr}\n"
               f"QEMU: {want.returncode}\n{want.stdout}{want.stderr}\n  again: random_lines.py --seed {arguments.seed} --trace")
             return
-        n.ok += 1
-    same, why = beside.same_disks(ours, theirs)
-    n(same, f"sequence {number}: the same disks are left", "\n".join(told) + "\n" + why)
+        beside.callers.n_ok += 1
+    wrong = beside.same_disks(ours, theirs)
+    n(not wrong, f"sequence {number}: the same disks are left", "\n".join(told) + "\n" + wrong)
 
 
 def main():
-    if not beside.theirs.exists():
-        print("SKIP the newest QEMU is not there (tools/peers/get fetches it)")
-        return 77
+    beside.need_newest()
     with tempfile.TemporaryDirectory(prefix="qcow-random.") as folder:
         root = Path(folder)
-        made = beside.folder(root / "in", beside.theirs)
-        for line in IMAGES.strip().splitlines():
-            r = beside.run(made, "qemu-" + line if line.startswith("io ") else "qemu-img " + line)
-            assert r.returncode == 0, (line, r.stderr)
+        beside.make(root / "in", IMAGES)
         for number in range(arguments.sequences):
             # each sequence can be made alone
             sequence(root, number, Lines(random.Random(arguments.seed * 1000003 + number)))
-    return n.finish()
+    beside.finish()
 
 
-sys.exit(main())
+main()
