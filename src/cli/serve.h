@@ -230,9 +230,10 @@ void serve_release(struct serve *s, unsigned n);
 enum qcow_status serve_resize(
 	struct serve *s, const char *export, uint64_t size, struct qcow_error *err) QK_MUST_USE;
 
-/* serve_list.c. Print what another server exports: the exit code. */
-/* --handshake-limit in seconds; 0: not given. False: reported. */
+/* --handshake-limit in seconds; 0: not given. False: reported. cmd_serve.c. */
 bool serve_handshake_limit(struct serve *s, unsigned *seconds);
+
+/* serve_list.c. Print what another server exports: the exit code. */
 int serve_list(struct serve *s);
 
 #endif

@@ -5,7 +5,8 @@
  * A server that died may have lost what it had answered and not flushed. So every change is kept here, bytes and all, until a
  * flush that was begun after its answer has succeeded. On the next connection what is kept is done again, in the order in which
  * it was begun, before anybody else's call; so nothing that was written is missing, neither for who reads nor for who flushes.
- * Where more than KEPT_MOST would be kept, a flush comes first. A server that is not there in time fails every later call.
+ * Where more than KEPT_MOST would be kept, a flush comes first. A server that is not there in time fails every later call; one that
+ * dies of a call again and again fails that call, when it has done so for as long.
  *
  * Two changes of one range that were under way together have no order, here as anywhere.
  *
@@ -277,14 +278,18 @@ int qk_nbd_op_run(struct qk_nbd_disk *d, const struct qk_nbd_op *op, bool *is_lo
 			return error;
 		}
 	}
-	do {
+	for (int64_t until = 0; until == 0 || qk_nbd_clock_ms() < until;) {
 		if (!come_in(&d->lives, &t))
 			break;
 		int error = qk_nbd_op_once(d, op, is_lost);
 		go_out(d, &t, op, error, *is_lost);
 		if (!*is_lost)
 			return error;
-	} while (revive(d, t.number));
+		if (until == 0)
+			until = qk_nbd_clock_ms() + (int64_t)d->address.reconnect_delay_s * 1000;
+		if (!revive(d, t.number))
+			break;
+	}
 	give_up(&d->lives, &t);
 	*is_lost = true;
 	return ENOTCONN;

@@ -202,7 +202,9 @@ int qk_nbd_op_once(struct qk_nbd_disk *d, const struct qk_nbd_op *op, bool *is_l
 		break;
 	}
 	int error = wait_for(&wait);
-	*is_lost = error != 0 && is_loss(w, error);
+	/* ESHUTDOWN: it is about to go */
+	*is_lost = error != 0 &&
+		   (is_loss(w, error) || (error == ESHUTDOWN && d->address.reconnect_delay_s != 0));
 	leave(d, w);
 	return error;
 }

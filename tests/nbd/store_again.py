@@ -101,7 +101,7 @@ def whole(path):
 def a_copy_goes_through(folder, rng):
     """Deaths at any request of a copy: nothing is missing when it has ended."""
     raw = source(folder, rng)
-    for turn in range(6):
+    for turn in range(4):
         at = os.path.join(folder, "copy%d" % turn)
         server = Forgetful(at, [rng.randrange(1, 40) for _ in range(rng.randrange(1, 12))])
         served.run(QCOW, "convert", "-n", "-f", "raw", "--target-image-opts", raw, "driver=raw,file." + nbd(at, reconnect_delay=100).replace(",", ",file."))
@@ -162,6 +162,14 @@ def servers_that_stay_away(folder, rng):
     check("every later call fails", says.count("was not there again") > 10, True)
 
 
+def servers_that_die_of_a_request(folder, rng):
+    at = os.path.join(folder, "poison")
+    server = Forgetful(at, [3] + [0] * 10000, absent=0)
+    begin = time.time()
+    says = fails(QCOW, "io", "-t", "writeback", "--image-opts", *["-c", "write -q 0 64k"] * 4, nbd(at, reconnect_delay=1))
+    check(says, "was not there again within 1 s" in says and time.time() - begin >= 1 and server.n_deaths > 2, True)
+
+
 def servers_that_come_back_as_others(folder, rng):
     def smaller(server):
         server.size = SIZE - 4096
@@ -191,8 +199,8 @@ def a_server_that_is_killed(folder, rng):
             time.sleep(0.025)
         raise AssertionError("the server does not start")
 
-    def end(process):
-        process.kill()
+    def end(process, is_hard=True):
+        process.kill() if is_hard else process.terminate()
         process.wait()
         for name in (path, path + ".pid"):
             if os.path.exists(name):
@@ -202,9 +210,9 @@ def a_server_that_is_killed(folder, rng):
     process = start()
     served.run(QCOW, "create", "-q", "-f", "qcow2", "nbd+unix:///?socket=" + path, str(SIZE))
     copy = subprocess.Popen([QCOW, "convert", "-n", "-r", "8M", "-f", "raw", "--target-image-opts", raw, "driver=qcow2," + node])
-    for _ in range(4):
+    for is_hard in (True, False, True, False):
         time.sleep(0.5)
-        end(process)
+        end(process, is_hard)
         process = start()
     check("status of the copy", copy.wait(300), 0)
     served.run(QCOW, "compare", "--image-opts", "driver=raw,file.filename=" + raw, "driver=qcow2," + node)
@@ -224,4 +232,4 @@ if __name__ == "__main__":
     print("seed %d" % seed)
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(served.main([a_copy_goes_through, what_is_written_is_read, what_is_kept_has_a_bound, servers_that_stay_away,
-                              servers_that_come_back_as_others, a_server_that_is_killed], args, folder, random.Random(seed)))
+                              servers_that_die_of_a_request, servers_that_come_back_as_others, a_server_that_is_killed], args, folder, random.Random(seed)))
