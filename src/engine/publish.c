@@ -699,7 +699,8 @@ enum qcow_status qk_publish_through(struct qk_publish *p, bool has_targets,
 	if (status == QCOW_OK && has_targets)
 		status = make_taken_stable(p, err);
 	if (status == QCOW_OK)
-		status = fence(p, write(ctx, &own), &own, err);
+		status = has_targets ? fence(p, write(ctx, &own), &own, err)
+				     : fence_io(p, write(ctx, &own), &own, err);
 	if (status == QCOW_OK)
 		status = barrier(p, err);
 	if (status == QCOW_OK && has_targets)

@@ -32,7 +32,8 @@ enum qcow_status qk_publish_grow_l1(
 
 /* `write` changes metadata that is in use, alone and behind a barrier of its own. With `has_targets` everything that was
  * taken before, refcounts and content, is stable first. Takes the publish lock; `write` takes none but the space's.
- * Failures of `write` and of flushes fence. */
+ * Failures of `write` and of flushes fence; but where nothing is named that was taken, a want of room does not: the caller does
+ * it again. */
 enum qcow_status qk_publish_through(struct qk_publish *p, bool has_targets,
 	enum qcow_status (*write)(void *ctx, struct qcow_error *err), void *ctx,
 	struct qcow_error *err) QK_MUST_USE;

@@ -137,7 +137,9 @@ static enum qcow_status begin_use(struct qcow_image *image, struct qcow_error *e
 	struct qk_track *t = image->rw->track;
 	enum qcow_status status = QCOW_OK;
 	qk_lock(&t->lock);
-	if (!atomic_load_explicit(&t->is_in_use, memory_order_relaxed))
+	bool is_set = atomic_load_explicit(&t->is_in_use, memory_order_relaxed);
+	atomic_store_explicit(&t->may_be_marked, true, memory_order_release);
+	if (!is_set)
 		status = qk_publish_through(image->rw->publish, false, write_marks, image, err);
 	if (status == QCOW_OK)
 		atomic_store_explicit(&t->is_in_use, true, memory_order_release);

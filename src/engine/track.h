@@ -38,6 +38,7 @@ struct qk_track_bitmap {
 
 struct qk_track {
 	_Atomic bool is_in_use; /* the marks in the directory are stable */
+	_Atomic bool may_be_marked; /* some were written, or may have been */
 	pthread_mutex_t lock; /* of setting them */
 	uint32_t n;
 	struct qk_track_bitmap *bitmaps; /* by index */
@@ -73,7 +74,7 @@ static inline bool qk_track_would_block(const struct qcow_image *image)
 static inline bool qk_track_is_in_use(const struct qcow_image *image)
 {
 	const struct qk_track *t = image->rw->track;
-	return t != NULL && atomic_load_explicit(&t->is_in_use, memory_order_acquire);
+	return t != NULL && atomic_load_explicit(&t->may_be_marked, memory_order_acquire);
 }
 
 /* The bitmap with this index in the directory, or NULL where it is not tracked. */

@@ -198,7 +198,7 @@ static enum qcow_status store(struct qcow_image *image, bool all_or_none, struct
 {
 	struct qk_track *t = image->rw->track;
 	struct storing s = {.image = image, .track = t, .all_or_none = all_or_none};
-	if (t == NULL || !atomic_load_explicit(&t->is_in_use, memory_order_acquire))
+	if (!qk_track_is_in_use(image))
 		return QCOW_OK;
 	qk_fresh_init(&s.fresh, image, QK_SPACE_BITMAPS);
 	s.fates = qk_calloc(t->n, sizeof(*s.fates));

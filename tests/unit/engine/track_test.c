@@ -3,6 +3,7 @@
  * Persistent bitmaps of images that are open for writing. QEMU does the same steps on a copy, and both files are read
  * by an oracle that knows the specification alone (dirtymap.h); every write passes the order checker.
  */
+#include "cm.h"
 #include "qemu.h"
 
 #include <pthread.h>
@@ -368,6 +369,34 @@ static void a_bitmap_without_room_stays_in_use(void **state)
 	sh("qemu-img check img");
 }
 
+/* Of two bitmaps one is marked, for the other there is no room: the write fails, nothing is fenced, and neither stays in use. */
+static void half_of_the_marks_are_taken_away(void **state)
+{
+	(void)state;
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct qkt_dirtymap map;
+	size_t n = 0;
+	for (unsigned goes_on = 0; goes_on < 2; goes_on++) {
+		make_image(&small);
+		sh("qemu-img bitmap --add img second");
+		struct qkt_image im = open_image(false);
+		qkt_fault_arm(im.fault, QKT_WRITE, 2, QKT_ENOSPC, false);
+		assert_status(qcow_pwrite(im.image, "x", 1, 100 << 10, 0, &err), QCOW_E_NOSPC, err);
+		assert_int_equal(qkt_fault_hits(im.fault), 1);
+		qkt_fault_disarm(im.fault);
+		if (goes_on != 0)
+			assert_ok(qcow_pwrite(im.image, "x", 1, 100 << 10, 0, &err), err);
+		qkt_image_close(&im);
+		uint8_t *bytes = slurp("img", &n);
+		for (uint32_t i = 0; i < 2; i++) {
+			assert_true(qkt_dirtymap_get(bytes, n, i, &map) && !map.in_use);
+			assert_true(goes_on == 0 || qkt_dirtymap_at(&map, 100 << 10));
+		}
+		free(bytes);
+		sh("qemu-img check -q img");
+	}
+}
+
 /* ---- threads ---- */
 
 struct worker {
@@ -426,6 +455,7 @@ int main(void)
 		cmocka_unit_test(without_the_autoclear_bit_nothing_is_tracked),
 		cmocka_unit_test(every_failure_leaves_supersets),
 		cmocka_unit_test(a_bitmap_without_room_stays_in_use),
+		cmocka_unit_test(half_of_the_marks_are_taken_away),
 		cmocka_unit_test(writers_in_threads_mark_all),
 	};
 	if (!has_qemu()) {
