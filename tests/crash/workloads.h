@@ -113,6 +113,7 @@ void qkc_dropping_flush_reuse(struct qkc_plan *p);
 void qkc_failing_write(struct qkc_plan *p);
 void qkc_no_space(struct qkc_plan *p);
 void qkc_no_space_goes_on(struct qkc_plan *p);
+void qkc_failures_random(struct qkc_plan *p);
 void qkc_recovery_flush_dropped(struct qkc_plan *p);
 void qkc_recovery_write_fails(struct qkc_plan *p);
 
@@ -195,6 +196,7 @@ void qkc_data_random(struct qkc_plan *p);
 void qkc_data_sub_random(struct qkc_plan *p);
 void qkc_data_flush_fails(struct qkc_plan *p);
 void qkc_data_write_fails(struct qkc_plan *p);
+void qkc_data_no_space(struct qkc_plan *p);
 void qkc_data_dropped(struct qkc_plan *p);
 void qkc_data_dropped_reopened(struct qkc_plan *p);
 void qkc_data_dropped_random(struct qkc_plan *p);

@@ -216,6 +216,23 @@ void qkc_data_dropped_random(struct qkc_plan *p)
 	some(p, 4);
 }
 
+/* Space ends in one file or in both, comes back, and nobody is asked to recover. */
+void qkc_data_no_space(struct qkc_plan *p)
+{
+	beside(p, below(p, 2) != 0);
+	some_first(p);
+	for (unsigned i = 0; i < 2; i++) {
+		some(p, 2);
+		fail(p, (enum qkc_fail)(QKC_FAIL_SPACE | below(p, 3) * QKC_ONLY_IMAGE),
+			1 + below(p, 5));
+		some(p, 5);
+		flush(p);
+		fail(p, QKC_FAIL_NONE, 1);
+		some(p, 3);
+		flush(p);
+	}
+}
+
 void qkc_data_in_place(struct qkc_plan *p)
 {
 	beside(p, false);

@@ -2,6 +2,8 @@
 /* Workloads in which a call of the disk fails: a flush, a write, for want of space; with a recovery, without one, and in one. */
 #include "workloads.h"
 
+#include <qcowkit/qcowkit.h>
+
 static void failing_flush(struct qkc_plan *p, enum qkc_fail how, uint64_t nth)
 {
 	first(p, QKC_DO_WRITE, 0, 4);
@@ -125,8 +127,8 @@ void qkc_no_space(struct qkc_plan *p)
 	part(p, QKC_DO_WRITE, 9);
 }
 
-/* Space ends, comes back, ends and comes back, and nobody is asked to recover. */
-void qkc_no_space_goes_on(struct qkc_plan *p)
+/* An image of any kind. */
+static void any_image(struct qkc_plan *p)
 {
 	bool is_v3 = p->config.version == 3;
 	p->has_snapshot = p->config.refcount_bits != 1 && below(p, 2) != 0;
@@ -135,20 +137,31 @@ void qkc_no_space_goes_on(struct qkc_plan *p)
 	if (below(p, 3) == 0)
 		p->backing_bytes = below(p, 14) * cluster_bytes(p) + 512 * (1 + below(p, 9));
 	some_first(p);
+}
+
+/* Space ends, comes back, ends and comes back, and nobody is asked to recover. */
+void qkc_no_space_goes_on(struct qkc_plan *p)
+{
+	any_image(p);
 	for (unsigned i = 0; i < 2; i++) {
 		some_steps(p, 2, 7);
 		fail(p, QKC_FAIL_SPACE, 1 + below(p, 6));
-		some_steps(p, 4, 7);
+		some_steps(p, 2, 7);
+		if (below(p, 2) != 0)
+			whole(p, QKC_DO_WRITE_COMPRESSED, below(p, 12), 1);
+		some_steps(p, 2, 7);
 		flush(p);
 		fail(p, QKC_FAIL_NONE, 1);
+		whole(p, QKC_DO_WRITE_COMPRESSED, below(p, 12), 1);
 		some_steps(p, 3, 7);
 		flush(p);
 	}
 }
 
-/* What failed once fails again while it is put right. */
+/* What failed once fails again while it is put right, or there is no room for that. */
 static void fails_in_recovery(struct qkc_plan *p, enum qkc_fail what)
 {
+	enum qkc_fail again = below(p, 3) != 0 ? what : QKC_FAIL_SPACE;
 	first(p, QKC_DO_WRITE, 0, 6);
 	fail(p, what, 1 + below(p, 3));
 	part(p, QKC_DO_WRITE, 0);
@@ -158,13 +171,36 @@ static void fails_in_recovery(struct qkc_plan *p, enum qkc_fail what)
 	part(p, QKC_DO_WRITE, l2_span(p));
 	flush(p);
 	for (unsigned i = 0; i < 2; i++) {
-		fail(p, what, 1 + below(p, 4));
+		fail(p, again, 1 + below(p, 4));
 		qkc_plan_step(p, QKC_DO_RECOVER, 0, 0);
 	}
 	recover(p);
 	whole(p, QKC_DO_WRITE, 9, 2);
 	flush(p);
 	part(p, QKC_DO_WRITE, 12);
+}
+
+/* One failure after another, each put right before the next. */
+void qkc_failures_random(struct qkc_plan *p)
+{
+	static const enum qkc_fail fails[] = {
+		QKC_FAIL_FLUSH_DROP, QKC_FAIL_FLUSH_DROP, QKC_FAIL_WRITE, QKC_FAIL_SPACE};
+	any_image(p);
+	if (below(p, 2) != 0)
+		p->discard = QCOW_DISCARD_PASS_REQUEST | QCOW_DISCARD_PASS_OTHER;
+	if (p->config.version == 3 && below(p, 3) == 0)
+		p->discard |= QCOW_DISCARD_NO_UNREF;
+	for (unsigned i = 0; i < 3; i++) {
+		some_steps(p, 2, 7);
+		fail(p, fails[below(p, 4)], 1 + below(p, 6));
+		some_steps(p, 2, 7);
+		if (below(p, 3) == 0)
+			whole(p, QKC_DO_WRITE_COMPRESSED, below(p, 12), 1);
+		some_steps(p, 2, 7);
+		flush(p);
+		recover(p);
+	}
+	some_steps(p, 2, 7);
 }
 
 void qkc_recovery_flush_dropped(struct qkc_plan *p)
