@@ -16,6 +16,29 @@
 
 #include <qcowkit/error.h>
 
+/* Built with AddressSanitizer or ThreadSanitizer: they keep freed memory, take several times as much, and are slow. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define QKT_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define QKT_SANITIZED 1
+#endif
+#endif
+#ifndef QKT_SANITIZED
+#define QKT_SANITIZED 0
+#endif
+/* Built with ThreadSanitizer, beneath which loops over all that may fail take too long: one step of so many. */
+#if defined(__SANITIZE_THREAD__)
+#define QKT_STRIDE 8U
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define QKT_STRIDE 8U
+#endif
+#endif
+#ifndef QKT_STRIDE
+#define QKT_STRIDE 1U
+#endif
+
 /* Meson's "skipped": what is missing has been printed. */
 #define QKT_SKIP 77
 

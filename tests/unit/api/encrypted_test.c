@@ -237,16 +237,7 @@ static void every_allocation_from_the_nth_on_is_survived(void **state)
 /* ---- what is left in memory ---- */
 
 /* Sanitizers keep freed memory, and map terabytes of their own. */
-#if defined(__has_feature)
-#define HAS_SANITIZER (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#else
-#define HAS_SANITIZER 0
-#endif
-#if HAS_SANITIZER || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define IS_SEARCHABLE 0
-#else
-#define IS_SEARCHABLE 1
-#endif
+#define IS_SEARCHABLE (!QKT_SANITIZED)
 
 #if IS_SEARCHABLE
 

@@ -437,7 +437,7 @@ static uint64_t sweep(
 	enum qkt_call call, enum qkt_failure how, bool for_ever, uint64_t stride, const char *what)
 {
 	uint64_t nth = 1, n = 0;
-	for (bool was_hit = true; was_hit; nth += stride * config->stride, n++) {
+	for (bool was_hit = true; was_hit; nth += stride * config->stride * QKT_STRIDE, n++) {
 		struct run r = {.what = what,
 			.nth = nth,
 			.for_ever = for_ever,
@@ -458,7 +458,7 @@ static void every_write_may_fail(void **state)
 	for (size_t i = 0; i < N_CONFIGS; i++) {
 		make_image(&configs[i]);
 		/* beside a data file little else is written */
-		uint64_t few = config->stride * (config->has_data_file ? 2 : 1);
+		uint64_t few = config->stride * QKT_STRIDE * (config->has_data_file ? 2 : 1);
 		assert_true(sweep(QKT_WRITE, QKT_EIO, false, 1, "write") > 50 / few);
 		/* the half of an encrypted sector decrypts to nothing; disks write whole ones */
 		if (!config->is_encrypted)
@@ -475,9 +475,9 @@ static void every_flush_may_fail(void **state)
 	(void)state;
 	for (size_t i = 0; i < N_CONFIGS; i++) {
 		make_image(&configs[i]);
-		assert_true(sweep(QKT_FLUSH, QKT_EIO, false, 1, "flush") > 10 / config->stride);
-		assert_true(
-			sweep(QKT_FLUSH, QKT_EIO, true, 1, "flush for ever") > 10 / config->stride);
+		uint64_t few = config->stride * QKT_STRIDE;
+		assert_true(sweep(QKT_FLUSH, QKT_EIO, false, 1, "flush") > 10 / few);
+		assert_true(sweep(QKT_FLUSH, QKT_EIO, true, 1, "flush for ever") > 10 / few);
 	}
 }
 
@@ -498,12 +498,12 @@ static void every_allocation_may_fail(void **state)
 	(void)state;
 	for (size_t i = 0; i < N_CONFIGS; i++) {
 		make_image(&configs[i]);
-		uint64_t n = 0;
+		uint64_t n = 0, few = config->stride * QKT_STRIDE;
 		for (bool was_hit = true; was_hit; n++) {
-			struct run r = {.what = "allocation", .nth = n * config->stride + 1};
+			struct run r = {.what = "allocation", .nth = n * few + 1};
 			was_hit = run(&r, QKT_ANY, QKT_EIO);
 		}
-		assert_true(n > 20 / config->stride);
+		assert_true(n > 20 / few);
 	}
 }
 

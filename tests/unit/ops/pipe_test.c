@@ -11,14 +11,6 @@
 #include "base/err.h"
 #include "ops/pipe.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED
-#endif
-#endif
-
 #define N_PIECES 400
 #define N_SLOTS	 9
 
@@ -216,7 +208,7 @@ static void cancel_stops_everything(void **state)
 static void refused_threads_leave_the_caller_to_do_the_work(void **state)
 {
 	(void)state;
-#ifdef SANITIZED
+#if QKT_SANITIZED
 	skip(); /* a sanitizer needs address space of its own */
 #endif
 	struct record r = {0};
