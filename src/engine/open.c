@@ -27,6 +27,7 @@
 /* Only version 1 is found by a probe: what else has the magic is a disk that its guest encrypted. */
 #define LUKS_VERSION_OFF 6U
 #define LUKS_PROBE_BYTES 8U
+#define DMG_END_BYTES	 512U /* of its last block, which begins with the mark */
 
 enum layer_format {
 	LAYER_PROBE,
@@ -444,6 +445,20 @@ enum qcow_status qk_layer_reload(struct qcow_image *image, struct qcow_error *er
 
 /* ---- any layer ---- */
 
+/* A DMG has its mark at the end, where a guest could write it: it counts only in a file of that name. */
+static bool is_dmg(const struct qcow_image *image)
+{
+	static const char ending[] = ".dmg", mark[] = "koly";
+	char last[sizeof(mark) - 1];
+	const char *name = qcow_store_name(image->store);
+	size_t n = strlen(name), n_ending = sizeof(ending) - 1;
+	return n > n_ending && strcmp(name + n - n_ending, ending) == 0 &&
+	       image->file_size >= DMG_END_BYTES &&
+	       qcow_store_read_padded(image->store, last, sizeof(last),
+		       image->file_size - DMG_END_BYTES, NULL) == QCOW_OK &&
+	       memcmp(last, mark, sizeof(last)) == 0;
+}
+
 static enum qcow_status open_probed(
 	struct qcow_image *image, const struct qcow_open_options *o, struct qcow_error *err)
 {
@@ -460,6 +475,8 @@ static enum qcow_status open_probed(
 	default:
 		foreign = qk_foreign_probe(
 			(struct qk_span){image->cluster0, image->cluster0_bytes});
+		if (foreign == NULL && is_dmg(image))
+			foreign = "dmg";
 		if (foreign != NULL)
 			return QK_FAIL(err, QCOW_E_UNSUPPORTED,
 				"the file is an image of the format %s, which is not built in: "

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * foreign: see foreign.h. A fixed VHD and a DMG have their marks at the end of the file: they begin as their disk does.
+ * foreign: see foreign.h. A fixed VHD has its mark at the end of the file, where a guest could write it: it counts as a raw disk.
  */
 #include "format/foreign.h"
 

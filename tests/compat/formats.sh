@@ -31,4 +31,19 @@ for format in vmdk vdi vhdx vpc qed parallels qcow; do
 	same "$format stays as it is" before "x.$format"
 	rm -f y
 done
+# a DMG has its mark at the end: known where the name says so too; a fixed VHD's is where a guest could write it, for QEMU also
+truncate -s 1M disk.dmg
+printf koly | dd of=disk.dmg bs=1 seek=$((1048576 - 512)) conv=notrunc status=none
+cp disk.dmg disk.img
+names_it 'dmg by name and mark' dmg "$img" info disk.dmg
+names_it 'convert of a dmg' dmg "$img" convert -O qcow2 disk.dmg y
+expect 'the mark alone is a raw disk' 0 "$img" info disk.img
+truncate -s 1M plain.dmg
+expect 'the name alone is a raw disk' 0 "$img" info plain.dmg
+if "$QEMU_IMG" create -q -f vpc -o subformat=fixed fixed.vhd 4M 2>err; then
+	for qemu in "$img" "$QEMU_IMG"; do
+		run "$qemu" info fixed.vhd
+		grep -qx 'file format: raw' out && ok "a fixed VHD is raw for $(basename "$(dirname "$qemu")")" || bad "a fixed VHD for $qemu" "$(shown)"
+	done
+fi
 finish
