@@ -195,7 +195,8 @@ static int exit_code(const struct qcow_check_result *r)
 int check_put_result(struct check *c, const struct cli_operand *operand, struct qcow_image *image,
 	const struct qcow_check_result *result)
 {
-	if (c->as_json) {
+	bool is_silent = c->quiet && c->cli->qemu; /* QEMU's -q is quiet in JSON too */
+	if (c->as_json && !is_silent) {
 		char *name = cli_display_name(c->cli, operand, image);
 		if (name == NULL)
 			cli_error(c->cli, "Cannot allocate memory");

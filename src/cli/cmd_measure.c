@@ -58,6 +58,10 @@ static bool read_operands(struct job *job)
 {
 	const char *size = cli_arg(job->args, "size");
 	bool has_file = job->args->n_operands > 0;
+	if (job->args->n_operands > 1) {
+		cli_error(job->cli, "At most one filename argument is allowed.");
+		return false;
+	}
 
 	if (size != NULL && has_file) {
 		cli_error(job->cli, "--size N cannot be used together with a filename.");
@@ -145,6 +149,16 @@ static void round_up(struct cli *cli, struct qcow_measure_result *r)
 	r->fully_allocated = qk_div_up(r->fully_allocated, SECTOR_BYTES) * SECTOR_BYTES;
 }
 
+static int fail(struct cli *cli, struct qcow_error *err)
+{
+	if (!cli->qemu)
+		return cli_fail(cli, err, "cannot measure");
+	if (strncmp(err->message, "a virtual size of ", strlen("a virtual size of ")) == 0)
+		(void)snprintf(err->message, sizeof(err->message),
+			"The image size is too large (try using a larger cluster size)");
+	return cli_fail(cli, err, "%s", "");
+}
+
 static int run_job(struct job *job)
 {
 	struct qcow_measure_result result = {0};
@@ -159,7 +173,7 @@ static int run_job(struct job *job)
 		return 1;
 	}
 	if (qcow_measure(job->image, job->format, &job->opts.create, &result, &err) != QCOW_OK)
-		return cli_fail(job->cli, &err, "cannot measure");
+		return fail(job->cli, &err);
 	round_up(job->cli, &result);
 	if (cli_wants_json(job->args))
 		return print_json(job->cli, &result);
@@ -189,6 +203,6 @@ const struct cli_command cli_cmd_measure = {
 		 "is what the image can grow to.",
 	.options = options,
 	.min_operands = 0,
-	.max_operands = 1,
+	.max_operands = CLI_MANY,
 	.run = run,
 };

@@ -93,13 +93,25 @@ void cli_keyvals_release(struct cli_keyvals *list)
 	*list = (struct cli_keyvals){0};
 }
 
+/* For QEMU a list is not empty, and has something on both sides of each single comma. */
+static bool is_list(const char *text)
+{
+	bool is_whole = text[0] != '\0';
+	for (const char *p = text; is_whole && *p != '\0'; p += *p == ',') {
+		size_t n = item_length(p);
+		is_whole = n != 0 && (p[n] == '\0' || p[n + 1] != '\0');
+		p += n;
+	}
+	return is_whole;
+}
+
 bool cli_keyvals_from_args(
 	struct cli *cli, const struct cli_args *args, const char *name, struct cli_keyvals *list)
 {
 	size_t at = 0;
 	for (const char *text = cli_arg_next(args, name, &at); text != NULL;
 		text = cli_arg_next(args, name, &at))
-		if (cli->qemu && text[0] == '\0') {
+		if (cli->qemu && !is_list(text)) {
 			cli_error(cli, "Invalid option list: %s", text);
 			return false;
 		} else if (!cli_keyvals_add(cli, list, text)) {

@@ -237,6 +237,10 @@ measure --output=json -O qcow2 -f raw plain.raw
 measure --output=json -O qcow2 -o cluster_size=4k,extended_l2=off base.qcow2
 measure --output=json -O qcow2 -l one v2.qcow2
 measure --size 1G base.qcow2
+measure base.qcow2 top.qcow2
+measure --size 64P -O qcow2
+measure -o , --size 1M
+measure -o cluster_size=4k, --size 1M
 new measure -O qcow2 --size -1
 measure -O vpc2 --size 1M
 new measure -O luks --size 1M --object secret,id=s,data=x -o key-secret=s
@@ -304,6 +308,7 @@ check bitmaps.qcow2
 check packed.qcow2
 check datafile.qcow2
 check -q base.qcow2
+check -q --output=json base.qcow2
 new check -r foo base.qcow2
 # R40 check, JSON
 check --output=json base.qcow2
