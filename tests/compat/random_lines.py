@@ -116,7 +116,19 @@ class Lines:
                 parts.insert(rng.randrange(len(parts) + 1), self.option(name, argument))
         if rng.random() < .02:
             parts.append([rng.choice(["-Z", "--nonsense", "--", "--output"])])
-        return shlex.join(["qemu-img", command] + sum(parts, []))
+        words = sum(parts, [])
+        if any(x in FILES + NEW and x != "r.raw" or ":" in x or "/" in x for x in words):
+            self.no_raw(command, words)
+        return shlex.join(["qemu-img", command] + words)
+
+    @staticmethod
+    def no_raw(command, words):
+        """The bytes of a qcow2 file are each program's own: none is read as a raw disk."""
+        for i, word in enumerate(words):
+            if word in ("-fraw", "-Fraw") and not (command == "create" and word[1] == "f"):
+                words[i] = word[:2] + "qcow2"
+            elif word == "raw" and words[i - 1] in ("-f", "-F") and not (command == "create" and words[i - 1] == "-f"):
+                words[i] = "qcow2"
 
     def option(self, name, argument):
         if argument is None:
@@ -183,6 +195,8 @@ def sequence(root, number, lines):
         line = lines.line()
         told.append(line)
         got, want = beside.run(ours, line), beside.run(theirs, line)
+        if want.returncode < 0:  # QEMU falls over an assertion of its own
+            return
         why = difference(got, want)
         if want.returncode != 0:
             restore(ours, theirs)
