@@ -227,7 +227,7 @@ if [[ $(id -u) == 0 ]]; then
 	by_mount8 qcow
 	by_mount8 fuse.qcow
 else
-	echo 'SKIP mount(8) needs root'
+	echo 'SKIP helpers of mount(8) need root'
 fi
 
 # ---- a write with O_DSYNC is a flush: it outlives a server that is killed ----
