@@ -114,11 +114,10 @@ static enum qcow_status put_all(
 	return put(b, &run, is_first, true, err);
 }
 
+/* Inside the gate, which is left. */
 static enum qcow_status build(
 	struct builder *b, const struct qk_fuse_node *node, struct qcow_error *err)
 {
-	if (!qk_view_gate_enter(&b->fs->gate, &b->fs->is_over))
-		return QK_FAIL(err, QCOW_E_IO, "it ends");
 	enum qcow_status status = QCOW_OK;
 	if (node->of == NULL || node->of->ops == NULL)
 		status = QK_FAIL(err, QCOW_E_NOENT, "the bitmap is not there any more");
@@ -132,13 +131,17 @@ uint64_t qk_fuse_text_bytes(struct qk_fuse *fs, struct qk_fuse_node *node)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
 	struct builder b = {.fs = fs};
-	return build(&b, node, &err) == QCOW_OK ? b.n : 0;
+	if (qk_view_gate_try(&fs->gate))
+		atomic_store(&node->text_bytes, build(&b, node, &err) == QCOW_OK ? b.n : 0);
+	return atomic_load(&node->text_bytes);
 }
 
 enum qcow_status qk_fuse_text_make(struct qk_fuse *fs, struct qk_fuse_node *node,
 	struct qk_fuse_text **out, struct qcow_error *err)
 {
 	struct builder b = {.fs = fs, .keeps = true};
+	if (!qk_view_gate_enter(&fs->gate, &fs->is_over))
+		return QK_FAIL(err, QCOW_E_IO, "it ends");
 	enum qcow_status status = build(&b, node, err);
 	if (status != QCOW_OK) {
 		qk_fuse_text_free(fs, b.text);
