@@ -101,6 +101,11 @@ static bool find_sizes(struct job *job)
 
 static bool may_shrink(struct job *job)
 {
+	if (job->cli->qemu && job->new_size <= job->old_size &&
+		job->options.preallocation != QCOW_PREALLOC_OFF) {
+		cli_error(job->cli, "Preallocation can only be used for growing images");
+		return false;
+	}
 	if (job->new_size >= job->old_size || job->options.shrink)
 		return true;
 	cli_error(job->cli, "Use the --shrink option to perform a shrink operation.");

@@ -286,6 +286,9 @@ resize --shrink base.qcow2 5M
 new resize v2.qcow2 2M
 resize plain.raw 2M
 resize -f raw plain.raw 3M
+resize --preallocation=full base.qcow2 6M
+resize --preallocation=full base.qcow2 1M
+resize -f raw --preallocation=falloc plain.raw 3M
 commit top.qcow2
 commit -q top.qcow2
 commit -d top.qcow2
