@@ -207,7 +207,8 @@ static enum qcow_status add_export(
 		status = offer(a, e, &view, view.read_only);
 	names_release(&names);
 	if (status != QCOW_OK) {
-		qk_err_context(a->err, "export '%s'", name);
+		if (!a->s->cli->qemu)
+			qk_err_context(a->err, "export '%s'", name);
 		free_export(e);
 		return status;
 	}
@@ -537,6 +538,8 @@ bool serve_open(struct serve *s, const struct serve_operand *o)
 		cli_error(s->cli, "Failed to load snapshot: Can't find snapshot");
 	else if (s->images == NULL)
 		cli_report_open(s->cli, NULL, o->text, &err);
+	else if (s->cli->qemu)
+		cli_error(s->cli, "%s", err.message);
 	else
 		(void)cli_fail(s->cli, &err, "'%s'", o->text);
 	return false;

@@ -81,8 +81,11 @@ static void drop_flushed(struct qk_nbd_lives *l, uint64_t flush)
 
 void qk_nbd_lives_release(struct qk_nbd_lives *l)
 {
-	while (l->first != NULL)
-		drop(l, l->first);
+	struct qk_nbd_kept *next = NULL;
+	for (struct qk_nbd_kept *k = l->first; k != NULL; k = next) {
+		next = k->next;
+		free(k);
+	}
 	(void)pthread_cond_destroy(&l->changed);
 	(void)pthread_mutex_destroy(&l->lock);
 }

@@ -31,7 +31,8 @@ class Job:
         self.out = os.path.join(folder, "out%d" % number)
         self.words = ["fio", "--name=j", "--ioengine=nbd", "--rw=randwrite", "--bs=%d" % rng.choice((4096, 8192, 16384)), "--size=%d" % REGION,
                       "--offset=%d" % (number * REGION), "--fsync=%d" % rng.randrange(1, 24), "--iodepth=1", "--verify=crc32c",
-                      "--randrepeat=0", "--randseed=%d" % rng.randrange(1, 1 << 30), "--thread", "--output=" + self.out]
+                      "--randrepeat=0", "--randseed=%d" % rng.randrange(1, 1 << 30), "--verify_state_save=0", "--thread",
+                      "--output=" + self.out]
 
     def begin(self, server):
         if os.path.exists(self.log):

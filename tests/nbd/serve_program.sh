@@ -512,7 +512,7 @@ run nbdinfo --map=qemu:dirty-bitmap:other "$uri"
 end_server
 create -b disk.qcow2 -F qcow2 longer.qcow2 1G
 says but_not_one_of_another_length 1 "*another length*" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B other longer.qcow2
-says it_has_no_such_bitmap 1 "*Bitmap 'none' is not found" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B none disk.qcow2
+says it_has_no_such_bitmap 1 "qemu-nbd: Bitmap 'none' is not found" "$QCOW_QEMU_NBD" -r -f qcow2 -k "$s" -B none disk.qcow2
 expect it_shows_a_snapshot 0 "$QCOW_QEMU_NBD" -t -l first -f qcow2 -k "$s" --fork --pid-file pid disk.qcow2
 server=$(<pid)
 prints with_its_size 67108864 nbdinfo --size "$uri"
