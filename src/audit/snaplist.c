@@ -1,20 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * snaplist: the snapshot table, entry by entry through a window that holds the longest legal entry.
+ * snaplist: the snapshot table, judged entry by entry.
  */
 #include "audit/snaplist.h"
 
+#include "audit/snapread.h"
 #include "base/mem.h"
-#include "format/snaptab.h"
 
-/* 40 bytes, 1024 of extra data, id and name of 65535 each, and padding: 132 KiB; a read ahead besides */
-#define WINDOW_BYTES	    (256U * 1024U)
-#define LONGEST_ENTRY_BYTES (40U + QK_MAX_SNAPSHOT_EXTRA + 2U * 65535U + 8U)
-
-struct window {
-	uint8_t *buf;
-	uint64_t off; /* of buf[0] in the file */
-	size_t n, at;
+struct list_reader {
+	struct qk_snapread read;
+	struct qk_audit *audit;
 	uint64_t kept_bytes; /* of the entries so far, but for extra data that nobody reads */
 };
 
@@ -27,23 +22,17 @@ static void stop(struct qk_snaplist *s, struct qk_audit *a, uint64_t off, const 
 		"snapshot %u of %u: %s", s->n, a->header->n_snapshots, why);
 }
 
-/* Make the window hold `ahead` bytes from its place on, or all that the file has. */
-static bool fill(struct window *w, struct qk_audit *a, size_t ahead)
+static enum qcow_status read_part(
+	void *ctx, uint8_t *buf, size_t n, uint64_t off, struct qcow_error *err)
 {
-	/* the padding of the last entry may lie past the end of the file, within its cluster */
-	uint64_t end = qk_audit_end(a);
-
-	if (w->n - w->at >= ahead || (w->n != 0 && w->off + w->n >= end))
-		return true;
+	struct qk_audit *a = ctx;
 	bool is_zero = false;
-	w->off += w->at;
-	w->at = 0;
-	w->n = (size_t)qk_min(WINDOW_BYTES, end - w->off);
-	if (!qk_audit_read(a, w->buf, w->n, w->off, &is_zero, "snapshot table"))
-		return false;
+
+	if (!qk_audit_read(a, buf, n, off, &is_zero, "snapshot table"))
+		return QK_FAIL(err, QCOW_E_IO, "the snapshot table cannot be read");
 	if (is_zero)
-		memset(w->buf, 0, w->n);
-	return true;
+		memset(buf, 0, n);
+	return QCOW_OK;
 }
 
 /* The L1 table of an entry: what makes it unusable is in `finding`. */
@@ -64,21 +53,16 @@ static struct qk_snap_l1 judge(
 	return l1;
 }
 
-static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window *w)
+static bool load_entry(struct qk_snaplist *s, struct list_reader *r)
 {
-	struct qk_snapshot_entry e = {0};
-	uint64_t off = w->off + w->at;
+	struct qk_audit *a = r->audit;
+	struct qk_snapshot_entry e;
+	uint64_t off = r->read.off;
+	bool is_whole = false;
 
-	if (!fill(w, a, LONGEST_ENTRY_BYTES)) {
+	if (qk_snapread_next(&r->read, &e, &is_whole, NULL) != QCOW_OK) {
 		s->finding = QCOW_FINDING_TABLE_READ_FAILED;
 		return false;
-	}
-	struct qk_reader r = qk_reader_init(w->buf + w->at, w->n - w->at);
-	bool is_whole = qk_snapshot_decode(&r, &e);
-	/* extra data beyond every limit can be left out, where the rest can be read */
-	if (!is_whole && fill(w, a, WINDOW_BYTES)) {
-		r = qk_reader_init(w->buf + w->at, w->n - w->at);
-		is_whole = qk_snapshot_decode(&r, &e);
 	}
 	if (!is_whole) {
 		stop(s, a, off, "the entry runs past the end of the file or past every limit");
@@ -90,13 +74,12 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 		stop(s, a, off, "the entry runs past the end of the file");
 		return false;
 	}
-	w->kept_bytes += qk_snapshot_entry_bytes(
+	r->kept_bytes += qk_snapshot_entry_bytes(
 		qk_min(e.extra.n, QK_MAX_SNAPSHOT_EXTRA), e.id.n, e.name.n);
-	if (w->kept_bytes > QK_MAX_SNAPSHOT_TABLE_BYTES) {
+	if (r->kept_bytes > QK_MAX_SNAPSHOT_TABLE_BYTES) {
 		stop(s, a, off, "the table is longer than 64 MiB");
 		return false;
 	}
-	w->at += r.at;
 	unsigned finding = 0;
 	struct qk_snap_l1 l1 = judge(a, &e, &finding);
 	if (finding != 0)
@@ -108,7 +91,7 @@ static bool load_entry(struct qk_snaplist *s, struct qk_audit *a, struct window 
 			s->n, a->header->n_snapshots, e.l1_entries, (unsigned long long)e.l1_off.v,
 			e.extra.n);
 	s->v[s->n++] = l1;
-	s->table_bytes = w->off + w->at - a->header->snapshots_off;
+	s->table_bytes = r->read.off - a->header->snapshots_off;
 	return true;
 }
 
@@ -124,14 +107,19 @@ enum qcow_status qk_snaplist_load(struct qk_snaplist *s, struct qk_audit *a, str
 		stop(s, a, a->header->snapshots_off, "the table lies beyond the end of the file");
 		return QCOW_OK;
 	}
-	buf = qk_malloc(WINDOW_BYTES, 1);
+	buf = qk_malloc(QK_SNAPREAD_BYTES, 1);
 	s->v = qk_calloc(n, sizeof(*s->v));
 	if (buf == NULL || s->v == NULL) {
 		qk_snaplist_release(s);
 		return QK_FAIL_NOMEM(err);
 	}
-	struct window w = {.buf = buf, .off = a->header->snapshots_off};
-	while (s->n < n && load_entry(s, a, &w))
+	struct list_reader r = {.audit = a,
+		.read = {.read = read_part,
+			.ctx = a,
+			.end = qk_audit_end(a),
+			.off = a->header->snapshots_off,
+			.buf = buf}};
+	while (s->n < n && load_entry(s, &r))
 		;
 	return QCOW_OK;
 }

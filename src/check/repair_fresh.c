@@ -12,12 +12,12 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "audit/snapread.h"
 #include "base/mem.h"
 #include "engine/shadow.h"
 #include "format/snaptab.h"
 
 #define COPY_BYTES	 QK_KIB(64)
-#define SNAP_WINDOW	 QK_KIB(256)
 #define LONGEST_SNAPSHOT (40U + QK_MAX_SNAPSHOT_EXTRA + 2U * 65535U + 8U)
 #define MIN_EXTRA_BYTES	 16U /* VM state size and disk size */
 #define NO_ICOUNT	 UINT64_MAX
@@ -274,23 +274,16 @@ static enum qcow_status write_l1(struct fresh *f, struct qcow_error *err)
 /* Goes through the old table; with `off` != 0 writes what stays from there on. */
 struct snapshots {
 	struct fresh *f;
-	uint8_t *window, *entry;
-	uint64_t window_off, n, at; /* of the file; bytes in it, and where the next entry begins */
+	struct qk_snapread old;
+	uint8_t *entry;
 	uint64_t off, bytes; /* of the new table; its length so far */
 	uint32_t n_kept;
 };
 
-/* At least `ahead` bytes are at hand, or all there are. */
-static enum qcow_status fill(struct snapshots *s, uint64_t ahead, struct qcow_error *err)
+static enum qcow_status read_part(
+	void *ctx, uint8_t *buf, size_t n, uint64_t off, struct qcow_error *err)
 {
-	uint64_t end = qk_audit_end(&s->f->p->audit);
-
-	if (s->n - s->at >= ahead || (s->n != 0 && s->window_off + s->n >= end))
-		return QCOW_OK;
-	s->window_off += s->at;
-	s->at = 0;
-	s->n = qk_min(SNAP_WINDOW, end - s->window_off);
-	return qcow_store_read_padded(s->f->p->store, s->window, (size_t)s->n, s->window_off, err);
+	return qcow_store_read_padded(ctx, buf, n, off, err);
 }
 
 /* Extra data that version 3 wants, and no more than anybody reads. `extra` has room for 1024 bytes. */
@@ -328,20 +321,12 @@ static enum qcow_status copy_snapshot(struct snapshots *s, uint32_t i, struct qc
 	uint8_t extra[QK_MAX_SNAPSHOT_EXTRA] = {0};
 	struct qk_snapshot_entry e;
 
-	QK_TRY(fill(s, LONGEST_SNAPSHOT, err));
-	struct qk_reader r = qk_reader_init(s->window + s->at, (size_t)(s->n - s->at));
-	bool is_whole = qk_snapshot_decode(&r, &e);
-	if (!is_whole) {
-		/* extra data beyond every limit */
-		QK_TRY(fill(s, SNAP_WINDOW, err));
-		r = qk_reader_init(s->window + s->at, (size_t)(s->n - s->at));
-		is_whole = qk_snapshot_decode(&r, &e);
-	}
+	uint64_t off = s->old.off;
+	bool is_whole = false;
+	QK_TRY(qk_snapread_next(&s->old, &e, &is_whole, err));
 	if (!is_whole)
-		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_SNAPSHOT_TABLE,
-			s->window_off + s->at, QCOW_NO_OFFSET, "snapshot %u cannot be read again",
-			i);
-	s->at += r.at;
+		return QK_FAIL_AT(err, QCOW_E_CORRUPT, QCOW_FINDING_SNAPSHOT_TABLE, off,
+			QCOW_NO_OFFSET, "snapshot %u cannot be read again", i);
 	mend_extra(p, &e, extra);
 	if (!stays(p, i, &e))
 		return QCOW_OK;
@@ -358,8 +343,8 @@ static enum qcow_status copy_snapshots(struct snapshots *s, struct qcow_error *e
 {
 	struct qk_plan *p = s->f->p;
 
-	s->window_off = p->disk.snapshots_off;
-	s->n = s->at = s->bytes = 0;
+	s->old.off = p->disk.snapshots_off;
+	s->bytes = 0;
 	s->n_kept = 0;
 	for (uint32_t i = 0; i < p->header.n_snapshots; i++)
 		QK_TRY(copy_snapshot(s, i, err));
@@ -369,9 +354,14 @@ static enum qcow_status copy_snapshots(struct snapshots *s, struct qcow_error *e
 static enum qcow_status write_snapshots(struct fresh *f, struct qcow_error *err)
 {
 	struct qk_plan *p = f->p;
-	QK_AUTO_FREE uint8_t *window = qk_malloc(SNAP_WINDOW, 1);
+	QK_AUTO_FREE uint8_t *window = qk_malloc(QK_SNAPREAD_BYTES, 1);
 	QK_AUTO_FREE uint8_t *entry = qk_malloc(LONGEST_SNAPSHOT, 1);
-	struct snapshots s = {.f = f, .window = window, .entry = entry};
+	struct snapshots s = {.f = f,
+		.old = {.read = read_part,
+			.ctx = p->store,
+			.end = qk_audit_end(&p->audit),
+			.buf = window},
+		.entry = entry};
 	uint64_t first = 0, n = 0;
 
 	if (window == NULL || entry == NULL)
