@@ -155,6 +155,16 @@ done
 says 'R28 locked' 1 '*Failed to get shared "write" lock' "$img" info base.qcow2
 if [[ $(sed -n 2p err) == 'Is another process using the image [base.qcow2]?' ]]; then ok 'R28 the question'
 else bad 'R28 the question' "$(shown)"; fi
+# an overlay over what is in use is made, as programs do before they take a snapshot; what writes to the disk itself is not
+expect 'R28 an overlay over an image in use' 0 "$img" create -q -f qcow2 -b base.qcow2 -F qcow2 live.qcow2
+create -u -b odd.raw -F raw moved.qcow2 1M
+expect 'R28 rebase -U shares the files below' 0 "$img" rebase -U -b base.qcow2 -F qcow2 moved.qcow2
+lock='Failed to get "write" lock'
+says 'R28 create over an image in use' 1 "qemu-img: base.qcow2: $lock" "$img" create -q -f qcow2 base.qcow2 1M
+says 'R28 convert over an image in use' 1 "qemu-img: base.qcow2: error while converting qcow2: $lock" "$img" convert -O qcow2 odd.raw base.qcow2
+says 'R28 dd over an image in use' 1 "qemu-img: base.qcow2: error while creating output image: $lock" "$img" dd -O qcow2 if=odd.raw of=base.qcow2
+says 'R28 convert into an image in use' 1 "qemu-img: Could not open 'base.qcow2': $lock" "$img" convert -n -O qcow2 odd.raw base.qcow2
+says 'words: a folder that is not there' 1 "qemu-img: no/x: Could not create 'no/x': No such file or directory" "$img" create -q -f qcow2 no/x 1M
 kill $io_pid
 wait $io_pid 2>/dev/null
 if [[ -z ${QCOW_SANITIZED:-} ]]; then
