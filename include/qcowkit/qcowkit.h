@@ -425,7 +425,7 @@ QCOW_EXPORT enum qcow_status qcow_preadv(struct qcow_image *image, const struct 
  * finding (a table is bad, or a write would land on metadata: nothing was written there), QCOW_E_NOMEM.
  * A call that failed may have written any of its sectors.
  *
- * A flush that fails, and a failed write to metadata in use, fence the image: what is on the disk
+ * A flush that fails, and a failed write to metadata in use (unless the host is full), fence the image: what is on the disk
  * is not known. From then on every call here fails with that first error until qcow_recover succeeds; reads go on.
  */
 enum {

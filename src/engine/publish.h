@@ -19,7 +19,7 @@ enum qcow_status qk_publish_new(
 void qk_publish_free(struct qk_publish *p);
 
 /* Everything that returned before is stable. Takes the publish lock; the caller is in no epoch. Any thread.
- * QCOW_E_NOSPC, QCOW_E_NOMEM: nothing was published, the image goes on; other failures fence, where it is not
+ * QCOW_E_NOSPC, QCOW_E_NOMEM: not all was published, the next call does it all again; other failures fence, where it is not
  * known what is on the disk. */
 enum qcow_status qk_publish_flush(struct qk_publish *p, struct qcow_error *err) QK_MUST_USE;
 
