@@ -558,10 +558,10 @@ static uint64_t most_orders(
 	const struct op *a, const struct op *b, const struct bed *bed, uint64_t most)
 {
 	bool has_key = strstr(bed->options, LUKS) != NULL;
-	bool is_long = (a->kind >= COMPRESSED || b->kind >= COMPRESSED) && most >= 8;
+	bool is_long = (a->kind >= COMPRESSED || b->kind >= COMPRESSED) && most >= 20;
 	if (most >= 1000)
 		return most;
-	return has_key ? 4 : is_long ? most / 8 : most;
+	return has_key ? 4 : is_long ? most / 20 : most;
 }
 
 int main(int argc, char **argv)
