@@ -114,6 +114,23 @@ if there nbdcopy nbdinfo; then
 	grep -qE '^ *1048576 +65536 +1' out && ok 'it has what was written' || bad 'it has what was written' "$(shown)"
 	ours 'qemu-nbd was ours' 'qemu-nbd -r -f qcow2 src.qcow2'
 fi
+if [[ ! -r /dev/fuse || ! -w /dev/fuse ]]; then
+	echo 'SKIP there is no FUSE here'
+elif there nbdfuse; then
+	create fused.qcow2 8M
+	mkdir mnt
+	nbdfuse -P nbdfuse.pid mnt/disk [ qemu-nbd -f qcow2 fused.qcow2 ] 2>fuse.err &
+	for _ in {1..400}; do
+		[[ ! -s nbdfuse.pid ]] || break
+		sleep 0.05
+	done
+	if [[ -s nbdfuse.pid ]]; then ok 'nbdfuse mounts'; else bad 'nbdfuse mounts' "$(<fuse.err)"; fi
+	expect 'a file of nbdfuse is written' 0 dd if=now.raw of=mnt/disk bs=64k conv=notrunc,fsync status=none
+	same 'and read' now.raw mnt/disk
+	umount mnt 2>/dev/null || fusermount3 -u mnt
+	gone $! && ok 'nbdfuse ends' || bad 'nbdfuse ends' "$(<fuse.err)"
+	is_disk 'nbdfuse' now.raw fused.qcow2 qcow2
+fi
 cat >with_nbd.py <<'EOS'
 import nbd
 seen = []
