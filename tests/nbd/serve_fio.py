@@ -91,7 +91,7 @@ def main():
     if not shutil.which("fio") or "nbd" not in subprocess.run(["fio", "--enghelp"], capture_output=True, text=True).stdout:
         print("SKIP fio has no engine for NBD")
         return 77
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     seed = int(sys.argv[2] if len(sys.argv) > 2 else os.environ.get("QCOWKIT_SEED", "1"), 0)
     rng = random.Random(seed)
     print("seed %d" % seed)
