@@ -8,17 +8,20 @@
 #include <string.h>
 #include <time.h>
 
-static json_t *snapshot_json(const struct qcow_snapshot *s)
+/* `as_text`: up to a NUL, as QEMU shows ids and names. */
+static json_t *snapshot_json(const struct qcow_snapshot *s, bool as_text)
 {
+	size_t n_name = as_text ? strnlen(s->name, s->name_bytes) : s->name_bytes;
+	size_t n_id = as_text ? strnlen(s->id, s->id_bytes) : s->id_bytes;
 	json_t *o = json_object();
 	if (s->icount != UINT64_MAX)
 		cli_json_set(o, "icount", cli_json_u64(s->icount));
 	cli_json_set(o, "vm-clock-nsec", cli_json_u64(s->vm_clock_nsec % 1000000000u));
-	cli_json_set(o, "name", cli_json_stringn(s->name, s->name_bytes));
+	cli_json_set(o, "name", cli_json_stringn(s->name, n_name));
 	cli_json_set(o, "date-sec", cli_json_u64(s->date_sec));
 	cli_json_set(o, "date-nsec", cli_json_u64(s->date_nsec));
 	cli_json_set(o, "vm-clock-sec", cli_json_u64(s->vm_clock_nsec / 1000000000u));
-	cli_json_set(o, "id", cli_json_stringn(s->id, s->id_bytes));
+	cli_json_set(o, "id", cli_json_stringn(s->id, n_id));
 	cli_json_set(o, "vm-state-size", cli_json_u64(s->vm_state_size));
 	return o;
 }
@@ -81,20 +84,21 @@ void cli_snapshot_table(struct cli_json_list *list)
 struct walk {
 	void (*put)(void *ctx, json_t *member);
 	void *ctx;
+	bool as_text;
 };
 
 static bool visit(void *ctx, uint32_t index, const struct qcow_snapshot *snapshot)
 {
 	struct walk *walk = ctx;
 	(void)index;
-	walk->put(walk->ctx, snapshot_json(snapshot));
+	walk->put(walk->ctx, snapshot_json(snapshot, walk->as_text));
 	return true;
 }
 
 static void each(struct cli_json_list *list, void (*put)(void *ctx, json_t *member), void *ctx)
 {
 	struct cli_snapshots *s = (struct cli_snapshots *)list;
-	struct walk walk = {put, ctx};
+	struct walk walk = {put, ctx, s->cli->qemu};
 	struct qcow_error err = QCOW_ERROR_INIT;
 	if (qcow_each_snapshot(s->image, visit, &walk, &err) == QCOW_OK)
 		return;

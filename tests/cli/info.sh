@@ -68,7 +68,10 @@ done
 python3 "$here/patch.py" v2.qcow2 icount.qcow2 snap+0x38:ffffffffffffffff:8 \
 	snap+0x18:0001a5ff77336740:8 snap+0x28:75bcd15:8
 python3 "$here/patch.py" bitmaps.qcow2 inuse.qcow2 bitmap+12:3:4
-for image in icount.qcow2 inuse.qcow2; do
+# a name with a NUL, and one that begins with it
+python3 "$here/patch.py" v2.qcow2 nul.qcow2 snap+0x43:00:1
+python3 "$here/patch.py" v2.qcow2 empty-name.qcow2 snap+0x41:00:1
+for image in icount.qcow2 inuse.qcow2 nul.qcow2 empty-name.qcow2; do
 	for args in '' '--output json'; do
 		have_new_qemu || continue
 		# shellcheck disable=SC2086
