@@ -117,7 +117,8 @@ class Lines:
         if rng.random() < .02:
             parts.append([rng.choice(["-Z", "--nonsense", "--", "--output"])])
         words = sum(parts, [])
-        if any(x in FILES + NEW and x != "r.raw" or ":" in x or "/" in x for x in words):
+        files = [x.removeprefix("if=") for x in words]
+        if any(x in FILES + NEW and x != "r.raw" or ":" in x or "/" in x for x in files):
             self.no_raw(command, words)
         return shlex.join(["qemu-img", command] + words)
 
