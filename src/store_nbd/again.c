@@ -3,10 +3,11 @@
  * again: a connection that was lost is made again, for so long as the address says, and calls that it failed are repeated.
  *
  * A server that died may have lost what it had answered and not flushed. So every change is kept here, bytes and all, until a
- * flush that was begun after its answer has succeeded. On the next connection what is kept is done again, in the order in which
- * it was begun, before anybody else's call; so nothing that was written is missing, neither for who reads nor for who flushes.
- * Where more than KEPT_MOST would be kept, a flush comes first. A server that is not there in time fails every later call; one that
- * dies of a call again and again fails that call, when it has done so for as long.
+ * flush that was begun after its answer has succeeded. On the next connection what was answered is done again, in the order in which
+ * it was begun, before anybody's call; so nothing that was written is missing, neither for who reads nor for who flushes.
+ * What was not answered its caller repeats. Where more than KEPT_MOST would be kept, a flush comes first; that it failed is told to
+ * the next who flushes, too. A server that is not there in time fails every later call; one that dies of a call again and
+ * again fails that call, when it has done so for as long.
  *
  * Two changes of one range that were under way together have no order, here as anywhere.
  *
@@ -46,6 +47,7 @@ void qk_nbd_lives_init(struct qk_nbd_lives *l)
 static void put(struct qk_nbd_lives *l, struct qk_nbd_kept *k)
 {
 	k->prev = l->last;
+	k->next = NULL;
 	if (l->last != NULL)
 		l->last->next = k;
 	else
@@ -54,7 +56,7 @@ static void put(struct qk_nbd_lives *l, struct qk_nbd_kept *k)
 	l->kept_bytes += k->iov.iov_len + KEPT_EXTRA;
 }
 
-static void drop(struct qk_nbd_lives *l, struct qk_nbd_kept *k)
+static void take_out(struct qk_nbd_lives *l, struct qk_nbd_kept *k)
 {
 	if (k->prev != NULL)
 		k->prev->next = k->next;
@@ -65,6 +67,11 @@ static void drop(struct qk_nbd_lives *l, struct qk_nbd_kept *k)
 	else
 		l->last = k->prev;
 	l->kept_bytes -= k->iov.iov_len + KEPT_EXTRA;
+}
+
+static void drop(struct qk_nbd_lives *l, struct qk_nbd_kept *k)
+{
+	take_out(l, k);
 	free(k);
 }
 
@@ -110,24 +117,13 @@ static struct qk_nbd_kept *copy_of(const struct qk_nbd_op *op)
 	return k;
 }
 
-/* Room for one more: what the others hold is made durable first. */
-static int make_room(struct qk_nbd_disk *d, const struct qk_nbd_kept *more, bool *is_lost)
-{
-	const struct qk_nbd_op flush = {.kind = QK_NBD_OP_FLUSH};
-	(void)pthread_mutex_lock(&d->lives.lock);
-	uint64_t bytes = d->lives.kept_bytes;
-	(void)pthread_mutex_unlock(&d->lives.lock);
-	bool is_full = bytes > 0 && bytes + more->iov.iov_len > KEPT_MOST && d->can_flush;
-	return is_full ? qk_nbd_op_run(d, &flush, is_lost) : 0;
-}
-
 /* ---- the next connection ---- */
 
-/* What is kept, once more. False: *is_lost, or the server refuses it. */
+/* What was answered, once more. False: *is_lost, or the server refuses it. */
 static bool do_again(struct qk_nbd_disk *d, bool *is_lost)
 {
 	for (struct qk_nbd_kept *k = d->lives.first; k != NULL; k = k->next)
-		if (qk_nbd_op_once(d, &k->op, is_lost) != 0)
+		if (k->is_done && qk_nbd_op_once(d, &k->op, is_lost) != 0)
 			return false;
 	return true;
 }
@@ -147,8 +143,7 @@ static bool is_same(const struct qk_nbd_disk *d)
 
 static void end_wires(struct qk_nbd_disk *d)
 {
-	for (int i = 0; i < QK_NBD_CONNECTIONS; i++)
-		qk_nbd_wire_end(&d->wires[i]);
+	qk_nbd_disk_end(d);
 	atomic_store(&d->is_widened, false);
 }
 
@@ -160,26 +155,37 @@ static bool connect_once(struct qk_nbd_disk *d, int64_t deadline_ms, bool *never
 	if (qk_nbd_wire_reach(w, &d->address, deadline_ms, &err) != QCOW_OK)
 		return false;
 	*never = !is_same(d);
-	if (*never || qk_nbd_wire_start(w, &err) != QCOW_OK)
+	if (*never)
 		return false;
+	d->can_widen = d->can_widen && d->lib->can_multi_conn(w->nbd) > 0;
 	atomic_store(&w->is_up, true);
+	if (qk_nbd_wire_start(w, &err) != QCOW_OK)
+		return false;
 	bool is_lost = false, is_done = do_again(d, &is_lost);
 	*never = !is_done && !is_lost;
 	return is_done;
 }
 
+/* Longer each time. */
+static void pause_a_while(long *ms)
+{
+	const struct timespec pause = {.tv_nsec = *ms * 1000000};
+	(void)nanosleep(&pause, NULL);
+	*ms = 2 * *ms < PAUSE_MOST ? 2 * *ms : PAUSE_MOST;
+}
+
 static bool connect_again(struct qk_nbd_disk *d)
 {
+	end_wires(d); /* those that are left have time for a farewell: it is not counted */
 	int64_t deadline = qk_nbd_clock_ms() + (int64_t)d->address.reconnect_delay_s * 1000;
-	for (long ms = PAUSE_MS;; ms = 2 * ms < PAUSE_MOST ? 2 * ms : PAUSE_MOST) {
-		const struct timespec pause = {.tv_nsec = ms * 1000000};
+	for (long ms = PAUSE_MS;;) {
 		bool never = false;
-		end_wires(d);
 		if (connect_once(d, deadline, &never))
 			return true;
 		if (never || qk_nbd_clock_ms() >= deadline)
 			return false;
-		(void)nanosleep(&pause, NULL);
+		end_wires(d);
+		pause_a_while(&ms);
 	}
 }
 
@@ -229,7 +235,9 @@ static bool come_in(struct qk_nbd_lives *l, struct turn *t)
 		l->n_inside++;
 		t->number = l->number;
 		t->flush = ++l->n_flushes; /* only a flush's is looked at */
-		if (t->kept != NULL && !t->is_put)
+		if (t->kept != NULL && t->is_put)
+			take_out(l, t->kept); /* it is begun anew */
+		if (t->kept != NULL)
 			put(l, t->kept);
 		t->is_put = true;
 	}
@@ -257,10 +265,12 @@ static void go_out(
 	(void)pthread_mutex_unlock(&l->lock);
 }
 
-/* It is over: nothing will be done again. */
+/* It is not tried any more. */
 static void give_up(struct qk_nbd_lives *l, struct turn *t)
 {
 	(void)pthread_mutex_lock(&l->lock);
+	while (l->is_between) /* somebody looks at what is kept */
+		(void)pthread_cond_wait(&l->changed, &l->lock);
 	if (t->kept != NULL && t->is_put)
 		drop(l, t->kept);
 	else
@@ -268,11 +278,53 @@ static void give_up(struct qk_nbd_lives *l, struct turn *t)
 	(void)pthread_mutex_unlock(&l->lock);
 }
 
+/* Try by try; `t` has the copy of a change. */
+static int run(struct qk_nbd_disk *d, struct turn *t, const struct qk_nbd_op *op, bool *is_lost)
+{
+	long ms = PAUSE_MS;
+	int64_t until = 0; /* counted from the second connection on */
+	while (come_in(&d->lives, t)) {
+		int error = qk_nbd_op_once(d, op, is_lost);
+		go_out(d, t, op, error, *is_lost);
+		if (!*is_lost)
+			return error;
+		if (until != 0 && qk_nbd_clock_ms() >= until)
+			break;
+		if (until != 0)
+			pause_a_while(&ms);
+		if (!revive(d, t->number))
+			break;
+		if (until == 0)
+			until = qk_nbd_clock_ms() + (int64_t)d->address.reconnect_delay_s * 1000;
+	}
+	give_up(&d->lives, t);
+	*is_lost = true;
+	return ENOTCONN;
+}
+
+/* Room for one more: what the others hold is made durable first. That it could not be is told to the next who flushes, too: the
+ * server may have forgotten it, and say so once. */
+static int make_room(struct qk_nbd_disk *d, const struct qk_nbd_kept *more, bool *is_lost)
+{
+	const struct qk_nbd_op flush = {.kind = QK_NBD_OP_FLUSH};
+	struct qk_nbd_lives *l = &d->lives;
+	struct turn t = {0};
+	(void)pthread_mutex_lock(&l->lock);
+	uint64_t bytes = l->kept_bytes;
+	(void)pthread_mutex_unlock(&l->lock);
+	if (bytes == 0 || bytes + more->iov.iov_len <= KEPT_MOST || !d->can_flush)
+		return 0;
+	int error = run(d, &t, &flush, is_lost);
+	if (error != 0)
+		atomic_store(&l->flush_error, error);
+	return error;
+}
+
 int qk_nbd_op_run(struct qk_nbd_disk *d, const struct qk_nbd_op *op, bool *is_lost)
 {
+	struct turn t = {0};
 	if (d->address.reconnect_delay_s == 0)
 		return qk_nbd_op_once(d, op, is_lost);
-	struct turn t = {0};
 	if (op->kind == QK_NBD_OP_WRITE || op->kind == QK_NBD_OP_ZERO) {
 		t.kept = copy_of(op);
 		int error = t.kept != NULL ? make_room(d, t.kept, is_lost) : ENOMEM;
@@ -281,19 +333,8 @@ int qk_nbd_op_run(struct qk_nbd_disk *d, const struct qk_nbd_op *op, bool *is_lo
 			return error;
 		}
 	}
-	for (int64_t until = 0; until == 0 || qk_nbd_clock_ms() < until;) {
-		if (!come_in(&d->lives, &t))
-			break;
-		int error = qk_nbd_op_once(d, op, is_lost);
-		go_out(d, &t, op, error, *is_lost);
-		if (!*is_lost)
-			return error;
-		if (until == 0)
-			until = qk_nbd_clock_ms() + (int64_t)d->address.reconnect_delay_s * 1000;
-		if (!revive(d, t.number))
-			break;
-	}
-	give_up(&d->lives, &t);
-	*is_lost = true;
-	return ENOTCONN;
+	int error = run(d, &t, op, is_lost);
+	if (error == 0 && op->kind == QK_NBD_OP_FLUSH)
+		error = atomic_exchange(&d->lives.flush_error, 0);
+	return error;
 }

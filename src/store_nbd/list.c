@@ -167,7 +167,7 @@ enum qcow_status qk_nbd_list(const struct qk_nbd_address *a, void (*count)(void 
 		if (status == QCOW_OK)
 			each(ctx, &listed);
 	}
-	qk_nbd_wire_end(&w);
+	qk_nbd_wire_end(&w, qk_nbd_farewell_ms());
 	release(&l->names);
 	release(&l->descriptions);
 	release(&l->contexts);

@@ -101,7 +101,7 @@ static enum qcow_status reach(
 			     is_unreachable(w->lib->get_errno()) && qk_nbd_clock_ms() < deadline;
 		if (!again)
 			return status;
-		qk_nbd_wire_end(w);
+		qk_nbd_wire_end(w, qk_nbd_farewell_ms());
 		qk_err_clear(err);
 		(void)nanosleep(&pause, NULL);
 	}
@@ -142,6 +142,7 @@ void qk_nbd_disk_widen(struct qk_nbd_disk *d)
 	for (int i = 1; i < QK_NBD_CONNECTIONS; i++) {
 		struct qk_nbd_wire *w = &d->wires[i];
 		w->size = d->size;
+		w->first = &d->wires[0];
 		w->nbd = d->lib->create();
 		if (w->nbd == NULL || begin(w, &d->address) != 0 ||
 			qk_nbd_wire_start(w, NULL) != QCOW_OK)
@@ -149,10 +150,16 @@ void qk_nbd_disk_widen(struct qk_nbd_disk *d)
 	}
 }
 
+void qk_nbd_disk_end(struct qk_nbd_disk *d)
+{
+	int64_t deadline = qk_nbd_farewell_ms();
+	for (int i = QK_NBD_CONNECTIONS - 1; i >= 0; i--)
+		qk_nbd_wire_end(&d->wires[i], deadline);
+}
+
 void qk_nbd_disk_free(struct qk_nbd_disk *d)
 {
-	for (int i = 0; i < QK_NBD_CONNECTIONS; i++)
-		qk_nbd_wire_end(&d->wires[i]);
+	qk_nbd_disk_end(d);
 	qk_nbd_lives_release(&d->lives);
 	qk_nbd_address_release(&d->address);
 	free(d);

@@ -73,12 +73,21 @@ enum qk_nbd_turn qk_nbd_wire_settle(struct qk_nbd_wire *w, int64_t deadline_ms)
 	return QK_NBD_TURNED;
 }
 
-/* A connection that came later has the same disk, or is not used. */
+/* Has the server ended it, seen by libnbd or not? */
+static bool is_ended(const struct qk_nbd_wire *w)
+{
+	struct pollfd fd = {.fd = w->lib->aio_get_fd(w->nbd), .events = POLLRDHUP};
+	return fd.fd < 0 || poll(&fd, 1, 0) > 0 || qk_nbd_wire_is_lost(w);
+}
+
+/* A connection that came later has the same disk, or is not used. Where the first one is at its end, a server that was begun
+ * since may have accepted this one: it knows nothing of what was not flushed. */
 static void come_up(struct qk_nbd_wire *w)
 {
 	if (w->lib->aio_is_ready(w->nbd) <= 0)
 		return;
-	bool is_same = w->lib->get_size(w->nbd) == (int64_t)w->size;
+	bool is_same = w->lib->get_size(w->nbd) == (int64_t)w->size &&
+		       (w->first == NULL || !is_ended(w->first));
 	atomic_store(is_same ? &w->is_up : &w->ends, true);
 }
 
@@ -107,17 +116,22 @@ enum qcow_status qk_nbd_wire_start(struct qk_nbd_wire *w, struct qcow_error *err
 }
 
 /* Nothing is under way: say that no more comes. Whether a silent server heard it does not matter. */
-static void say_farewell(struct qk_nbd_wire *w)
+static void say_farewell(struct qk_nbd_wire *w, int64_t deadline_ms)
 {
-	int64_t until = qk_nbd_clock_ms() + FAREWELL_MS, left = FAREWELL_MS;
+	int64_t left = deadline_ms - qk_nbd_clock_ms();
 	if (w->lib->aio_is_ready(w->nbd) <= 0 || w->lib->aio_disconnect(w->nbd, 0) != 0)
 		return;
 	while (left > 0 && !qk_nbd_wire_is_lost(w) &&
 		qk_nbd_wire_turn(w, (int)left) == QK_NBD_TURNED)
-		left = until - qk_nbd_clock_ms();
+		left = deadline_ms - qk_nbd_clock_ms();
 }
 
-void qk_nbd_wire_end(struct qk_nbd_wire *w)
+int64_t qk_nbd_farewell_ms(void)
+{
+	return qk_nbd_clock_ms() + FAREWELL_MS;
+}
+
+void qk_nbd_wire_end(struct qk_nbd_wire *w, int64_t deadline_ms)
 {
 	if (w->has_thread) {
 		atomic_store(&w->ends, true);
@@ -127,7 +141,7 @@ void qk_nbd_wire_end(struct qk_nbd_wire *w)
 		w->kick = -1;
 	}
 	if (w->nbd != NULL) {
-		say_farewell(w);
+		say_farewell(w, deadline_ms);
 		w->lib->close(w->nbd);
 	}
 	w->nbd = NULL;

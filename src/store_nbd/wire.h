@@ -14,6 +14,7 @@
 struct qk_nbd_wire {
 	const struct qk_libnbd *lib;
 	struct nbd_handle *nbd; /* libnbd locks it itself; NULL: not begun */
+	const struct qk_nbd_wire *first; /* NULL: it is that itself */
 	uint64_t size; /* of the export, as the first connection saw it */
 	int kick; /* eventfd: look again at what the connection waits for; -1 before the thread */
 	pthread_t thread;
@@ -61,6 +62,7 @@ struct qk_nbd_lives {
 	struct qk_nbd_kept *first,
 		*last; /* changes that no flush has covered, in the order they were begun */
 	uint64_t kept_bytes, n_flushes;
+	_Atomic int flush_error; /* of one that nobody asked for: not told yet */
 };
 
 /* An export. The first connection is there from the start; the others come up where callers meet. */
@@ -92,7 +94,9 @@ int qk_nbd_op_once(struct qk_nbd_disk *disk, const struct qk_nbd_op *op, bool *i
 int qk_nbd_op_run(struct qk_nbd_disk *disk, const struct qk_nbd_op *op, bool *is_lost);
 void qk_nbd_lives_init(struct qk_nbd_lives *lives);
 void qk_nbd_lives_release(struct qk_nbd_lives *lives);
-/* Close the connections and free. */
+/* End all connections, the first one last: the others look at it. */
+void qk_nbd_disk_end(struct qk_nbd_disk *disk);
+/* The same, and free. */
 void qk_nbd_disk_free(struct qk_nbd_disk *disk);
 
 enum qk_nbd_turn {
@@ -112,8 +116,10 @@ enum qcow_status qk_nbd_wire_reach(struct qk_nbd_wire *wire, const struct qk_nbd
 /* Start the thread. QCOW_E_IO. */
 enum qcow_status qk_nbd_wire_start(struct qk_nbd_wire *wire, struct qcow_error *err)
 	__attribute__((warn_unused_result));
-/* Stop the thread, if there is one, and close: at once, or when the server took the farewell, which it has 2 s for. */
-void qk_nbd_wire_end(struct qk_nbd_wire *wire);
+/* Stop the thread, if there is one, and close: at once, or when the server took the farewell, or at the deadline. */
+void qk_nbd_wire_end(struct qk_nbd_wire *wire, int64_t deadline_ms);
+/* The deadline for a farewell that is said now: 2 s, for all connections together. */
+int64_t qk_nbd_farewell_ms(void);
 void qk_nbd_wire_kick(struct qk_nbd_wire *wire);
 bool qk_nbd_wire_is_lost(const struct qk_nbd_wire *wire);
 

@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import served
-from store_commands import QCOW, Fake, fails, nbd
+from store_commands import QCOW, Fake, Refused, fails, nbd
 from wire import *  # noqa: F403 pylint: disable=all
 
 SIZE = 8 << 20
@@ -183,6 +183,96 @@ def servers_that_come_back_as_others(folder, rng):
         check(says, "the server has ended the connection" in says, True)
 
 
+def a_write_that_servers_die_of(folder, rng):
+    """It fails; what was written before is there, and what is written after."""
+    class Dying(Forgetful):
+        def carry_out(self, s, kind, off, n, data):
+            if kind == WRITE and off == 1 << 20:
+                self.lives, self.left = [0, None], 0
+            return super().carry_out(s, kind, off, n, data)
+    at = os.path.join(folder, "dying")
+    server = Dying(at, [])
+    commands = ["write -q -P 1 0 64k", "write -q -P 2 1M 64k", "write -q -P 3 2M 64k", "flush"]
+    says = fails(QCOW, "io", "-t", "writeback", "--image-opts", *[a for c in commands for a in ("-c", c)], nbd(at, reconnect_delay=1))
+    check(says, says.count("was not there again within 1 s"), 1)
+    check("the disk", [server.stable[0], server.stable[1 << 20], server.stable[2 << 20], server.n_deaths > 1], [1, 0, 3, True])
+
+
+def a_flush_that_fails_is_told_to_who_flushes(folder, rng):
+    """Also when it was one that came by itself, to make room."""
+    class Failing(Forgetful):
+        fails = 1
+
+        def carry_out(self, s, kind, off, n, data):
+            if kind == FLUSH and self.fails > 0:
+                self.fails -= 1
+                self.disk = bytearray(self.stable)  # as a host does that could not write its pages
+                raise Refused(5)
+            return super().carry_out(s, kind, off, n, data)
+    at = os.path.join(folder, "failing")
+    server = Failing(at, [])
+    commands = ["write -q -P %d %dM 2M" % (i + 1, i * 2 % 8) for i in range(17)] + ["flush", "flush"]
+    says = fails(QCOW, "io", "-t", "none", "--image-opts", *[a for c in commands for a in ("-c", c)], nbd(at, reconnect_delay=100))
+    check("none is left", server.fails, 0)
+    check(says, "flush failed: " in says, True)
+
+
+def servers_that_promise_less(folder, rng):
+    """One whose connections do not see each other's flushes is used by one alone."""
+    def alone(server):
+        server.flags &= ~0x100
+        server.clients_before = server.n_clients
+    raw, at = source(folder, rng), os.path.join(folder, "alone")
+    server = Forgetful(at, [8], before=alone)
+    served.run(QCOW, "convert", "-n", "-W", "-m", "8", "-f", "raw", "--target-image-opts", raw, "driver=raw,file." + nbd(at, reconnect_delay=100).replace(",", ",file."))
+    check("deaths", server.n_deaths, 1)
+    check("clients of the first life: %d" % server.clients_before, server.clients_before > 1, True)
+    check("clients of the second", server.n_clients - server.clients_before, 1)
+    check("the copy", bytes(server.stable) == whole(raw), True)
+
+
+def connections_that_reach_the_next_life(folder, rng):
+    """Those that were begun in one life and are accepted in the next one are not used before what was lost is done again."""
+    class Late(Forgetful):
+        def run(self):
+            first, _ = self.listener.accept()
+            self.sockets.append(first)
+            threading.Thread(target=self.serve, args=(first,), daemon=True).start()
+            second, _ = self.listener.accept()
+            time.sleep(0.5)  # the requests are answered
+            with self.lock:
+                self.die()
+                self.sockets.append(second)
+            time.sleep(0.2)
+            threading.Thread(target=self.serve, args=(second,), daemon=True).start()
+            super().run()
+    at = os.path.join(folder, "late")
+    server = Late(at, [1000], absent=0)
+    says = served.run(QCOW, "io", "-t", "writeback", "--image-opts", "-c", "aio_write -q -P 1 0 1M", "-c", "aio_write -q -P 2 1M 1M", "-c", "aio_flush",
+                      "-c", "sleep 1500", "-c", "read -P 1 0 1M", "-c", "flush", nbd(at, reconnect_delay=100))
+    check(says, "verification failed" in says, False)
+    check("deaths", server.n_deaths, 1)
+    check("the disk", [server.stable[0], server.stable[1 << 20]], [1, 2])
+
+
+def connections_that_stay_silent(folder, rng):
+    """One of several is lost, and the others do not end when they are told to: the next one is made in time."""
+    class Silent(Forgetful):
+        is_lost = False
+
+        def carry_out(self, s, kind, off, n, data):
+            if s is not self.sockets[0] and not self.is_lost:
+                self.is_lost = True
+                threading.Timer(1, setattr, (self, "stays", False)).start()
+                raise OSError
+            return super().carry_out(s, kind, off, n, data)
+    raw, at = source(folder, rng), os.path.join(folder, "silent")
+    server = Silent(at, [], stays=True)
+    served.run(QCOW, "convert", "-n", "-W", "-m", "8", "-f", "raw", "--target-image-opts", raw, "driver=raw,file." + nbd(at, reconnect_delay=1).replace(",", ",file."))
+    check("one was lost", server.is_lost, True)
+    check("the copy", bytes(server.stable) == whole(raw), True)
+
+
 def a_server_that_is_killed(folder, rng):
     """qcow serve, and qcow2 in what it serves."""
     raw, holder = source(folder, rng), os.path.join(folder, "holder")
@@ -232,4 +322,5 @@ if __name__ == "__main__":
     print("seed %d" % seed)
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(served.main([a_copy_goes_through, what_is_written_is_read, what_is_kept_has_a_bound, servers_that_stay_away,
-                              servers_that_die_of_a_request, servers_that_come_back_as_others, a_server_that_is_killed], args, folder, random.Random(seed)))
+                              servers_that_die_of_a_request, servers_that_come_back_as_others, a_write_that_servers_die_of, a_flush_that_fails_is_told_to_who_flushes,
+                              servers_that_promise_less, connections_that_reach_the_next_life, connections_that_stay_silent, a_server_that_is_killed], args, folder, random.Random(seed)))

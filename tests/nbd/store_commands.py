@@ -24,6 +24,14 @@ QCOW = os.environ["QCOW"]
 SIZE = 48 << 20
 
 
+class Refused(Exception):
+    """A reply with an error of that number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+
 class Fake(threading.Thread):
     """A server of zeros in simple replies, of one thread a client, that does what a test needs: answers so many requests and ends,
     or never ends the handshake, or takes so many clients, or does not end a connection when it is told that no more comes."""
@@ -77,9 +85,13 @@ class Fake(threading.Thread):
                         time.sleep(1000)
                     break
                 data = get(n if kind == WRITE else 0)
-                with self.lock:
-                    data = self.carry_out(s, kind, off, n, data)
-                s.sendall(struct.pack(">IIQ", SIMPLE, 0, cookie) + data)
+                error = 0
+                try:
+                    with self.lock:
+                        data = self.carry_out(s, kind, off, n, data)
+                except Refused as e:
+                    error, data = e.number, b""
+                s.sendall(struct.pack(">IIQ", SIMPLE, error, cookie) + data)
         except OSError:
             for other in self.sockets if self.answers == 0 else [s]:
                 try:
