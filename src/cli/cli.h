@@ -273,6 +273,8 @@ bool cli_keyvals_add(struct cli *cli, struct cli_keyvals *list, const char *text
 /* The last value of a key, or NULL. */
 const char *cli_keyvals_get(const struct cli_keyvals *list, const char *key);
 void cli_keyvals_release(struct cli_keyvals *list);
+/* Is an item of the list "help" or "?"? Not where the personality refuses the list: who reads it says so. */
+bool cli_keyvals_ask_for_help(const struct cli *cli, const char *text);
 /* All mentions of option `name` merged. */
 bool cli_keyvals_from_args(
 	struct cli *cli, const struct cli_args *args, const char *name, struct cli_keyvals *list);

@@ -437,18 +437,6 @@ bool cli_create_opts_parse(struct cli *cli, const char *format, const struct cli
 	return true;
 }
 
-/* Is a word of the list "help" or "?"? What is wrong with it is told by who reads it. */
-static bool asks_for_help(const char *list)
-{
-	for (const char *word = list; word != NULL; word = strchr(word, ',')) {
-		word += *word == ',';
-		size_t n = strcspn(word, ",");
-		if ((n == 4 && strncmp(word, "help", n) == 0) || (n == 1 && word[0] == '?'))
-			return true;
-	}
-	return false;
-}
-
 /* Is it, in QEMU, an option of the file below the format? */
 static bool is_of_the_file(const struct opt *opt, unsigned format)
 {
@@ -488,7 +476,7 @@ bool cli_create_opts_help(struct cli *cli, const struct cli_args *args, const ch
 	size_t at = 0;
 	for (const char *list = cli_arg_next(args, "options", &at); list != NULL && !wanted;
 		list = cli_arg_next(args, "options", &at))
-		wanted = asks_for_help(list);
+		wanted = cli_keyvals_ask_for_help(cli, list);
 
 	if (wanted && format == NULL)
 		format = cli->qemu ? "raw" : "qcow2";

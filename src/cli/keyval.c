@@ -105,6 +105,19 @@ static bool is_list(const char *text)
 	return is_whole;
 }
 
+bool cli_keyvals_ask_for_help(const struct cli *cli, const char *text)
+{
+	size_t n = 0;
+	if (cli->qemu && !is_list(text))
+		return false;
+	for (const char *p = text; *p != '\0'; p += n + (p[n] == ',')) {
+		n = item_length(p);
+		if ((n == 4 && strncmp(p, "help", n) == 0) || (n == 1 && *p == '?'))
+			return true;
+	}
+	return false;
+}
+
 bool cli_keyvals_from_args(
 	struct cli *cli, const struct cli_args *args, const char *name, struct cli_keyvals *list)
 {

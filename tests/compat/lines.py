@@ -101,6 +101,12 @@ new convert -O qcow2 -o help
 convert -O raw -o help
 convert -O raw -o '?'
 fails create -f nope -o help
+create -f qcow2 -o help, x 1M
+create -f qcow2 -o ,help x 1M
+# R9 commas in names: base.qcow2
+create -q -f qcow2 a,help 1M
+create -f qcow2 -o backing_file=a,,help,backing_fmt=qcow2 x.qcow2 1M
+convert -O qcow2 -o backing_file=a,,help,backing_fmt=qcow2 base.qcow2 y.qcow2
 # R20 -U
 info -U base.qcow2
 info --force-share --output=json base.qcow2
