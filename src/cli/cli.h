@@ -441,7 +441,8 @@ void cli_objects_release(struct cli *cli);
 
 /* ---- signals ---- */
 
-/* From here on SIGINT, SIGTERM and SIGHUP cancel what asks cli->cancelled, as every progress does. */
+/* From here on SIGINT, SIGTERM and SIGHUP cancel what asks cli->cancelled, as every progress does; the second one, a second later,
+ * ends the program. */
 void cli_signals_catch(struct cli *cli);
 /* One of them came: the failure that follows is no error to report. */
 bool cli_signals_caught(void);

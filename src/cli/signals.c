@@ -3,16 +3,29 @@
  * signals: for commands that make files. A signal that would end the program is caught, the long call is
  * cancelled, what the run made is removed, and then the program dies of that signal after all.
  *
- * The handler does nothing but remember the signal.
+ * The handler remembers the signal. Another one, a second later, finds a run that waits, for a server say, and ends it where it
+ * stands; not one at once, for some send a signal to a process and its group.
  */
 #include "cli/cli.h"
 
 #include <signal.h>
+#include <stdatomic.h>
+#include <time.h>
 
 static volatile sig_atomic_t caught;
+static atomic_llong caught_ms; /* when */
 
 static void on_signal(int signal_number)
 {
+	struct timespec t;
+	(void)clock_gettime(CLOCK_MONOTONIC, &t);
+	long long now = (long long)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+	if (caught == 0)
+		atomic_store(&caught_ms, now);
+	else if (now - atomic_load(&caught_ms) >= 1000) {
+		(void)signal(signal_number, SIG_DFL);
+		(void)raise(signal_number); /* at the handler's end */
+	}
 	caught = signal_number;
 }
 

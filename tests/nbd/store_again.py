@@ -7,6 +7,7 @@ usage: store_again.py [--seed N] [TEST...]      the environment names QCOW
 """
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import served
-from store_commands import QCOW, Fake, Refused, fails, nbd
+from store_commands import QCOW, Fake, Refused, comes_true, fails, nbd
 from wire import *  # noqa: F403 pylint: disable=all
 
 SIZE = 8 << 20
@@ -160,6 +161,24 @@ def servers_that_stay_away(folder, rng):
     says = fails(QCOW, "io", "-t", "writeback", "--image-opts", *["-c", "write -q 0 64k"] * 20, "-c", "flush", nbd(at, reconnect_delay=1))
     check(says, "was not there again within 1 s" in says and time.time() - begin >= 1, True)
     check("every later call fails", says.count("was not there again") > 10, True)
+
+
+def signals_while_nobody_is_there(folder, rng):
+    """The first leaves a run that waits its time; a later one ends it."""
+    raw, at = source(folder, rng), os.path.join(folder, "signals")
+    server = Forgetful(at, [3], absent=1000)
+    run = subprocess.Popen([QCOW, "convert", "-n", "-f", "raw", "--target-image-opts", raw, "driver=raw,file." + nbd(at, reconnect_delay=1000).replace(",", ",file.")],
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    comes_true("death", lambda: server.n_deaths == 1)
+    try:
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        check("it waits", run.poll(), None)
+        comes_true("an end", lambda: run.send_signal(signal.SIGINT) or run.poll() is not None)
+    except AssertionError:
+        run.kill()
+        raise
+    check("status", run.wait(), -signal.SIGINT)
 
 
 def servers_that_die_of_a_request(folder, rng):
@@ -321,6 +340,6 @@ if __name__ == "__main__":
         seed, args = int(args[1]), args[2:]
     print("seed %d" % seed)
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(served.main([a_copy_goes_through, what_is_written_is_read, what_is_kept_has_a_bound, servers_that_stay_away,
+        sys.exit(served.main([a_copy_goes_through, what_is_written_is_read, what_is_kept_has_a_bound, servers_that_stay_away, signals_while_nobody_is_there,
                               servers_that_die_of_a_request, servers_that_come_back_as_others, a_write_that_servers_die_of, a_flush_that_fails_is_told_to_who_flushes,
                               servers_that_promise_less, connections_that_reach_the_next_life, connections_that_stay_silent, a_server_that_is_killed], args, folder, random.Random(seed)))
