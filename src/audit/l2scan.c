@@ -177,10 +177,10 @@ static void count_plain(
 		note_allocated(&s->stats, ref->n_active, off, UINT64_C(1) << p->cluster_bits);
 }
 
-/* Plain entries of 8 bytes from the i-th on whose clusters follow each other, in one page of the census, as far as nothing is
- * odd about their counters: the next that is not counted. */
+/* Plain entries of 8 bytes from the i-th on whose clusters follow each other, in one page of the census: the next that is not
+ * counted. Where something is odd about a counter that is the i-th, and those before *slow are to be counted one by one. */
 static uint32_t count_row(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint8_t *table,
-	uint32_t i, const struct plain *p)
+	uint32_t i, const struct plain *p, uint32_t *slow)
 {
 	const struct qk_census_row page = qk_census_row(s->census);
 	uint64_t raw = qk_load64(table + (size_t)i * sizeof(raw));
@@ -188,14 +188,16 @@ static uint32_t count_row(struct qk_l2scan *s, const struct qk_l2ref *ref, const
 
 	if ((raw & p->bad_bits) != 0 || off == 0 || k >= page.n)
 		return i;
-	uint32_t end = s->a->geometry->l2_entries;
+	uint32_t end = (uint32_t)qk_min(s->a->geometry->l2_entries, i + (page.n - k) + QK_L2_ROW);
 	uint64_t n = qk_min(qk_l2_row(table, i, end, s->a->geometry->cluster_size), page.n - k);
 	uint16_t *v = page.counters + k, all = 0;
 	for (uint64_t j = 0; j < n; j++)
 		all |= v[j];
 	if ((all & (QK_CENSUS_L2 | QK_CENSUS_EXCLUSIVE)) != 0 ||
-		ref->weight >= QK_CENSUS_COUNT_MASK - (all & QK_CENSUS_COUNT_MASK))
+		ref->weight >= QK_CENSUS_COUNT_MASK - (all & QK_CENSUS_COUNT_MASK)) {
+		*slow = i + (uint32_t)n;
 		return i;
+	}
 	uint16_t flag = (uint16_t)copied_flag(ref, (raw & QK_FLAG_COPIED) != 0);
 	uint16_t weight = (uint16_t)ref->weight;
 	for (uint64_t j = 0; j < n; j++)
@@ -233,13 +235,14 @@ void qk_l2scan_count(struct qk_l2scan *s, const struct qk_l2ref *ref, const uint
 	const struct plain p = plain_init(s->a);
 	const bool take_plain = !g->data_file;
 	const bool take_rows = take_plain && p.entry_size == sizeof(uint64_t);
+	uint32_t slow = 0;
 
 	s->stats.next_off = 0;
 	if (!s->a->quiet)
 		note_past_disk(s, ref, table);
 	for (uint32_t i = 0; i < g->l2_entries; i++) {
-		if (take_rows)
-			i = count_row(s, ref, table, i, &p);
+		if (take_rows && i >= slow)
+			i = count_row(s, ref, table, i, &p, &slow);
 		if (i == g->l2_entries)
 			break;
 		const uint8_t *entry = table + (size_t)i * p.entry_size;

@@ -15,6 +15,7 @@
 #define BATCH_BYTES  QK_MIB(1)
 #define TAKE_AT_ONCE 64U
 #define COPIED_TOP   0x80U /* of an entry's first byte */
+#define ROW_MOST     64U /* entries whose bits are judged together */
 
 enum qcow_status qk_copy_init(struct qk_copy *c, struct qcow_image *image, struct qk_fresh *fresh,
 	const uint64_t *base, uint64_t n, struct qcow_error *err)
@@ -220,7 +221,7 @@ static bool judge_row(
 static inline uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *counter,
 	const struct qk_plain *p, uint32_t i, bool is_wide, bool *changed)
 {
-	uint32_t end = c->image->geometry.l2_entries;
+	uint32_t end = c->image->geometry.l2_entries, slow = 0;
 	uint64_t size = c->image->geometry.cluster_size;
 	bool any = false;
 	for (; i < end; i++) {
@@ -232,14 +233,17 @@ static inline uint32_t judge_plain(struct qk_copy *c, const struct qk_counter *c
 		uint64_t k = (off >> p->cluster_bits) - p->lo;
 		if (off == 0 || k >= p->n)
 			continue;
-		uint64_t row = is_wide ? 0 : qk_min(qk_l2_row(c->table, i, end, size), p->n - k);
+		uint32_t row_end = (uint32_t)qk_min(end, i + ROW_MOST);
+		uint64_t row = is_wide || i < slow ? 0 : qk_l2_row(c->table, i, row_end, size);
 		bool done = false;
+		row = qk_min(row, p->n - k);
 		if (row != 0)
 			any |= judge_row(counter, k, row, at, &done);
 		if (done) {
 			i += (uint32_t)row - 1;
 			continue;
 		}
+		slow = row != 0 ? i + (uint32_t)row : slow;
 		uint8_t top = (uint8_t)((*at & ~COPIED_TOP) |
 					(qk_counter_is_single(counter, k, is_wide) ? COPIED_TOP
 										   : 0));
