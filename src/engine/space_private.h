@@ -46,6 +46,7 @@ struct qk_refblock {
 	uint32_t pins;
 	enum qk_refblock_state state;
 	bool is_ready; /* of start_round */
+	bool is_named; /* the disk's table may name it: its link was written, and that publication failed */
 	unsigned link_round; /* of the publication, from 1; 0: its turn has not come */
 	struct qk_refblock *next_hash;
 	struct qk_refblock *newer, *older; /* by use */

@@ -381,9 +381,9 @@ static uint64_t entry_to_write(struct qk_space *sp, uint64_t i)
 
 	if (b == NULL || b->state == QK_REFBLOCK_LINKED)
 		return sp->table[i];
-	/* a new table becomes visible at once, entries of the one in use round by round */
-	bool is_in = b->state == QK_REFBLOCK_LINKING && (sp->is_switching || b->link_round != 0);
-	return is_in ? sp->table[i] : 0;
+	/* a new table becomes visible at once, entries of the one in use round by round, and what may be there stays */
+	bool is_turn = sp->is_switching || b->link_round != 0 || b->is_named;
+	return b->state == QK_REFBLOCK_LINKING && is_turn ? sp->table[i] : 0;
 }
 
 /* Entries [first, first + n) to the table at `table_off`. */
@@ -479,8 +479,14 @@ static bool is_written(const struct qk_space *sp, const struct qk_refblock *b)
 	return false;
 }
 
+/* A later round begins behind a flush, and a publication that fails in it or afterwards leaves its blocks to the next one: what
+ * counts them is linked for sure. */
 static enum qcow_status write_round(struct qk_space *sp, unsigned round, struct qcow_error *err)
 {
+	(void)pthread_mutex_lock(&sp->lock);
+	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish)
+		b->is_named = b->is_named || b->link_round == round;
+	(void)pthread_mutex_unlock(&sp->lock);
 	for (struct qk_refblock *b = sp->publishing; b != NULL; b = b->next_publish) {
 		if (b->state == QK_REFBLOCK_LINKING && b->link_round == round && !is_written(sp, b))
 			QK_TRY(write_entries(sp, sp->header.rt_off,

@@ -342,6 +342,8 @@ static void judge_slot(struct qkt_order *o, struct qko_table *t, uint64_t slot)
 	o->n_judged += !o->is_loading && target.kind != QKO_NOTHING;
 	if (t->role == QKO_L2 && o->data != NULL)
 		qko_judge_beside_data(o, t, slot, &target);
+	if (t->role == QKO_RT && target.kind == QKO_NOTHING)
+		qko_judge_uncounted(o, t, slot);
 	if (target.kind == QKO_BAD)
 		qko_report(o, QKT_O8, "entry %" PRIu64 " of the table 0x%" PRIx64 " is 0x%" PRIx64,
 			slot, t->off, qko_be64(t->cur + slot * bytes));

@@ -248,6 +248,8 @@ void qko_judge_table_write(struct qkt_order *o, struct qko_table *t); /* O4 */
 /* O2 where the write lowered entries of a refcount block. */
 void qko_judge_lowered(
 	struct qkt_order *o, struct qko_table *t, uint64_t sector, const uint8_t *before);
+/* O2 where the slot of a refcount table, which was just written, names no block. */
+void qko_judge_uncounted(struct qkt_order *o, const struct qko_table *rt, uint64_t slot);
 void qko_judge_truncate(struct qkt_order *o, uint64_t size);
 uint64_t qko_size_min(const struct qkt_order *o);
 uint64_t qko_guest_len(const struct qkt_order *o, const struct qko_table *t, uint64_t slot);

@@ -205,6 +205,17 @@ void qko_judge_lowered(
 	}
 }
 
+void qko_judge_uncounted(struct qkt_order *o, const struct qko_table *rt, uint64_t slot)
+{
+	unsigned bits = o->is_loading ? 0 : width_in(o, rt);
+	uint64_t per_block = bits != 0 ? o->cs * 8 / bits : 0;
+	for (uint64_t i = 0; i < per_block; i++) {
+		struct qko_cluster *c = qko_find(o, slot * per_block + i);
+		if (c != NULL && qko_is_named(c))
+			qko_judge_refcount(o, c);
+	}
+}
+
 /* ---- durable, and of this life ---- */
 
 uint64_t qko_size_min(const struct qkt_order *o)

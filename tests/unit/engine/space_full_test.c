@@ -176,9 +176,89 @@ static void a_file_system_that_is_full_keeps_its_data(void **state)
 	}
 }
 
+/* ---- a publication that links blocks in two rounds ---- */
+
+#define N_TABLES 4U
+#define TABLE	 (64U * SECTOR) /* of the disk, that one L2 table maps */
+#define FROM	 (SIZE / 4)
+#define REFTABLE 512U /* where it lies */
+#define N_BEFORE \
+	52U /* clusters: then 64 in a row are all that a new block counts, and it lies in the next one's part */
+
+/* Tables with nothing in them, and staged clusters for all of their entries; from now on the `nth` write fails once, 0: none. */
+static void open_staged(struct full *f, uint64_t nth)
+{
+	static const struct lab_options o = {
+		.cluster_size = 512, .refcount_bits = 64, .disk_size = SIZE};
+	struct qkt_rng rng = qkt_rng_init(1);
+	struct qcow_error err = QCOW_ERROR_INIT;
+
+	open_full(f, &o);
+	for (uint64_t i = 0; i < N_TABLES + 2; i++)
+		step_write(f, &rng, FROM + i * TABLE, SECTOR);
+	assert_ok(qcow_flush(f->image, &err), err);
+	for (uint64_t i = 0; i < N_TABLES + 2; i++) {
+		assert_ok(qcow_zero(f->image, FROM + i * TABLE, SECTOR, QCOW_IO_UNMAP, &err), err);
+		memset(f->disk + FROM + i * TABLE, 0, SECTOR);
+	}
+	assert_ok(qcow_flush(f->image, &err), err);
+	step_write(f, &rng, 0, N_BEFORE * SECTOR);
+	assert_ok(qcow_flush(f->image, &err), err);
+	step_write(f, &rng, FROM, N_TABLES * TABLE);
+	qkt_fault_log(f->fault);
+	if (nth != 0)
+		qkt_fault_arm(f->fault, QKT_WRITE, nth, QKT_ENOSPC, false);
+}
+
+/* The writes of a publication up to the last of the refcount table; *n_rounds: how many of these. */
+static uint64_t count_links(unsigned *n_rounds)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	struct full f;
+	uint64_t n = 0, last = 0;
+
+	open_staged(&f, 0);
+	size_t from = qkt_fault_log_count(f.fault);
+	assert_ok(qcow_flush(f.image, &err), err);
+	*n_rounds = 0;
+	for (size_t i = from; i < qkt_fault_log_count(f.fault); i++) {
+		const struct qkt_log_entry *e = qkt_fault_log_entry(f.fault, i);
+		n += e->call == QKT_WRITE;
+		if (e->call != QKT_WRITE || e->off != REFTABLE)
+			continue;
+		last = n;
+		++*n_rounds;
+	}
+	close_full(&f);
+	return last;
+}
+
+/* What the disk may name by then keeps its refcounts, says the order checker: the blocks stay linked. */
+static void room_ends_among_the_entries(void **state)
+{
+	struct qcow_error err = QCOW_ERROR_INIT;
+	unsigned n_rounds = 0, n_hits = 0;
+	uint64_t n = count_links(&n_rounds);
+	bool was_hit = true;
+
+	(void)state;
+	assert_true(n_rounds > 1);
+	while (was_hit) {
+		struct full f;
+		open_staged(&f, ++n);
+		enum qcow_status status = qcow_flush(f.image, &err);
+		was_hit = qkt_fault_hits(f.fault) != 0;
+		n_hits += was_hit;
+		assert_true(status == (was_hit ? QCOW_E_NOSPC : QCOW_OK));
+		close_full(&f);
+	}
+	assert_int_equal(n_hits, N_TABLES);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(room_ends_among_the_entries),
 		cmocka_unit_test(a_device_that_is_full_keeps_its_data),
 		cmocka_unit_test(a_file_system_that_is_full_keeps_its_data),
 	};
