@@ -38,13 +38,21 @@ static uint64_t count_entries(const uint8_t *p, size_t n, unsigned bits)
 	return count;
 }
 
+/* Bytes of the refcount table that speak of clusters which the file has: a table may have a million entries more. */
+static uint64_t table_bytes_of(const struct qcow_info *in)
+{
+	uint64_t clusters = qk_div_up(in->file_size, in->cluster_size);
+	uint64_t blocks = qk_div_up(clusters, in->cluster_size * 8 / in->refcount_bits);
+	return qk_min(blocks * 8, in->refcount_table_clusters * in->cluster_size);
+}
+
 /* Clusters with a refcount, counted up to `enough`. What cannot be read has none. No more is read than the file is long,
  * whatever its tables say. */
 static uint64_t count_clusters(
 	struct qcow_store *store, const struct qcow_info *in, uint64_t enough)
 {
 	uint64_t piece = qk_min(in->cluster_size, PIECE_BYTES), count = 0, left = in->file_size;
-	uint64_t table_bytes = in->refcount_table_clusters * in->cluster_size;
+	uint64_t table_bytes = table_bytes_of(in);
 	QK_AUTO_FREE uint8_t *table = qk_malloc(piece, 1);
 	QK_AUTO_FREE uint8_t *block = qk_malloc(piece, 1);
 	if (table == NULL || block == NULL)
@@ -54,7 +62,7 @@ static uint64_t count_clusters(
 			qcow_store_read_padded(store, table, (size_t)piece,
 				in->refcount_table_offset + at, NULL) != QCOW_OK)
 			break;
-		for (size_t i = 0; i < piece && count < enough; i += 8) {
+		for (size_t i = 0; i < piece && at + i < table_bytes && count < enough; i += 8) {
 			uint64_t off = get_be64(table + i) & ~UINT64_C(0x1ff);
 			for (uint64_t b = 0;
 				off != 0 && off < in->file_size && b < in->cluster_size &&

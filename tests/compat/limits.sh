@@ -18,6 +18,19 @@ if [[ -z ${QCOW_SANITIZED:-} ]]; then # the sanitizers reserve address space of 
 	expect 'R12 for people' 0 limited "$img" info --backing-chain l198
 	# QEMU's -t 2 is enough for a map that has nothing to tell
 	expect 'R12 map' 0 limited "$img" map --output=json l198
+	# a refcount table that has a block for each 2 MiB of a file of 64 GiB with nothing in it; one speaks of all of it
+	python3 - <<'PY'
+import struct
+C = 2 << 20
+with open("blocks", "wb") as f:
+    f.truncate(64 << 30)
+    f.write(struct.pack(">4sIQIIQIIQQIIQQQQIIQ", b"QFI\xfb", 3, 0, 0, 21, 8 * C, 0, 1, 5 * C, C, 4, 0, 0, 0, 0, 0, 4, 104, 0))
+    for at, entries in (C, range(32, (64 << 30) // C)), (5 * C, [6 | 1 << 42]), (6 * C, [i | 1 << 42 for i in range(8, 16)]):
+        f.seek(at)
+        f.write(b"".join(struct.pack(">Q", i * C) for i in entries))
+PY
+	expect 'R12 map of a table of many blocks' 0 limited "$img" map --output=json blocks
+	rm -f blocks
 fi
 
 # ---- open files: an error that says so, and nothing left behind ----
