@@ -41,7 +41,7 @@ class Fake(threading.Thread):
         self.answers, self.is_mute, self.flags, self.stays = answers, is_mute, flags, stays
         self.size = size
         self.room = clients
-        self.n_clients = 0
+        self.n_clients = self.n_ready = 0
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen(16)
@@ -76,6 +76,7 @@ class Fake(threading.Thread):
                 if option == OPT["GO"]:
                     s.sendall(struct.pack(">QIIIHQH", REPMAGIC, option, INFO, 12, 0, self.size, self.flags))
                     s.sendall(struct.pack(">QIII", REPMAGIC, option, ACK, 0))
+                    self.n_ready += 1
                     break
                 s.sendall(struct.pack(">QIII", REPMAGIC, option, ERR["UNSUP"], 0))
             while True:
