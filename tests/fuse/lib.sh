@@ -31,6 +31,7 @@ end_server() {
 clean_up() {
 	local point
 	[[ -z ${server:-} ]] || kill "$server" 2>/dev/null
+	[[ ! -s $work/below.pid ]] || kill "$(<"$work/below.pid")" 2>/dev/null
 	for point in $(awk -v top="$work/" 'index($2, top) == 1 { print $2 }' /proc/mounts | tac); do
 		umount -l "$point" 2>/dev/null || fusermount3 -u -z "$point" 2>/dev/null
 	done

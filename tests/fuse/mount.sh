@@ -377,4 +377,26 @@ for _ in range(100):
     os.close(os.open("m/bitmaps/marks.json", os.O_RDONLY))
 PY
 end_server
+
+# ---- an export that is not there for a while: who needs it waits, and nobody else ----
+below() {
+	rm -f below.pid below.sock
+	"$QCOW" serve -t -f raw -k "$PWD/below.sock" --pid-file below.pid --fork below.raw
+}
+truncate -s 16M below.raw
+below
+start -w --image-opts "driver=raw,file.driver=nbd,file.path=$PWD/below.sock,file.reconnect-delay=600"
+stat -f m >out
+kill -9 "$(<below.pid)"
+gone "$(<below.pid)"
+rm below.pid
+dd if=disk.qcow2 of=m/disk bs=4k count=1 conv=notrunc,fsync 2>dd.out &
+writer=$!
+sleep 0.5
+expect others_do_not_wait_for_a_write_that_waits 0 timeout 60 stat -f m
+kill -0 $writer 2>/dev/null && ok it_waits || bad it_waits "$(<dd.out)"
+below
+wait $writer && cmp -n 4096 disk.qcow2 below.raw && ok and_it_was_written || bad and_it_was_written "$(<dd.out)"
+end_server
+kill "$(<below.pid)" && rm -f below.pid
 finish

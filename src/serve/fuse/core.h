@@ -119,6 +119,7 @@ struct qk_fuse {
 	} turns;
 	_Atomic uint64_t
 		slow_until; /* monotonic ns: a write took long; until then they are made without a turn */
+	_Atomic bool is_remote; /* qk_fuse_is_remote */
 	_Atomic uint64_t n_changes; /* of all files */
 	_Atomic uint64_t
 		synced_at; /* n_changes when a write that was a flush ended; 0: see on_fsync */

@@ -180,7 +180,7 @@ static enum qcow_status write_to(
 	struct request *rq, const void *buf, size_t n, uint64_t off, struct qcow_error *err)
 {
 	uint64_t begin = now_ns();
-	if (n > QUICK_BYTES ||
+	if (n > QUICK_BYTES || atomic_load_explicit(&rq->fs->is_remote, memory_order_relaxed) ||
 		begin < atomic_load_explicit(&rq->fs->slow_until, memory_order_relaxed))
 		qk_fuse_turn_give(qk_fuse_me);
 	QK_TRY(rq->ops->pwrite(rq->node->ctx, buf, n, off, 0, err));

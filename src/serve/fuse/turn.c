@@ -6,7 +6,8 @@
  *
  * Who has a turn must not wait for anything but the medium under a write: another one would not be read, and what it waits
  * for may depend on that. So it gives its turn away before it does (qk_fuse_turn_give), and takes one anew for its next request.
- * Only what is known to be quick is answered with a turn in hand (is_quick, and in io.c what is at hand).
+ * Only what is known to be quick is answered with a turn in hand (is_quick, and in io.c what is at hand), and no write whose medium
+ * is another host.
  */
 #include <linux/fuse.h>
 
@@ -25,6 +26,11 @@ void qk_fuse_turns_init(struct qk_fuse *fs, unsigned n_cores)
 void qk_fuse_turns_release(struct qk_fuse *fs)
 {
 	(void)pthread_mutex_destroy(&fs->turns.lock);
+}
+
+void qk_fuse_is_remote(struct qk_fuse *fs)
+{
+	atomic_store(&fs->is_remote, true);
 }
 
 void qk_fuse_turn_take(struct qk_fuse_worker *w)
