@@ -111,7 +111,7 @@ def a_copy_goes_through(folder, rng):
     for turn in range(4):
         at = os.path.join(folder, "copy%d" % turn)
         server = Forgetful(at, [rng.randrange(1, 40) for _ in range(rng.randrange(1, 12))])
-        served.run(QCOW, "convert", "-n", "-f", "raw", "--target-image-opts", raw, "driver=raw,file." + nbd(at, reconnect_delay=100).replace(",", ",file."))
+        served.run(QCOW, "convert", "-n", *["-W", "-m", "8"] * (turn % 2), "-f", "raw", "--target-image-opts", raw, "driver=raw,file." + nbd(at, reconnect_delay=100).replace(",", ",file."))
         check("the copy, with %d deaths" % server.n_deaths, bytes(server.stable) == whole(raw), True)
         out = at + ".out"
         server.lives = [1] + [rng.randrange(1, 5) for _ in range(5)]
