@@ -312,13 +312,30 @@ static void report_salvage(void *ctx, uint64_t off, uint64_t len, const struct q
 		(unsigned long long)len, (unsigned long long)off, why->message);
 }
 
+struct convert_skipped {
+	struct convert_skipped *older;
+	char name[];
+};
+
+static bool tell_later(struct convert_job *job, const char *name)
+{
+	size_t n = strlen(name) + 1;
+	struct convert_skipped *skipped = qk_malloc(sizeof(*skipped) + n, 1);
+	if (skipped == NULL)
+		return false;
+	memcpy(skipped->name, name, n);
+	skipped->older = job->skipped;
+	job->skipped = skipped;
+	return true;
+}
+
 static void report_skipped_bitmap(void *ctx, const char *name, const struct qcow_error *why)
 {
 	struct convert_job *job = ctx;
-	bool is_later = job->cli->qemu && why->finding == QCOW_FINDING_BITMAP_INCONSISTENT;
-	if (is_later && json_array_append_new(job->skipped, cli_json_string(name)) == 0)
+	bool is_inconsistent = why->finding == QCOW_FINDING_BITMAP_INCONSISTENT;
+	if (job->cli->qemu && is_inconsistent && tell_later(job, name))
 		return; /* in QEMU's order, which is the other way round */
-	if (why->finding == QCOW_FINDING_BITMAP_INCONSISTENT)
+	if (is_inconsistent)
 		cli_error(job->cli, "warning: Skipping inconsistent bitmap '%s'", name);
 	else
 		cli_error(job->cli, "warning: Skipping bitmap '%s': %s", name, why->message);
@@ -326,11 +343,12 @@ static void report_skipped_bitmap(void *ctx, const char *name, const struct qcow
 
 static void report_skipped_last(struct convert_job *job)
 {
-	for (size_t i = json_array_size(job->skipped); i > 0; i--)
-		cli_error(job->cli, "warning: Skipping inconsistent bitmap '%s'",
-			json_string_value(json_array_get(job->skipped, i - 1)));
-	json_decref(job->skipped);
-	job->skipped = NULL;
+	while (job->skipped != NULL) {
+		struct convert_skipped *skipped = job->skipped;
+		cli_error(job->cli, "warning: Skipping inconsistent bitmap '%s'", skipped->name);
+		job->skipped = skipped->older;
+		free(skipped);
+	}
 }
 
 /* As QEMU says it. False: it was another failure. */
@@ -397,7 +415,6 @@ static bool run_to_target(struct convert_job *job)
 	job->options.skip_broken_bitmaps = cli_flag(job->args, "skip-broken-bitmaps");
 	job->options.on_skipped_bitmap = report_skipped_bitmap;
 	job->options.bitmap_ctx = job;
-	job->skipped = json_array();
 	struct qcow_convert_result result;
 	bool ok = qcow_convert(job->target, job->data, &job->options, &result, &err) == QCOW_OK &&
 		  sync_target(job, &err);

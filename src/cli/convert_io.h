@@ -9,7 +9,6 @@
 #include "cli/create_opts.h"
 #include "cli/keeper.h"
 
-#include <jansson.h>
 #include <qcowkit/ops.h>
 
 struct convert_job {
@@ -29,7 +28,7 @@ struct convert_job {
 	struct qcow_image *backing;
 	bool to_stdout, made_target, made_data;
 	struct cli_sandbox sandbox;
-	json_t *skipped; /* names of bitmaps, to be told of in the end */
+	struct convert_skipped *skipped; /* bitmaps to be told of in the end, the last one first */
 	struct cli_keeper *keeper; /* in a sandbox: who removes what was made; else NULL */
 };
 
