@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * handmade: bytes of an image put where a test of the order checker wants them. Clusters are 4 KiB; 0 is the header, 1 the refcount
- * table, 2 the refcount block, 3 the L1 and 4 the L2 table.
+ * handmade: bytes of an image put where a test of the order checker wants them, and the checker between them and the test. Clusters
+ * are 4 KiB; 0 is the header, 1 the refcount table, 2 the refcount block of 16-bit counts, 3 the L1 and 4 the L2 table.
  */
 #ifndef QKT_HANDMADE_H
 #define QKT_HANDMADE_H
@@ -11,6 +11,8 @@
 #include <stdlib.h>
 
 #include <qcowkit/store.h>
+
+#include "order.h"
 
 #define CS     4096u
 #define COPIED (UINT64_C(1) << 63)
@@ -53,6 +55,51 @@ static inline void flush_store(struct qcow_store *s)
 static inline void l2(struct qcow_store *s, unsigned slot, uint64_t v)
 {
 	w64(s, 4 * CS + slot * 8, v);
+}
+
+/* The refcount of a cluster. */
+static inline void rc(struct qcow_store *s, uint64_t cluster, uint64_t n)
+{
+	uint8_t b[2];
+	put(b, n, 2);
+	w(s, 2 * CS + cluster * 2, b, 2);
+}
+
+/* An image under judgement. */
+struct t {
+	struct qcow_store *base, *s; /* as it is, and through the checker */
+	struct qcow_store *d; /* of a data file, or NULL */
+	struct qkt_fault *f;
+	struct qkt_order *o;
+};
+
+/* Owns both from here on. data: NULL where there is none. */
+static inline void judge(struct t *t, struct qcow_store *base, struct qcow_store *data)
+{
+	const struct qkt_order_options opt = {.report = true};
+	*t = (struct t){.base = base, .f = qkt_fault_new(), .o = qkt_order_new(&opt)};
+	t->s = qkt_guard(t->f, t->o, base, 0);
+	if (data != NULL)
+		t->d = qkt_guard_data(t->f, t->o, data, 1);
+}
+
+static inline void done(struct t *t)
+{
+	qcow_store_close(t->d);
+	qcow_store_close(t->s);
+	qkt_order_free(t->o);
+	qkt_fault_free(t->f);
+}
+
+/* Was it judged so? 0 or 1: sequences that were judged otherwise. */
+static inline unsigned not_judged(
+	const struct t *t, const char *name, unsigned base, enum qkt_order_rule rule)
+{
+	if (qkt_order_rule(t->o) == rule)
+		return 0;
+	print_error("%s on base %u: O%d, not O%d: %s\n", name, base, (int)qkt_order_rule(t->o),
+		(int)rule, qkt_order_message(t->o));
+	return 1;
 }
 
 #endif

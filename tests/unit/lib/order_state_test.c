@@ -6,8 +6,6 @@
  */
 #include "handmade.h"
 
-#include "order.h"
-
 /*
  * Cluster 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 and 6 L2, 5 data of guest cluster 0, 7 to 9 an enabled bitmap, 10 bytes of
  * an earlier time, 11 a zero cluster with space. The disk: what one L2 table maps, but for half of its last cluster; slot 1
@@ -18,19 +16,6 @@
 #define BITMAP	  1 /* has one */
 #define OVER	  2 /* a backing file is recorded */
 #define DIRECTORY (7 * CS)
-
-struct t {
-	struct qcow_store *s;
-	struct qkt_fault *f;
-	struct qkt_order *o;
-};
-
-static void rc(struct qcow_store *s, uint64_t cluster, uint64_t n)
-{
-	uint8_t b[2];
-	put(b, n, 2);
-	w(s, 2 * CS + cluster * 2, b, 2);
-}
 
 static void make_header(struct qcow_store *s, unsigned how)
 {
@@ -77,7 +62,6 @@ static void make_bitmap(struct qcow_store *s)
 static void make(struct t *t, unsigned how)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qkt_order_options opt = {.report = true};
 	struct qcow_store *s = NULL;
 	assert_ok(qcow_memory_open(0, &s, &err), err);
 	make_header(s, how);
@@ -96,16 +80,7 @@ static void make(struct t *t, unsigned how)
 	if ((how & BITMAP) != 0)
 		make_bitmap(s);
 	assert_ok(qcow_store_truncate(s, 64 * CS, &err), err);
-	t->f = qkt_fault_new();
-	t->o = qkt_order_new(&opt);
-	t->s = qkt_guard(t->f, t->o, s, 0);
-}
-
-static void done(struct t *t)
-{
-	qcow_store_close(t->s);
-	qkt_order_free(t->o);
-	qkt_fault_free(t->f);
+	judge(t, s, NULL);
 }
 
 static void flush(struct t *t)
@@ -405,11 +380,7 @@ static void sequences_are_judged(void **state)
 		struct t t;
 		make(&t, q->how);
 		q->run(&t);
-		if (qkt_order_rule(t.o) != q->rule) {
-			print_error("%s, %u: O%d, not O%d: %s\n", q->name, q->how,
-				(int)qkt_order_rule(t.o), (int)q->rule, qkt_order_message(t.o));
-			n_bad++;
-		}
+		n_bad += not_judged(&t, q->name, q->how, q->rule);
 		done(&t);
 	}
 	assert_int_equal(n_bad, 0);

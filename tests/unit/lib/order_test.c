@@ -2,8 +2,6 @@
 /* The order checker judged: sequences of writes made by hand, right ones pass, each wrong one is named. */
 #include "handmade.h"
 
-#include "order.h"
-
 #define PACKED (UINT64_C(1) << 62)
 #define BLOCK  2048u /* clusters that a refcount block counts: CS * 8 / 16 */
 
@@ -17,19 +15,6 @@ enum base {
 
 /* cluster 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2, 5 data of guest cluster 0,
  * 6 compressed data, 7 and 8 snapshot table and L1, 9 nothing, but bytes of an earlier time */
-struct t {
-	struct qcow_store *base, *s;
-	struct qkt_fault *f;
-	struct qkt_order *o;
-};
-
-/* The refcount of a cluster. */
-static void rc(struct qcow_store *s, uint64_t cluster, uint64_t n)
-{
-	uint8_t b[2];
-	put(b, n, 2);
-	w(s, 2 * CS + cluster * 2, b, 2);
-}
 
 static void l1(struct qcow_store *s, unsigned slot, uint64_t v)
 {
@@ -114,9 +99,8 @@ static void make_bitmap(struct qcow_store *s)
 static void make(struct t *t, enum base base)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
-	struct qkt_order_options opt = {.report = true};
-	assert_ok(qcow_memory_open(0, &t->base, &err), err);
-	struct qcow_store *s = t->base;
+	struct qcow_store *s = NULL;
+	assert_ok(qcow_memory_open(0, &s, &err), err);
 	make_header(s, base);
 	w64(s, CS, 2 * CS);
 	for (unsigned i = 0; i < 6; i++)
@@ -135,16 +119,7 @@ static void make(struct t *t, enum base base)
 	if (base == BITMAP)
 		make_bitmap(s);
 	assert_ok(qcow_store_truncate(s, 64 * CS, &err), err);
-	t->f = qkt_fault_new();
-	t->o = qkt_order_new(&opt);
-	t->s = qkt_guard(t->f, t->o, s, 0);
-}
-
-static void done(struct t *t)
-{
-	qcow_store_close(t->s);
-	qkt_order_free(t->o);
-	qkt_fault_free(t->f);
+	judge(t, s, NULL);
 }
 
 /* ---- right ---- */
@@ -714,12 +689,8 @@ static void sequences_are_judged(void **state)
 		struct t t;
 		make(&t, q->base);
 		q->run(&t);
-		bool with_threads = q->run == wrong_reused_early_with_threads;
-		if (!with_threads && qkt_order_rule(t.o) != q->rule) {
-			print_error("%s on base %d: O%d, not O%d: %s\n", q->name, (int)q->base,
-				(int)qkt_order_rule(t.o), (int)q->rule, qkt_order_message(t.o));
-			n_bad++;
-		}
+		if (q->run != wrong_reused_early_with_threads)
+			n_bad += not_judged(&t, q->name, (unsigned)q->base, q->rule);
 		done(&t);
 	}
 	assert_int_equal(n_bad, 0);
