@@ -3,10 +3,8 @@
  * cmd_mount: `qcow mount`, and mount.qcow, which mount(8) runs: what is in an image as files of a folder.
  */
 #include <errno.h>
-#include <linux/magic.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -169,34 +167,6 @@ static void on_log(void *ctx, const char *text)
 	cli_more(s->cli, "%s", text);
 }
 
-/* A server's export, or a file of another host or program? */
-static bool is_remote_store(struct qcow_store *store)
-{
-	static const uint32_t types[] = {NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, 0xff534d42 /* CIFS */,
-		0xfe534d42 /* SMB 2 */, 0x65735546 /* FUSE */, V9FS_MAGIC, 0x00c36400 /* Ceph */,
-		AFS_SUPER_MAGIC};
-	struct statfs fs;
-	int fd = qcow_store_fd(store);
-	if (fd < 0 || fstatfs(fd, &fs) != 0)
-		return true;
-	for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
-		if ((uint32_t)fs.f_type == types[i])
-			return true;
-	return false;
-}
-
-/* A write may read of every layer. */
-static bool is_remote(struct qcow_image *image)
-{
-	for (; image != NULL; image = qcow_backing(image)) {
-		struct qcow_store *data = qcow_image_data_store(image);
-		if (is_remote_store(qcow_image_store(image)) ||
-			(data != NULL && is_remote_store(data)))
-			return true;
-	}
-	return false;
-}
-
 static bool show(struct serve *s, struct wanted *w)
 {
 	struct qcow_error err = QCOW_ERROR_INIT;
@@ -215,8 +185,6 @@ static bool show(struct serve *s, struct wanted *w)
 		return cli_fail(s->cli, &err, "cannot make the file system"), false;
 	if (!serve_open(s, &operand))
 		return false;
-	if (w->writes && is_remote(s->images->shared->image))
-		qk_fuse_is_remote(s->fuse);
 	if (qk_fuse_mount(s->fuse, mountpoint, &err) != QCOW_OK ||
 		qk_fuse_start(s->fuse, &err) != QCOW_OK)
 		return cli_fail(s->cli, &err, "cannot mount at '%s'", mountpoint), false;

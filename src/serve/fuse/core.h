@@ -8,7 +8,6 @@
  *   io.c      requests about the bytes of files
  *   text.c    files that tell of bitmaps
  *   stale.c   what the kernel has cached of a file and another one changed
- *   turn.c    which thread reads the next request
  *
  * Nodes: the number of a node is its place in `nodes` and one, so 1 is the root. A node lives while the tree names it, the
  * kernel knows it (lookups less what it forgot) or somebody has it open; a request only names nodes that the kernel knows.
@@ -88,9 +87,6 @@ struct qk_fuse_worker {
 	struct qk_fuse *fs;
 	void *buf; /* QK_FUSE_IO_BYTES */
 	bool is_made;
-	bool has_turn; /* its own to look at; others give it one under turns.lock */
-	pthread_cond_t woken; /* it has a turn */
-	struct qk_fuse_worker *below; /* in the pile */
 };
 
 struct qk_fuse {
@@ -112,14 +108,6 @@ struct qk_fuse {
 	_Atomic bool told_end;
 	_Atomic unsigned n_alive, n_busy; /* workers; those with a request */
 	_Atomic uint64_t text_bytes; /* of texts that are open, or being made */
-	struct {
-		pthread_mutex_t lock; /* a leaf */
-		unsigned n_free;
-		struct qk_fuse_worker *top; /* of those that sleep */
-	} turns;
-	_Atomic uint64_t
-		slow_until; /* monotonic ns: a write took long; until then they are made without a turn */
-	_Atomic bool is_remote; /* qk_fuse_is_remote */
 	_Atomic uint64_t n_changes; /* of all files */
 	_Atomic uint64_t
 		synced_at; /* n_changes when a write that was a flush ended; 0: see on_fsync */
@@ -182,17 +170,6 @@ enum qcow_status qk_fuse_text_make(struct qk_fuse *fs, struct qk_fuse_node *node
 void qk_fuse_text_free(struct qk_fuse *fs, struct qk_fuse_text *text);
 /* How long it would be, without making it; while the gate is closed what it was when it was last asked. 0: it cannot be told. */
 uint64_t qk_fuse_text_bytes(struct qk_fuse *fs, struct qk_fuse_node *node);
-
-/* ---- turn.c ---- */
-
-void qk_fuse_turns_init(struct qk_fuse *fs, unsigned n_cores);
-void qk_fuse_turns_release(struct qk_fuse *fs);
-/* Waits until this thread may read a request. */
-void qk_fuse_turn_take(struct qk_fuse_worker *w);
-/* It is going to wait for something, or ends. Without a turn: nothing happens. */
-void qk_fuse_turn_give(struct qk_fuse_worker *w);
-/* May the request be answered with a turn in hand? */
-bool qk_fuse_is_quick(const struct fuse_buf *buf);
 
 /* ---- stale.c ---- */
 

@@ -2,9 +2,8 @@
 /*
  * fuse: the file system from its making to its end, and the threads that answer the kernel.
  *
- * Each thread reads one request, answers it and reads the next, when it is its turn (turn.c); reads block. So the end is: unmount,
- * which ends every read; and where somebody still has files open, a signal that interrupts the reads. Who ends gives its turn to
- * the next, which ends too.
+ * Each thread reads one request, answers it and reads the next; reads block. So the end is: unmount, which ends every read; and
+ * where somebody still has files open, a signal that interrupts the reads.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -61,11 +60,9 @@ enum qcow_status qk_fuse_new(
 	fs->o.source = copy(options->source, &ok);
 	fs->o.options = copy(options->options, &ok);
 	fs->o.only = copy(options->only, &ok);
-	long online = sysconf(_SC_NPROCESSORS_ONLN);
-	unsigned cores = online > 0 ? (unsigned)online : 1;
+	long cores = sysconf(_SC_NPROCESSORS_ONLN);
 	if (fs->o.n_threads == 0)
-		fs->o.n_threads = cores > LEAST_THREADS ? cores : LEAST_THREADS;
-	qk_fuse_turns_init(fs, cores);
+		fs->o.n_threads = (unsigned)qk_max(LEAST_THREADS, cores > 0 ? (uint64_t)cores : 1);
 	qk_view_gate_init(&fs->gate);
 	(void)pthread_mutex_init(&fs->lock, NULL);
 	(void)pthread_cond_init(&fs->something_stale, NULL);
@@ -90,7 +87,6 @@ void qk_fuse_free(struct qk_fuse *fs)
 	}
 	qk_fuse_tree_release(fs);
 	qk_view_gate_release(&fs->gate);
-	qk_fuse_turns_release(fs);
 	(void)pthread_mutex_destroy(&fs->lock);
 	(void)pthread_cond_destroy(&fs->something_stale);
 	free((void *)(uintptr_t)fs->o.source);
@@ -343,9 +339,6 @@ static void answer(struct qk_fuse *fs)
 {
 	struct fuse_buf buf = {.mem = NULL};
 	while (!atomic_load(&fs->is_over)) {
-		qk_fuse_turn_take(qk_fuse_me);
-		if (atomic_load(&fs->is_over))
-			break;
 		int n = fuse_session_receive_buf(fs->session, &buf);
 		if (n == -EINTR || n == -EAGAIN)
 			continue;
@@ -356,12 +349,9 @@ static void answer(struct qk_fuse *fs)
 		if (n <= 0)
 			break;
 		atomic_fetch_add(&fs->n_busy, 1);
-		if (!qk_fuse_is_quick(&buf))
-			qk_fuse_turn_give(qk_fuse_me);
 		fuse_session_process_buf(fs->session, &buf);
 		atomic_fetch_sub(&fs->n_busy, 1);
 	}
-	qk_fuse_turn_give(qk_fuse_me); /* the next one sees the end */
 	free(buf.mem);
 }
 
@@ -394,7 +384,6 @@ static enum qcow_status make_worker(struct qk_fuse *fs, struct qcow_error *err)
 {
 	struct qk_fuse_worker *w = &fs->workers[fs->n_workers++];
 	w->fs = fs;
-	(void)pthread_cond_init(&w->woken, NULL);
 	w->buf = qk_malloc_aligned(4096, QK_FUSE_IO_BYTES);
 	if (w->buf == NULL)
 		return QK_FAIL_NOMEM(err);
@@ -474,7 +463,6 @@ static void join_workers(struct qk_fuse *fs)
 	for (unsigned i = 0; i < fs->n_workers; i++) {
 		if (fs->workers[i].is_made)
 			(void)pthread_join(fs->workers[i].thread, NULL);
-		(void)pthread_cond_destroy(&fs->workers[i].woken);
 		free(fs->workers[i].buf);
 	}
 	free(fs->workers);

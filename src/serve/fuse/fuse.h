@@ -63,9 +63,6 @@ enum qcow_status qk_fuse_resized(struct qk_fuse *fs, const char *name, uint64_t 
 enum qcow_status qk_fuse_set_bitmaps(struct qk_fuse *fs, const char *name, const char *const *files,
 	unsigned n, struct qcow_error *err) QCOW_MUST_USE;
 
-/* What is written to goes to another host, or to a server: it may not answer for a while, and then nobody but who needs it shall wait. */
-void qk_fuse_is_remote(struct qk_fuse *fs);
-
 /* On an existing folder, or with `only` on an existing regular file. Who looks waits until it is started. QCOW_E_NOTSUP: the
  * options or the system do not allow it. */
 enum qcow_status qk_fuse_mount(

@@ -15,10 +15,8 @@
 /* A look at where data and holes lie ends after so long; what was seen until then is told, or guessed from. */
 #define LOOK_NS UINT64_C(20000000)
 
-/* More than that is moved without a turn. */
+/* So much is copied at once where it is at hand. */
 #define QUICK_BYTES ((size_t)64 << 10)
-/* A write that took longer waited for a medium: for eight times as long they are made without a turn, several at once. */
-#define SLOW_NS UINT64_C(50000)
 
 static uint64_t now_ns(void)
 {
@@ -32,7 +30,6 @@ int qk_fuse_errno(struct qk_fuse *fs, const struct qk_fuse_node *node, const cha
 {
 	if (status == QCOW_OK)
 		return 0;
-	qk_fuse_turn_give(qk_fuse_me); /* who reads what is said may be slow */
 	char text[sizeof(err->message) + 128];
 	(void)snprintf(text, sizeof(text), "%s: %.80s: %s", node->name, what,
 		err->message[0] != '\0' ? err->message : qcow_status_text(status));
@@ -77,11 +74,8 @@ static int enter(struct request *rq, fuse_req_t req, fuse_ino_t ino, enum qk_fus
 	rq->count = count;
 	if (rq->node == NULL || rq->node->kind != QK_FUSE_FILE)
 		return EIO;
-	if (!qk_view_gate_try(&rq->fs->gate)) {
-		qk_fuse_turn_give(qk_fuse_me);
-		if (!qk_view_gate_enter(&rq->fs->gate, &rq->fs->is_over))
-			return EIO;
-	}
+	if (!qk_view_gate_enter(&rq->fs->gate, &rq->fs->is_over))
+		return EIO;
 	rq->ops = rq->node->ops;
 	if (rq->ops != NULL)
 		return 0;
@@ -123,14 +117,13 @@ static void read_text(fuse_req_t req, const struct fuse_file_info *fi, size_t si
 	(void)fuse_reply_buf(req, qk_fuse_me->buf, n);
 }
 
-/* At once where it is at hand, else without a turn. */
+/* At once where it is at hand. */
 static enum qcow_status read_from(
 	struct request *rq, void *buf, size_t n, uint64_t off, struct qcow_error *err)
 {
-	if (n <= QUICK_BYTES && rq->ops->pread_nowait != NULL && qk_fuse_me->has_turn &&
+	if (n <= QUICK_BYTES && rq->ops->pread_nowait != NULL &&
 		rq->ops->pread_nowait(rq->node->ctx, buf, n, off, NULL) == QCOW_OK)
 		return QCOW_OK;
-	qk_fuse_turn_give(qk_fuse_me);
 	return rq->ops->pread(rq->node->ctx, buf, n, off, err);
 }
 
@@ -168,7 +161,6 @@ static enum qcow_status write_through(
 	struct request *rq, const void *buf, size_t n, uint64_t off, struct qcow_error *err)
 {
 	uint64_t before = atomic_load(&rq->fs->n_changes);
-	qk_fuse_turn_give(qk_fuse_me);
 	QK_TRY(rq->ops->pwrite(rq->node->ctx, buf, n, off, QCOW_IO_FUA, err));
 	qk_fuse_changed(rq->fs, rq->node, off, n);
 	if (atomic_load(&rq->fs->n_changes) == before + 1)
@@ -179,14 +171,7 @@ static enum qcow_status write_through(
 static enum qcow_status write_to(
 	struct request *rq, const void *buf, size_t n, uint64_t off, struct qcow_error *err)
 {
-	uint64_t begin = now_ns();
-	if (n > QUICK_BYTES || atomic_load_explicit(&rq->fs->is_remote, memory_order_relaxed) ||
-		begin < atomic_load_explicit(&rq->fs->slow_until, memory_order_relaxed))
-		qk_fuse_turn_give(qk_fuse_me);
 	QK_TRY(rq->ops->pwrite(rq->node->ctx, buf, n, off, 0, err));
-	uint64_t took = now_ns() - begin;
-	if (took > SLOW_NS)
-		atomic_store_explicit(&rq->fs->slow_until, begin + 9 * took, memory_order_relaxed);
 	qk_fuse_changed(rq->fs, rq->node, off, n);
 	return QCOW_OK;
 }
